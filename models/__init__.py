@@ -1,0 +1,1 @@
+"""Text generators and their training; useful without the tuner."""

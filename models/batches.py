@@ -1,0 +1,67 @@
+"""The order in which the training text is dealt out: contiguous streams or shuffled windows."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.config import Config
+
+
+class Batch(NamedTuple):
+    """Tokens (B, T) int64, the tokens that follow them, and whether carried state must start anew."""
+
+    inputs: Tensor
+    targets: Tensor
+    at_start: bool
+
+
+class _Batches:
+    """Deals the training text out in an order that seed and step alone decide, so that any step can be redone."""
+
+    def __init__(self, tokens: np.ndarray[Any, Any], config: Config) -> None:
+        self.tokens, self.seed = tokens, config.seed
+        self.size, self.length = config.batch_size, config.sequence_length
+        self.steps = max(1, (len(tokens) - 1) // (self.size * self.length))  # in one epoch
+        self.epoch = -1
+
+    def take(self, step: int, device: torch.device) -> Batch:
+        epoch, position = divmod(step, self.steps)
+        if epoch != self.epoch:
+            self.epoch = epoch
+            self._shuffle(np.random.default_rng([self.seed, epoch]))
+        index = self._starts(position)[:, None] + np.arange(self.length + 1)
+        rows = torch.from_numpy(self.tokens[index % len(self.tokens)].astype(np.int64)).to(device)
+        return Batch(rows[:, :-1], rows[:, 1:], position == 0)
+
+    def _shuffle(self, random: np.random.Generator) -> None:
+        raise NotImplementedError
+
+    def _starts(self, position: int) -> np.ndarray[Any, Any]:
+        raise NotImplementedError
+
+
+class Streams(_Batches):
+    """B contiguous streams, T tokens of each at a time; every epoch cuts the text at other places."""
+
+    def _shuffle(self, random: np.random.Generator) -> None:
+        first = random.integers(len(self.tokens))
+        self.streams = first + np.arange(self.size) * (len(self.tokens) // self.size)
+
+    def _starts(self, position: int) -> np.ndarray[Any, Any]:
+        starts: np.ndarray[Any, Any] = self.streams + position * self.length
+        return starts
+
+
+class Windows(_Batches):
+    """Windows of T tokens in random order, each once an epoch; every epoch cuts the text at other places."""
+
+    def _shuffle(self, random: np.random.Generator) -> None:
+        first = random.integers(self.length)
+        self.windows = first + self.length * random.permutation((len(self.tokens) - 1) // self.length)
+
+    def _starts(self, position: int) -> np.ndarray[Any, Any]:
+        return self.windows[position * self.size : (position + 1) * self.size]

@@ -1,0 +1,96 @@
+"""A run on disk while it is trained: tensors and facts, written whole and read verified."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from models.network import State
+
+
+class BadCheckpoint(Exception):
+    """A checkpoint that is damaged, or of another version, configuration or corpus."""
+
+
+def write_checkpoint(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+    """Writes tensors and facts beside `path` and puts them in place in one move."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    text = json.dumps(facts)
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    save_file(tensors, draft, metadata={"facts": text, "digest": _digest(tensors, text)})
+    draft.replace(path)
+
+
+def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Returns the tensors and facts of a checkpoint; raises BadCheckpoint when it is damaged."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise BadCheckpoint(f"{path}: not readable as a checkpoint ({error})") from error
+    facts = metadata.get("facts", "{}")
+    if metadata.get("digest") != _digest(tensors, facts):
+        raise BadCheckpoint(f"{path}: damaged, its digest does not match")
+    return tensors, json.loads(facts)
+
+
+def weights(model: nn.Module) -> dict[str, Tensor]:
+    """Returns every weight and kept buffer once, tied ones under their first name."""
+    kept: dict[str, Tensor] = dict(model.named_parameters())
+    state = model.state_dict()
+    kept.update((name, buffer) for name, buffer in model.named_buffers() if name in state)
+    return {name: tensor.detach() for name, tensor in kept.items()}
+
+
+def load_weights(model: nn.Module, saved: dict[str, Tensor]) -> None:
+    """Copies saved weights into a model that has the same; raises ValueError, and changes nothing, otherwise."""
+    own = weights(model)
+    shapes, saved_shapes = ({name: tensor.shape for name, tensor in each.items()} for each in (own, saved))
+    if shapes != saved_shapes:
+        differing = sorted({name for name, _ in shapes.items() ^ saved_shapes.items()})
+        raise ValueError(f"weights of another model: {', '.join(differing)}")
+    for name, tensor in own.items():
+        tensor.copy_(saved[name])
+
+
+def detached(state: State) -> State:
+    return filled(state, (tensor.detach() for tensor in flat(state)))
+
+
+def flat(state: State) -> list[Tensor]:
+    """The tensors of a state: None, a tensor, or tuples and lists of those."""
+    if state is None:
+        return []
+    return [state] if isinstance(state, Tensor) else [tensor for part in state for tensor in flat(part)]
+
+
+def filled(shape: State, tensors: Iterator[Tensor]) -> State:
+    """A state of the same shape with other tensors."""
+    if shape is None:
+        return None
+    if isinstance(shape, Tensor):
+        return next(tensors)
+    make = getattr(type(shape), "_make", type(shape))  # a named tuple is not made from a list
+    return make([filled(part, tensors) for part in shape])
+
+
+def under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _digest(tensors: dict[str, Tensor], facts: str) -> str:
+    digest = hashlib.sha256(facts.encode())
+    for name in sorted(tensors):
+        digest.update(f"{name} {tensors[name].dtype} {list(tensors[name].shape)}".encode())
+        digest.update(tensors[name].flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,178 @@
+"""Every knob of a run: name, unit, range, default; strict to and from a mapping; imports no torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+ARCHITECTURES = ("rnn", "lstm", "gru", "transformer")
+
+
+class _Strict(BaseModel):
+    """Unknown keys, text where a number belongs and non-finite numbers are errors; nothing changes later."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+def _knob(default: Any, description: str, unit: str = "", **limits: Any) -> Any:
+    return Field(default, description=description, json_schema_extra={"unit": unit}, **limits)
+
+
+Probability = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Config(_Strict):
+    """The hyperparameters of one run. In a study each can be fixed or searched."""
+
+    tokenizer: Literal["byte", "character", "word", "byte-pair"] = _knob(
+        "character", "How text becomes tokens; each falls back to bytes, so no text is lost."
+    )
+    vocabulary_size: int = _knob(
+        2048, "Entries the word or byte-pair tokenizer may learn.", "tokens", ge=300, le=1_000_000
+    )
+    architecture: str = _knob("lstm", "rnn, lstm, gru, transformer, or your own as package.module:Class.")
+    layers: int = _knob(1, "Recurrent layers or transformer blocks.", ge=1, le=128)
+    hidden_size: int = _knob(256, "Width of the hidden state.", "units", ge=1, le=65536)
+    embedding_size: int | None = _knob(
+        None, "Width of the token embedding; none means hidden_size.", "units", ge=1, le=65536
+    )
+    heads: int = _knob(4, "Attention heads; they must divide hidden_size.", ge=1, le=512)
+    positions: Literal["rotary", "sinusoidal"] = _knob("rotary", "How a transformer knows order.")
+    tied_embeddings: bool = _knob(False, "Whether the output layer reuses the embedding's weights.")
+    dropout: Probability = _knob(0.0, "Probability of dropping an activation, at every place below.")
+    embedding_dropout: Probability | None = _knob(None, "Dropout after the embedding; none means dropout.")
+    layer_dropout: Probability | None = _knob(None, "Dropout between and within layers; none means dropout.")
+    output_dropout: Probability | None = _knob(None, "Dropout before the output layer; none means dropout.")
+    sequence_length: int = _knob(
+        64,
+        "Tokens a training step sees of each stream; a transformer's context.",
+        "tokens",
+        ge=1,
+        le=1_048_576,
+    )
+    batch_size: int = _knob(16, "Streams or windows in one training step.", "sequences", ge=1, le=1_048_576)
+    optimizer: Literal["adamw", "adam", "sgd", "rmsprop", "muon"] = _knob(
+        "adamw", "muon orthogonalises the updates of weight matrices and leaves the rest to adamw."
+    )
+    learning_rate: float = _knob(2e-3, "Peak step size of the optimizer.", gt=0, le=100)
+    momentum: float = _knob(0.9, "Momentum of sgd, rmsprop and muon.", ge=0, lt=1)
+    beta1: float = _knob(0.9, "Decay of adam's and adamw's mean of gradients.", ge=0, lt=1)
+    beta2: float = _knob(0.99, "Decay of adam's and adamw's mean of squared gradients.", ge=0, lt=1)
+    weight_decay: float = _knob(0.01, "Pull of the weight matrices towards zero.", ge=0, le=10)
+    gradient_clip: float = _knob(1.0, "Largest norm of the gradient; 0 means no clipping.", ge=0)
+    schedule: Literal["constant", "linear", "exponential", "cosine"] = _knob(
+        "cosine", "How the learning rate falls after warm-up, over the rest of the budget."
+    )
+    warmup: float = _knob(0.02, "Part of the budget in which the learning rate rises.", "fraction", ge=0, le=1)
+    final_learning_rate: float = _knob(0.01, "Learning rate at the end, relative to its peak.", "fraction", gt=0, le=1)
+    patience: int = _knob(
+        0, "Evaluations without progress before a run stops early; 0 means never.", "evaluations", ge=0
+    )
+    precision: Literal["auto", "float32", "bfloat16"] = _knob(
+        "auto", "Number format of the matrix products; auto is bfloat16 on a GPU that has it."
+    )
+    seed: int = _knob(0, "Decides initial weights, dropout and the order of the data.", ge=0, lt=2**63)
+    temperature: float = _knob(
+        1.0,
+        "Sharpens (below 1) or flattens (above) the distribution text is drawn from; 0 is greedy.",
+        ge=0,
+        le=10,
+    )
+    top_k: int | None = _knob(None, "Draw among the k most probable tokens only.", "tokens", ge=1)
+    top_p: float | None = _knob(None, "Draw among the fewest tokens of this total probability.", gt=0, le=1)
+
+    @field_validator("architecture")
+    @classmethod
+    def _known_architecture(cls, value: str) -> str:
+        module, colon, name = value.partition(":")
+        own = bool(colon) and name.isidentifier() and all(part.isidentifier() for part in module.split("."))
+        if value not in ARCHITECTURES and not own:
+            raise ValueError(f"is none of {', '.join(ARCHITECTURES)}, nor of the form package.module:Class")
+        return value
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> Self:
+        problem = heads_problem(self.heads, self.hidden_size, self.positions)
+        if self.architecture == "transformer" and problem:
+            raise ValueError(problem)
+        return self
+
+
+def heads_problem(heads: int, hidden_size: int, positions: str) -> str | None:
+    """Says why a transformer of these sizes cannot be built, or None."""
+    if hidden_size % heads:
+        return f"heads: {heads} does not divide hidden_size: {hidden_size}"
+    if positions == "rotary" and (hidden_size // heads) % 2:
+        return (
+            f"heads: {heads} and hidden_size: {hidden_size} leave heads of odd width; rotary positions need even ones"
+        )
+    if hidden_size % 2:
+        return f"hidden_size: {hidden_size} is odd; positions need an even one"
+    return None
+
+
+DECODING = ("temperature", "top_k", "top_p")
+"""The fields that change the text drawn from a trained model, never its weights."""
+
+
+class Corpus(_Strict):
+    """Where the text comes from, and which part of it is for what."""
+
+    path: str | None = Field(None, description="A UTF-8 text file, a folder of them, or a .jsonl file.")
+    builtin: Literal["python-docs", "markov"] | None = Field(None, description="A corpus that needs no file.")
+    field: str | None = Field(None, description="The key that holds the text in each line of a .jsonl file.")
+    split: tuple[float, float, float] = Field(
+        (0.9, 0.05, 0.05), description="Parts for training, validation and test, in this order in the text."
+    )
+    fingerprint: str | None = Field(None, description="SHA-256 the text must have; written by export.")
+
+    @field_validator("split", mode="before")
+    @classmethod
+    def _tuple(cls, value: Any) -> Any:
+        return tuple(float(part) if type(part) is int else part for part in value) if isinstance(value, list) else value
+
+    @field_validator("split")
+    @classmethod
+    def _parts(cls, value: tuple[float, float, float]) -> tuple[float, float, float]:
+        if min(value[:2]) <= 0 or value[2] < 0 or abs(sum(value) - 1) > 1e-9:
+            raise ValueError("needs three parts that add up to 1, the first two above 0, such as [0.9, 0.05, 0.05]")
+        return value
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.path is None) == (self.builtin is None):
+            raise ValueError("give either path (a file or folder) or builtin (python-docs or markov)")
+        return self
+
+
+class Budget(_Strict):
+    """What one run may spend on training, and how often it is evaluated on the way."""
+
+    tokens: int | None = Field(None, gt=0, description="Training tokens; makes a CPU run repeatable to the bit.")
+    seconds: float | None = Field(None, gt=0, description="Seconds of training, evaluation not counted.")
+    rungs: int = Field(8, ge=1, le=1000, description="Equally spaced evaluations, the last one at the end.")
+
+    @model_validator(mode="after")
+    def _one_currency(self) -> Self:
+        if (self.tokens is None) == (self.seconds is None):
+            raise ValueError("give either tokens or seconds")
+        return self
+
+
+class Recipe(_Strict):
+    """All that one run needs: what `tuner export` writes and `python -m models train` reads."""
+
+    corpus: Corpus
+    trial: Budget
+    parameters: Config = Config()
+    threads: int | None = Field(None, ge=1, description="CPU threads; the same number gives the same bits.")
+    provenance: dict[str, Any] | None = Field(None, description="Where the configuration comes from; for people.")
+
+
+def resolve_path(corpus: Corpus, folder: Path) -> Corpus:
+    """Returns `corpus` with a relative path taken from `folder`, where the file that names it lies."""
+    if corpus.path is None:
+        return corpus
+    return corpus.model_copy(update={"path": str((folder / Path(corpus.path).expanduser()).resolve())})

@@ -1,0 +1,372 @@
+"""Text in, token arrays out: reading, splitting, encoding, a cache keyed by content."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import shutil
+from bisect import bisect
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, NoReturn, TypeAlias
+from uuid import uuid4
+
+import numpy as np
+import numpy.typing as npt
+import platformdirs
+
+from models import config, tokenizers
+from models.errors import CorpusError, RunError
+from models.tokenizers import Tokenizer
+
+FORMAT = 1
+SPLITS = ("train", "validation", "test")
+BREAK = "\ud800"
+"""Stands between documents until they are encoded: a lone surrogate, which no well-formed text contains."""
+
+Tokens: TypeAlias = npt.NDArray[np.integer[Any]]
+Arrays: TypeAlias = dict[str, Tokens]
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedCorpus:
+    """A corpus ready for training; every dictionary has the names of SPLITS as keys.
+
+    `train`, `validation` and `test` are read-only, one-dimensional and of the smallest of uint8, uint16 and int32;
+    `test` may be empty. `end_of_text` separates the documents of a folder or .jsonl file, and counts neither in
+    `bytes` (of UTF-8) nor in `characters`.
+
+    Both entropies, in bits per byte, are None unless the source is known. `entropy` is the source's own, over
+    endless text. `split_entropy` is what a model that knows the source would score on each split that has text: no
+    honest model scores below it by more than luck.
+    """
+
+    name: str
+    fingerprint: str
+    tokenizer: Tokenizer
+    train: Tokens
+    validation: Tokens
+    test: Tokens
+    bytes: dict[str, int]
+    characters: dict[str, int]
+    entropy: float | None
+    split_entropy: dict[str, float] | None
+
+
+@dataclass(frozen=True, eq=False)
+class _Source:
+    """A text, its documents joined by BREAK; if its source is known, also that one's bits for each character."""
+
+    name: str
+    text: str
+    entropy: float | None = None
+    surprisal: npt.NDArray[np.float64] | None = None
+
+
+def load_corpus(
+    source: config.Corpus, tokenizer_kind: str, vocabulary_size: int, cache: Path | None = None
+) -> EncodedCorpus:
+    """Reads, splits and encodes a corpus, or maps what an earlier call left in the folder `cache`.
+
+    The tokenizer is learned from the train split alone. Without `cache` the user's own cache folder is used; if it
+    cannot be written, the arrays stay in memory. CorpusError if the text is missing, unreadable, not the one that
+    `source.fingerprint` asks for, or too short to split.
+    """
+    read = _read(source)
+    fingerprint = _fingerprint(read.text)
+    _check_fingerprint(source, read.name, fingerprint)
+    places = _places(read, source.split)
+    parts = {split: read.text[place] for split, place in places.items()}
+    facts = _facts(fingerprint, source.split, tokenizer_kind, vocabulary_size)
+    tokenizer, arrays = _encode_cached(parts, facts, cache or platformdirs.user_cache_path("textgen-tuner") / "corpora")
+    return EncodedCorpus(
+        name=read.name,
+        fingerprint=fingerprint,
+        tokenizer=tokenizer,
+        **arrays,
+        bytes={split: len(part.replace(BREAK, "").encode()) for split, part in parts.items()},
+        characters={split: _characters(part) for split, part in parts.items()},
+        entropy=read.entropy,
+        split_entropy=_split_entropy(read, places),
+    )
+
+
+def require_room(corpus: EncodedCorpus, batch_size: int, sequence_length: int) -> None:
+    """Raises CorpusError unless `batch_size` streams of `sequence_length` tokens, and their targets, fit in."""
+    tokens, needed = len(corpus.train), batch_size * (sequence_length + 1)
+    if tokens < needed:
+        raise CorpusError(
+            f"corpus {corpus.name}: its train split has {tokens} tokens, and batch_size {batch_size} times "
+            f"(sequence_length {sequence_length} + 1) needs {needed}; lower one of them or add text"
+        )
+    shortest = {"validation": max(2, sequence_length), "test": 2 if len(corpus.test) else 0}
+    for split, needed in shortest.items():
+        if len(getattr(corpus, split)) < needed:
+            raise CorpusError(
+                f"corpus {corpus.name}: its {split} split has {len(getattr(corpus, split))} tokens, and "
+                f"sequence_length {sequence_length} needs {needed}; lower it, enlarge that part in corpus.split, "
+                "or add text"
+            )
+
+
+# Reading: a config.Corpus to a text.
+
+
+def _read(source: config.Corpus) -> _Source:
+    if source.path is not None:
+        return _read_path(Path(source.path), source.field)
+    if source.field is not None:
+        _refuse_field(f"corpus {source.builtin}")
+    return _markov() if source.builtin == "markov" else _python_docs()
+
+
+def _read_path(path: Path, field: str | None) -> _Source:
+    try:
+        documents = [document for document in _documents(path, field) if document]
+    except OSError as error:
+        raise CorpusError(
+            f"corpus {error.filename or path}: {error.strerror}; give a UTF-8 text file, a folder of them, or a "
+            ".jsonl file that you may read"
+        ) from error
+    if not documents:
+        raise CorpusError(f"corpus {path}: contains no text; give one that does")
+    return _Source(path.resolve().name, BREAK.join(documents))
+
+
+def _documents(path: Path, field: str | None) -> Iterable[str]:
+    if path.suffix.lower() == ".jsonl" and not path.is_dir():
+        return _read_lines(path, field)
+    if field is not None:
+        _refuse_field(f"corpus {path}")
+    return map(_read_text, _files(path)) if path.is_dir() else [_read_text(path)]
+
+
+def _refuse_field(place: str) -> NoReturn:
+    raise CorpusError(f"{place}: field is for a .jsonl file; remove it")
+
+
+def _files(folder: Path) -> list[Path]:
+    """All files at any depth, in the order of their paths; not the hidden ones, nor those behind folder links."""
+    files: list[Path] = []
+    for parent, folders, names in os.walk(folder, onerror=_raise):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        files += [Path(parent, name) for name in names if not name.startswith(".")]
+    return sorted(files, key=lambda file: file.relative_to(folder).parts)
+
+
+def _raise(error: OSError) -> NoReturn:
+    raise error
+
+
+def _read_text(path: Path) -> str:
+    if path.exists() and not path.is_file():
+        raise CorpusError(f"corpus {path}: neither a file nor a folder; give one of these")
+    content = path.read_bytes()
+    if (offset := content.find(b"\0")) >= 0:
+        raise CorpusError(f"corpus {path}: binary, with a zero at byte {offset}; remove it or save it as UTF-8 text")
+    try:
+        return content.decode().removeprefix("\ufeff")  # the mark that some editors put before UTF-8
+    except UnicodeDecodeError as error:
+        raise CorpusError(f"corpus {path}: not UTF-8 at byte {error.start}; save it as UTF-8 text") from error
+
+
+def _read_lines(path: Path, field: str | None) -> Iterator[str]:
+    if field is None:
+        raise CorpusError(f"corpus {path}: a .jsonl file needs field; set it to the key that holds the text")
+    for number, line in enumerate(_read_text(path).split("\n"), 1):
+        if line.strip():
+            yield _text_of(line, field, f"corpus {path}, line {number}")
+
+
+def _text_of(line: str, field: str, place: str) -> str:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise CorpusError(f"{place}: not JSON ({error}); write one object on each line") from error
+    if not isinstance(record, dict):
+        raise CorpusError(f"{place}: not an object; write one object on each line")
+    text = record.get(field)
+    if not isinstance(text, str):
+        keys = ", ".join(map(repr, record)) or "none"
+        raise CorpusError(f"{place}: no text under {field!r}; the keys there: {keys}; set field to one that holds text")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise CorpusError(f"{place}: {field!r} contains half of a surrogate pair; remove it") from error
+    return text
+
+
+def _python_docs() -> _Source:
+    """Python's own help on its language, about 0.5 MB; it differs between versions of Python."""
+    from pydoc_data.topics import topics
+
+    return _Source("python-docs", "\n".join(topics[topic] for topic in sorted(topics)))
+
+
+def _markov(letters: int = 12, length: int = 400_000) -> _Source:
+    """A random source of letters, each drawn given the two before it, with an entropy of 2.1 bits.
+
+    Given one letter it is 3.4 bits, given none 3.6: a model that does not look back twice is far from the best.
+    """
+    generator = random.Random(0)  # its random() is the same in every version of Python
+    probabilities = _transitions(generator, letters)
+    drawn = _walk(generator, probabilities, length)
+    surprisal = -np.log2(probabilities[drawn[:-2], drawn[1:-1], drawn[2:]])
+    return _Source(
+        name="markov",
+        text=(drawn + ord("a")).astype(np.uint8).tobytes().decode(),
+        entropy=_entropy_rate(probabilities),
+        surprisal=np.concatenate([[0.0, 0.0], surprisal]),  # the first two letters are given
+    )
+
+
+def _transitions(generator: random.Random, letters: int) -> npt.NDArray[np.float64]:
+    """Returns the probability of a letter given the two before it (letters, letters, letters), few of them large."""
+    weights = np.array([generator.random() ** 6 + 0.002 for _ in range(letters**3)])
+    rows = weights.reshape(letters, letters, letters)
+    return np.asarray(rows / rows.sum(axis=-1, keepdims=True))
+
+
+def _walk(generator: random.Random, probabilities: npt.NDArray[np.float64], length: int) -> npt.NDArray[np.int64]:
+    limits = [[list(accumulate(row[:-1])) for row in rows] for rows in probabilities.tolist()]
+    drawn = [0, 0]
+    while len(drawn) < length:
+        drawn.append(bisect(limits[drawn[-2]][drawn[-1]], generator.random()))
+    return np.array(drawn)
+
+
+def _entropy_rate(probabilities: npt.NDArray[np.float64]) -> float:
+    """Returns the bits for each letter of an endless walk: those of every pair, weighed by how often it occurs."""
+    pairs = np.full(probabilities.shape[:2], 1 / probabilities[..., 0].size)
+    for _ in range(1000):  # far more steps than the walk needs to forget where it began
+        pairs = np.einsum("ab,abc->bc", pairs, probabilities)
+    return float(-np.einsum("ab,abc,abc->", pairs, probabilities, np.log2(probabilities)))
+
+
+# Checking and splitting.
+
+
+def _fingerprint(text: str) -> str:
+    """Returns the SHA-256 of the text with its breaks; for one UTF-8 file without a mark, that of the file."""
+    return "sha256:" + hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
+
+
+def _check_fingerprint(source: config.Corpus, name: str, fingerprint: str) -> None:
+    if source.fingerprint not in (None, fingerprint):
+        remedy = "use the version of Python it came with" if source.builtin == "python-docs" else "restore that text"
+        raise CorpusError(
+            f"corpus {name}: the text is {fingerprint}, and fingerprint asks for {source.fingerprint}; {remedy}, "
+            "or remove fingerprint"
+        )
+
+
+def _places(source: _Source, split: tuple[float, float, float]) -> dict[str, slice]:
+    """Returns where each split lies in the text; a break counts as a character of the split it falls in."""
+    length = len(source.text)
+    middle, last = round(length * split[0]), round(length * (split[0] + split[1]))
+    places = dict(zip(SPLITS, (slice(middle), slice(middle, last), slice(last, None)), strict=True))
+    for part, (name, place) in zip(split, places.items(), strict=True):
+        if part > 0 and not _characters(source.text[place]):
+            raise CorpusError(
+                f"corpus {source.name}: a {name} split of {part:g} leaves none of its {_characters(source.text)} "
+                "characters; add text or enlarge that part in corpus.split"
+            )
+    return places
+
+
+def _characters(part: str) -> int:
+    return len(part) - part.count(BREAK)
+
+
+def _split_entropy(source: _Source, places: dict[str, slice]) -> dict[str, float] | None:
+    if source.surprisal is None:
+        return None
+    bits = {split: source.surprisal[place] for split, place in places.items()}
+    return {split: float(each.mean()) for split, each in bits.items() if each.size}
+
+
+# Encoding, and the cache: one folder for each text, split and tokenizer, complete or not there.
+
+
+def _facts(fingerprint: str, split: tuple[float, float, float], kind: str, vocabulary_size: int) -> dict[str, Any]:
+    return {
+        "format": FORMAT,
+        "fingerprint": fingerprint,
+        "split": split,
+        "tokenizer": kind,
+        "vocabulary_size": vocabulary_size,
+    }
+
+
+def _encode_cached(parts: dict[str, str], facts: dict[str, Any], cache: Path) -> tuple[Tokenizer, Arrays]:
+    folder = cache / hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
+    found = _open(folder)
+    if found is None:
+        made = _encode(parts, facts["tokenizer"], facts["vocabulary_size"])
+        _store(folder, facts, *made)
+        found = _open(folder) or made
+    return found
+
+
+def _encode(parts: dict[str, str], kind: str, vocabulary_size: int) -> tuple[Tokenizer, Arrays]:
+    tokenizer = tokenizers.learn(kind, parts["train"].split(BREAK), vocabulary_size)
+    return tokenizer, {split: _encode_part(tokenizer, part) for split, part in parts.items()}
+
+
+def _encode_part(tokenizer: Tokenizer, part: str) -> Tokens:
+    small = next(kind for kind in (np.uint8, np.uint16, np.int32) if tokenizer.end_of_text <= np.iinfo(kind).max)
+    end = np.array([tokenizer.end_of_text], small)
+    documents = (tokenizer.encode(document).astype(small) for document in part.split(BREAK))
+    tokens = np.concatenate([piece for document in documents for piece in (end, document)])[1:]
+    tokens.flags.writeable = False
+    return tokens
+
+
+def _open(folder: Path) -> tuple[Tokenizer, Arrays] | None:
+    """Maps what `_store` left; None if it is not there, or damaged and therefore removed."""
+    try:
+        return _load(folder) if folder.is_dir() else None
+    except (OSError, ValueError, KeyError, TypeError, RunError):
+        shutil.rmtree(folder, ignore_errors=True)
+        return None
+
+
+def _load(folder: Path) -> tuple[Tokenizer, Arrays]:
+    checksums = json.loads((folder / "facts.json").read_text(encoding="utf-8"))["checksums"]
+    if checksums != _checksums(folder):
+        raise ValueError(f"{folder} is not as it was written")
+    arrays = {split: np.load(folder / f"{split}.npy", mmap_mode="r") for split in SPLITS}
+    return tokenizers.load(folder / "tokenizer.json"), arrays
+
+
+def _store(folder: Path, facts: dict[str, Any], tokenizer: Tokenizer, arrays: Arrays) -> None:
+    """Writes a folder aside and renames it, so that nobody sees half of one."""
+    aside = folder.with_name(f"{folder.name}.{uuid4().hex}")
+    try:
+        aside.mkdir(parents=True)
+        tokenizers.save(tokenizer, aside / "tokenizer.json")
+        for split, tokens in arrays.items():
+            np.save(aside / f"{split}.npy", tokens)
+        _write_facts(aside, facts)
+        aside.rename(folder)
+    except OSError:  # another process was faster, or the disk is full or read-only: the caller has the arrays
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _write_facts(folder: Path, facts: dict[str, Any]) -> None:
+    text = json.dumps({**facts, "checksums": _checksums(folder)}, indent=1)
+    (folder / "facts.json").write_text(text + "\n", encoding="utf-8")
+
+
+def _checksums(folder: Path) -> dict[str, str]:
+    names = ["tokenizer.json", *(f"{split}.npy" for split in SPLITS)]
+    return {name: _checksum(folder / name) for name in names}
+
+
+def _checksum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,298 @@
+"""Text generators: Recurrent (rnn, lstm, gru) and Transformer, one call for all; build(config, vocabulary_size)."""
+
+from __future__ import annotations
+
+import importlib
+import math
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from models.config import ARCHITECTURES, Config
+from models.errors import ConfigError
+
+# Sizes are named once: B sequences, T tokens, C hidden units, V vocabulary entries, H heads.
+
+State = Any
+"""What a generator remembers between calls: None at the start of a text, else what its last call returned."""
+
+
+class Generator(nn.Module):
+    """What every generator obeys: forward(tokens (B, T) int64, state) -> logits (B, T, V), state.
+
+    `carries_state` says how it is trained: True on contiguous streams whose state goes from one step to
+    the next, False on independent windows of `sequence_length` tokens.
+    """
+
+    carries_state: bool = False
+
+    def forward(self, tokens: Tensor, state: State = None) -> tuple[Tensor, State]:
+        raise NotImplementedError
+
+
+class Head(nn.Module):
+    """The way out of a network: dropout, a change of width where tying needs one, and the logits."""
+
+    def __init__(self, config: Config, vocabulary_size: int, embedding: nn.Embedding) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout(_or(config.output_dropout, config.dropout))
+        self.project: nn.Module = nn.Identity()
+        width = config.hidden_size
+        if config.tied_embeddings and width != embedding.embedding_dim:
+            self.project = nn.Linear(width, embedding.embedding_dim, bias=False)
+        if config.tied_embeddings:
+            width = embedding.embedding_dim
+        self.logits = nn.Linear(width, vocabulary_size)
+        if config.tied_embeddings:
+            self.logits.weight = embedding.weight
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return cast(Tensor, self.logits(self.project(self.dropout(hidden))))
+
+
+class Recurrent(Generator):
+    """An Elman (tanh), LSTM or GRU language model.
+
+    Sources: Elman 1990; Hochreiter & Schmidhuber 1997; Cho et al. 2014; dropout as in Zaremba et al. 2014.
+    """
+
+    carries_state = True
+
+    def __init__(self, config: Config, vocabulary_size: int) -> None:
+        super().__init__()
+        embedding_size = _or(config.embedding_size, config.hidden_size)
+        self.embedding = nn.Embedding(vocabulary_size, embedding_size)
+        # A tied embedding is small, as an output layer must be, and is made large again on its way in.
+        self.scale = math.sqrt(embedding_size) if config.tied_embeddings else 1.0
+        self.dropout = nn.Dropout(_or(config.embedding_dropout, config.dropout))
+        between_layers = _or(config.layer_dropout, config.dropout) if config.layers > 1 else 0.0
+        kind = {"rnn": nn.RNN, "lstm": nn.LSTM, "gru": nn.GRU}[config.architecture]
+        # (T, B, C) is the recurrence's own order: the other one costs two copies a step.
+        self.recurrence = kind(embedding_size, config.hidden_size, config.layers, dropout=between_layers)
+        self.head = Head(config, vocabulary_size, self.embedding)
+        self._initialise(config)
+
+    def _initialise(self, config: Config) -> None:
+        """Inputs of size one, orthogonal recurrences (Saxe et al. 2014), open forget gates (Jozefowicz et al. 2015)."""
+        nn.init.normal_(self.embedding.weight, std=1 / self.scale)
+        nn.init.zeros_(self.head.logits.bias)
+        for name, parameter in self.recurrence.named_parameters():
+            if name.startswith("weight_hh"):
+                for gate in parameter.data.split(config.hidden_size):
+                    nn.init.orthogonal_(gate)
+            elif name.startswith("weight_ih"):
+                for gate in parameter.data.split(config.hidden_size):
+                    nn.init.xavier_uniform_(gate)
+            elif name.startswith("bias_ih") and config.architecture == "lstm":
+                # The gates lie in the order input, forget, cell, output.
+                nn.init.ones_(parameter.data[config.hidden_size : 2 * config.hidden_size])
+
+    def forward(self, tokens: Tensor, state: State = None) -> tuple[Tensor, State]:
+        hidden = self.dropout(self.embedding(tokens.t()) * self.scale)
+        hidden, state = self.recurrence(hidden, state)
+        return self.head(hidden).transpose(0, 1), state
+
+
+class Memory(NamedTuple):
+    """A transformer's state: the window's tokens (B, T), and keys and values (B, H, T, C / H) of each block."""
+
+    tokens: Tensor
+    keys: list[Tensor]
+    values: list[Tensor]
+
+
+class Transformer(Generator):
+    """A pre-norm causal decoder.
+
+    Its window is `sequence_length` tokens. Text that goes on beyond it is read in windows that overlap by
+    half, so that every prediction has at least half a window of context and no position is new to it.
+    Sources: Vaswani et al. 2017; pre-norm Xiong et al. 2020; rotary positions Su et al. 2021.
+    """
+
+    carries_state = False
+
+    def __init__(self, config: Config, vocabulary_size: int) -> None:
+        super().__init__()
+        embedding_size = _or(config.embedding_size, config.hidden_size)
+        self.window = config.sequence_length
+        self.embedding = nn.Embedding(vocabulary_size, embedding_size)
+        self.widen: nn.Module = nn.Identity()
+        if embedding_size != config.hidden_size:
+            self.widen = nn.Linear(embedding_size, config.hidden_size, bias=False)
+        self.dropout = nn.Dropout(_or(config.embedding_dropout, config.dropout))
+        self.sinusoidal = config.positions == "sinusoidal"
+        width = config.hidden_size if self.sinusoidal else config.hidden_size // config.heads
+        self.register_buffer("turns", _turns(self.window, width), persistent=False)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.norm = nn.LayerNorm(config.hidden_size)
+        self.head = Head(config, vocabulary_size, self.embedding)
+        self._initialise(config)
+
+    def _initialise(self, config: Config) -> None:
+        for name, parameter in self.named_parameters():
+            if parameter.dim() >= 2:
+                # Each block adds twice to the residual stream: shrink what is added, so that depth does not.
+                depth = math.sqrt(2 * config.layers) if name.endswith("narrow.weight") else 1.0
+                nn.init.normal_(parameter, std=0.02 / depth)
+            elif name.endswith("bias"):
+                nn.init.zeros_(parameter)
+        if self.sinusoidal:  # scaled by the root of its width, the embedding must weigh as much as a sine
+            nn.init.normal_(self.embedding.weight, std=config.hidden_size**-0.5)
+
+    def forward(self, tokens: Tensor, state: Memory | None = None) -> tuple[Tensor, State]:
+        logits = []
+        while tokens.size(1):
+            if state is not None and state.tokens.size(1) == self.window:
+                state = self._reread(state.tokens)
+            room = self.window - (0 if state is None else state.tokens.size(1))
+            part, state = self._read(tokens[:, :room], state)
+            logits.append(part)
+            tokens = tokens[:, room:]
+        return (logits[0] if len(logits) == 1 else torch.cat(logits, dim=1)), state
+
+    def _reread(self, tokens: Tensor) -> Memory | None:
+        """Starts a new window with the last half of a full one."""
+        kept = self.window // 2
+        return self._read(tokens[:, -kept:], None)[1] if kept else None
+
+    def _read(self, tokens: Tensor, state: Memory | None) -> tuple[Tensor, Memory]:
+        """Reads tokens (B, T) that fit into the window behind `state`."""
+        start = 0 if state is None else state.tokens.size(1)
+        positions = slice(start, start + tokens.size(1))
+        turns = cast(Tensor, self.turns)[positions]
+        hidden = self.widen(self.embedding(tokens))
+        if self.sinusoidal:
+            hidden = hidden * math.sqrt(hidden.size(-1)) + torch.stack([turns.imag, turns.real], dim=-1).flatten(-2)
+        hidden = self.dropout(hidden)
+        memory = Memory(tokens if state is None else torch.cat([state.tokens, tokens], dim=1), [], [])
+        for index, block in enumerate(self.blocks):
+            past = None if state is None else (state.keys[index], state.values[index])
+            hidden, keys, values = block(hidden, None if self.sinusoidal else turns, past)
+            memory.keys.append(keys)
+            memory.values.append(values)
+        return self.head(self.norm(hidden)), memory
+
+
+class Block(nn.Module):
+    """Attention and a feed-forward layer, each normalised before and added after."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(config.hidden_size)
+        self.attention = Attention(config)
+        self.feed_forward_norm = nn.LayerNorm(config.hidden_size)
+        self.feed_forward = FeedForward(config)
+
+    def forward(
+        self, hidden: Tensor, turns: Tensor | None, past: tuple[Tensor, Tensor] | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        attended, keys, values = self.attention(self.attention_norm(hidden), turns, past)
+        hidden = hidden + attended
+        return hidden + self.feed_forward(self.feed_forward_norm(hidden)), keys, values
+
+
+class Attention(nn.Module):
+    """Causal attention of several heads: softmax(Q K^T / sqrt(C / H)) V."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.heads = config.heads
+        self.drop = _or(config.layer_dropout, config.dropout)
+        self.widen = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=False)
+        self.narrow = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+        self.dropout = nn.Dropout(self.drop)
+
+    def forward(
+        self, hidden: Tensor, turns: Tensor | None, past: tuple[Tensor, Tensor] | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        batch, length, width = hidden.shape
+        asking, values = self.widen(hidden).split([2 * width, width], dim=-1)
+        asking = asking.view(batch, length, 2, self.heads, -1)
+        values = values.view(batch, length, self.heads, -1).transpose(1, 2)
+        if turns is not None:
+            asking = _turned(asking, turns)
+        queries, keys = asking.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, H, T, C / H), as are the values
+        if past is not None:
+            keys, values = torch.cat([past[0], keys], dim=2), torch.cat([past[1], values], dim=2)
+        attended = functional.scaled_dot_product_attention(
+            queries, keys, values, **_causal(length, keys), dropout_p=self.drop if self.training else 0.0
+        )
+        attended = attended.transpose(1, 2).reshape(batch, length, width)
+        return self.dropout(self.narrow(attended)), keys, values
+
+
+class FeedForward(nn.Module):
+    """Two linear layers, four times as wide between them."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.widen = nn.Linear(config.hidden_size, 4 * config.hidden_size, bias=False)
+        self.narrow = nn.Linear(4 * config.hidden_size, config.hidden_size, bias=False)
+        self.dropout = nn.Dropout(_or(config.layer_dropout, config.dropout))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return cast(Tensor, self.dropout(self.narrow(functional.gelu(self.widen(hidden), approximate="tanh"))))
+
+
+def build(config: Config, vocabulary_size: int) -> nn.Module:
+    """Returns the untrained generator that `config` names, its weights drawn from torch's random state."""
+    return generator_class(config)(config, vocabulary_size)
+
+
+def generator_class(config: Config) -> type[nn.Module]:
+    """Returns the class of `config`'s generator; raises ConfigError when one of the user's own cannot be found."""
+    if config.architecture == "transformer":
+        return Transformer
+    return Recurrent if config.architecture in ARCHITECTURES else _own_class(config.architecture)
+
+
+def parameter_count(config: Config, vocabulary_size: int) -> int:
+    """Returns how many weights the generator has, without allocating them."""
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in build(config, vocabulary_size).parameters())
+
+
+def _own_class(name: str) -> type[nn.Module]:
+    module, _, attribute = name.partition(":")
+    here = str(Path.cwd())
+    if here not in sys.path:  # an installed command does not look where its user stands; `python -m` does
+        sys.path.insert(0, here)
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ModuleNotFoundError, AttributeError) as error:
+        raise ConfigError(f"architecture {name}: {error}; looked in {here} and the installed packages") from error
+    if not (isinstance(found, type) and issubclass(found, nn.Module)):
+        raise ConfigError(f"architecture {name}: not a class derived from torch.nn.Module")
+    return found
+
+
+def _or(value: float | None, default: float) -> Any:
+    return default if value is None else value
+
+
+def _turns(positions: int, width: int) -> Tensor:
+    """Cosine and sine of each position's angle for each pair of units: (positions, width / 2), complex."""
+    frequencies = 10_000.0 ** (-torch.arange(0, width, 2, dtype=torch.float32) / width)
+    angles = torch.outer(torch.arange(positions, dtype=torch.float32), frequencies)
+    return torch.polar(torch.ones_like(angles), angles)
+
+
+def _turned(heads: Tensor, turns: Tensor) -> Tensor:
+    """Turns each pair of neighbouring units of (B, T, 2, H, C / H) by its position's angle."""
+    pairs = torch.view_as_complex(heads.float().view(*heads.shape[:-1], -1, 2))
+    return torch.view_as_real(pairs * turns[:, None, None]).flatten(-2).to(heads.dtype)
+
+
+def _causal(length: int, keys: Tensor) -> dict[str, Any]:
+    """Which keys `length` queries at the end may see: the fast causal path unless keys came before them."""
+    before = keys.size(2) - length
+    if before == 0:
+        return {"is_causal": True}
+    if length == 1:
+        return {}
+    mask = torch.ones(length, keys.size(2), dtype=torch.bool, device=keys.device)
+    return {"attn_mask": mask.tril(diagonal=before)}

@@ -1,0 +1,54 @@
+"""What moves the weights: the optimizers and the schedule of their learning rate."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+from models.config import Config
+
+
+def relative_learning_rate(config: Config, progress: float) -> float:
+    """Learning rate relative to its peak when `progress` (0 to 1) of the budget is spent."""
+    if progress < config.warmup:
+        return progress / config.warmup
+    after = (progress - config.warmup) / (1 - config.warmup) if config.warmup < 1 else 0.0
+    end = config.final_learning_rate
+    relative: dict[str, float] = {
+        "constant": 1.0,
+        "linear": 1 - (1 - end) * after,
+        "exponential": end**after,
+        "cosine": end + (1 - end) * (1 + math.cos(math.pi * after)) / 2,
+    }
+    return relative[config.schedule]
+
+
+def build_optimizers(config: Config, model: nn.Module, vocabulary_size: int) -> Iterator[torch.optim.Optimizer]:
+    """Yields the optimizers that move the weights; weight decay applies to matrices alone.
+
+    Muon (Jordan et al. 2024) moves the matrices that have no side of the vocabulary's size, with updates scaled
+    to the size of AdamW's (Liu et al. 2025) so that one learning rate serves both; AdamW moves the rest.
+    """
+    parameters = [weight for weight in model.parameters() if weight.requires_grad]
+    rate, decay = config.learning_rate, config.weight_decay
+    if config.optimizer == "muon":
+        hidden = [weight for weight in parameters if weight.dim() == 2 and len(weight) != vocabulary_size]
+        if hidden:
+            yield torch.optim.Muon(hidden, rate, decay, config.momentum, adjust_lr_fn="match_rms_adamw")
+        parameters = [weight for weight in parameters if weight.dim() != 2 or len(weight) == vocabulary_size]
+    groups = [
+        {"params": [weight for weight in parameters if weight.dim() >= 2], "weight_decay": decay},
+        {"params": [weight for weight in parameters if weight.dim() < 2], "weight_decay": 0.0},
+    ]
+    betas = (config.beta1, config.beta2)
+    if config.optimizer == "sgd":
+        yield torch.optim.SGD(groups, rate, config.momentum, fused=True)
+    elif config.optimizer == "rmsprop":
+        yield torch.optim.RMSprop(groups, rate, momentum=config.momentum)
+    elif config.optimizer == "adam":
+        yield torch.optim.Adam(groups, rate, betas, fused=True)
+    else:
+        yield torch.optim.AdamW(groups, rate, betas, fused=True)

@@ -1,0 +1,141 @@
+"""YAML or JSON text to a strict model and back: every problem at once, with its line and its remedy."""
+
+from __future__ import annotations
+
+import difflib
+import io
+import json
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+
+from models.errors import ConfigError
+
+Model = TypeVar("Model", bound=BaseModel)
+Place = tuple[str | int, ...]
+Problem = tuple[Place, str]
+"""Where something is wrong, as keys from the top of the file, and what."""
+
+
+def read_text(path: Path) -> str:
+    """Returns the text of a file a person wrote; raises ConfigError when there is none."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path}: no such file") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read ({error})") from error
+
+
+def parse(text: str, name: str) -> CommentedMap:
+    """Returns the mapping that YAML 1.2 text (JSON is part of it) holds, with its line numbers."""
+    try:
+        document = YAML(typ="rt").load(text)
+    except MarkedYAMLError as error:
+        line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise ConfigError(f"{name}{line}: not valid YAML: {error.problem or error.context}") from error
+    except (YAMLError, ValueError, IndexError) as error:  # of the last two are values that belie their tag
+        raise ConfigError(f"{name}: not valid YAML: {' '.join(str(error).split())}") from error
+    except RecursionError as error:
+        raise ConfigError(f"{name}: not valid YAML: nested too deeply") from error
+    if not isinstance(document, CommentedMap):
+        raise ConfigError(f"{name}: holds no mapping; a file starts with lines such as `name: my-study`")
+    return document
+
+
+def plain(value: Any) -> Any:
+    """Returns a parsed value as plain dicts, lists, numbers and text."""
+    if isinstance(value, dict):
+        return {str(key): plain(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [plain(part) for part in value]
+    for kind in (bool, int, float, str):
+        if isinstance(value, kind):
+            return kind(value)
+    return value
+
+
+def validate(
+    document: CommentedMap,
+    name: str,
+    model: type[Model],
+    more: Callable[[dict[str, Any]], Iterable[Problem]] = lambda values: (),
+) -> Model:
+    """Returns `document` as a `model`; raises one ConfigError that lists all problems, those of `more` too."""
+    values = plain(document)
+    problems = list(more(values))
+    try:
+        result = model.model_validate(values)
+    except ValidationError as error:
+        problems += [(_place(one["loc"]), _message(one, model)) for one in error.errors()]
+    if problems:
+        raise ConfigError("\n".join(sorted_lines(document, name, problems)))
+    return result
+
+
+def sorted_lines(document: CommentedMap, name: str, problems: Iterable[Problem]) -> list[str]:
+    """Returns one line a problem, `file:line: key: what is wrong`, in the order of the file."""
+    located = sorted({(_line(document, place), ".".join(map(str, place)), what) for place, what in problems})
+    return [f"{name}:{line}: {place}{': ' if place else ''}{what}" for line, place, what in located]
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Returns `; did you mean X?`, or the whole choice when nothing is near."""
+    known = sorted(known)
+    near = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean {near[0]}?" if near else f"; known: {', '.join(known)}"
+
+
+def dump(values: dict[str, Any], header: str = "") -> str:
+    """Returns values as YAML, under a header of comment lines."""
+    yaml = YAML()
+    yaml.width = 120
+    yaml.representer.add_representer(
+        type(None), lambda writer, _: writer.represent_scalar("tag:yaml.org,2002:null", "null")
+    )
+    text = io.StringIO()
+    yaml.dump(json.loads(json.dumps(values)), text)
+    return "".join(f"# {line}".rstrip() + "\n" for line in header.splitlines()) + text.getvalue()
+
+
+def _line(document: Any, place: Place) -> int:
+    line = 1
+    for key in place:
+        try:
+            line = (document.lc.item(key) if isinstance(key, int) else document.lc.key(key))[0] + 1
+            document = document[key]
+        except (KeyError, IndexError, TypeError, AttributeError):
+            break
+    return line
+
+
+def _place(location: Iterable[str | int]) -> Place:
+    return tuple(part for part in location)
+
+
+def _message(error: Any, model: type[BaseModel]) -> str:
+    if error["type"] == "extra_forbidden":
+        known = _fields_at(model, error["loc"][:-1])
+        return f"unknown key{nearest(str(error['loc'][-1]), known)}"
+    if error["type"] == "missing":
+        return "missing"
+    message = str(error["msg"]).removeprefix("Value error, ").replace("Input should be", "should be")
+    return f"{message}, not {_shown(error['input'])}" if message.startswith("should be") else message
+
+
+def _fields_at(model: type[BaseModel], place: Iterable[str | int]) -> Iterator[str]:
+    for key in place:
+        annotation = model.model_fields[str(key)].annotation if str(key) in model.model_fields else None
+        candidates = [annotation, *getattr(annotation, "__args__", ())]
+        model = next((one for one in candidates if isinstance(one, type) and issubclass(one, BaseModel)), model)
+    yield from model.model_fields
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value, default=str)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,334 @@
+"""train(config, corpus, budget, ...): the one training loop."""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from models.batches import Streams, Windows
+from models.checkpoint import (
+    BadCheckpoint,
+    detached,
+    filled,
+    flat,
+    load_weights,
+    read_checkpoint,
+    under,
+    weights,
+    write_checkpoint,
+)
+from models.config import Budget, Config
+from models.corpus import EncodedCorpus, require_room
+from models.errors import DeviceError
+from models.metrics import WARM_UP, HeldOut, evaluate
+from models.network import State, build
+from models.optimizers import build_optimizers, relative_learning_rate
+
+CHECKPOINT_FORMAT = 1
+
+
+class Diverged(Exception):
+    """The loss is no longer a finite number; a smaller learning_rate or gradient_clip helps."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What is known of a run at one rung. `tokens` and `seconds` count training alone."""
+
+    rung: int
+    tokens: int
+    seconds: float
+    training_loss: float
+    bits_per_byte: float
+    nats_per_token: float
+    perplexity: float
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished run: the model as it is kept, and what it took."""
+
+    model: nn.Module
+    evaluations: list[Evaluation]
+    best: Evaluation
+    tokens: int
+    seconds: float
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.tokens / self.seconds if self.seconds else 0.0
+
+
+def train(
+    config: Config,
+    corpus: EncodedCorpus,
+    budget: Budget,
+    *,
+    device: str = "cpu",
+    on_evaluation: Callable[[Evaluation], None] = lambda evaluation: None,
+    on_step: Callable[[Training], None] = lambda training: None,
+    checkpoints: Sequence[Path] = (),
+) -> Trained:
+    """Trains the generator that `config` describes until its budget is spent or it stops improving.
+
+    `on_evaluation` is called at each rung and `on_step` after each step; what they raise ends the run. The run
+    goes on from the first of `checkpoints` that is sound, to the bit on a CPU with a budget in tokens; `on_step`
+    is the place to write one (`training.save`). With `patience` the best weights are kept, otherwise the last.
+
+    Raises CorpusError when the corpus is too small, DeviceError when the device is not there, and Diverged when
+    the loss is not finite. A checkpoint that cannot be used is a warning, and the run starts over.
+    """
+    require_room(corpus, config.batch_size, config.sequence_length)
+    training = Training(config, corpus, budget, usable_device(device))
+    training.load_first(checkpoints)
+    while not training.finished:
+        while not training.at_rung:
+            training.take_step()
+            on_step(training)
+        on_evaluation(training.evaluate())
+    return training.result()
+
+
+class Training:
+    """One run in progress: all that a checkpoint holds, and how it moves on by a step."""
+
+    def __init__(self, config: Config, corpus: EncodedCorpus, budget: Budget, device: torch.device) -> None:
+        torch.manual_seed(config.seed)
+        self.config, self.budget, self.device = config, budget, device
+        self.vocabulary_size = corpus.tokenizer.vocabulary_size
+        self.model = build(config, self.vocabulary_size).to(device)
+        self.carries_state = getattr(self.model, "carries_state", False)
+        self.optimizers = list(build_optimizers(config, self.model, self.vocabulary_size))
+        self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        self.batches = (Streams if self.carries_state else Windows)(corpus.train, config)
+        self.held_out = HeldOut(
+            corpus.train[-max(WARM_UP, config.sequence_length) - 1 :],
+            corpus.validation,
+            corpus.bytes["validation"],
+        )
+        self.corpus = [corpus.fingerprint, len(corpus.train), len(corpus.validation)]
+        self.total_steps = max(1, (budget.tokens or 0) // (config.batch_size * config.sequence_length))
+        self.step, self.seconds = 0, 0.0
+        self.state: State = None
+        self.loss_sum = torch.zeros((), device=device, dtype=torch.float64)
+        self.loss_steps = 0
+        self.evaluations: list[Evaluation] = []
+        self.best_weights: dict[str, Tensor] | None = None
+        self.model.train()
+
+    @property
+    def tokens(self) -> int:
+        """Training tokens read so far."""
+        return self.step * self.config.batch_size * self.config.sequence_length
+
+    @property
+    def progress(self) -> float:
+        """The part of the budget that is spent, 0 to 1."""
+        if self.budget.seconds is not None:
+            return min(self.seconds / self.budget.seconds, 1.0)
+        return self.step / self.total_steps
+
+    @property
+    def at_rung(self) -> bool:
+        """Whether the part of the budget before the next evaluation is spent."""
+        rungs = self.budget.rungs
+        if self.budget.seconds is not None:
+            return self.seconds * rungs >= self.budget.seconds * (len(self.evaluations) + 1)
+        return self.step * rungs >= self.total_steps * (len(self.evaluations) + 1)
+
+    @property
+    def finished(self) -> bool:
+        return len(self.evaluations) == self.budget.rungs or self._stalled
+
+    @property
+    def best(self) -> Evaluation:
+        return min(self.evaluations, key=lambda evaluation: evaluation.bits_per_byte)
+
+    @property
+    def _stalled(self) -> bool:
+        patience = self.config.patience
+        return bool(patience and self.evaluations and self.evaluations[-1].rung - self.best.rung >= patience)
+
+    def take_step(self) -> None:
+        """Reads one batch and moves the weights once."""
+        start = time.perf_counter()
+        inputs, targets, at_start = self.batches.take(self.step, self.device)
+        self._set_learning_rate()
+        with self._precision():
+            logits, state = self.model(inputs, None if at_start else self.state)
+            loss = functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
+        loss.backward()  # type: ignore[no-untyped-call]
+        if self.config.gradient_clip:
+            nn.utils.clip_grad_norm_(self.parameters, self.config.gradient_clip)
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        self.state = detached(state) if self.carries_state else None
+        self._note_loss(loss.detach())
+        self.step += 1
+        self.seconds += time.perf_counter() - start
+
+    def evaluate(self) -> Evaluation:
+        """Scores the validation split and starts the next rung."""
+        self._require_finite()
+        with self._precision():
+            score = evaluate(self.model, self.held_out, self.vocabulary_size, self.config.sequence_length)
+        training_loss = self._training_loss()
+        if not math.isfinite(score.bits_per_byte):
+            raise Diverged(f"the validation loss is {score.nats_per_token} after {self.step} steps")
+        evaluation = Evaluation(
+            len(self.evaluations) + 1, self.tokens, round(self.seconds, 3), training_loss, **asdict(score)
+        )
+        self.evaluations.append(evaluation)
+        self.loss_sum.zero_()
+        self.loss_steps = 0
+        if self.config.patience and self.best is evaluation:
+            self.best_weights = {name: weight.clone() for name, weight in weights(self.model).items()}
+        return evaluation
+
+    def result(self) -> Trained:
+        """Returns the finished run, its model holding the weights that are kept."""
+        if self.best_weights is not None:
+            load_weights(self.model, self.best_weights)
+        best = self.best if self.config.patience else self.evaluations[-1]
+        return Trained(self.model.eval(), self.evaluations, best, self.tokens, self.seconds)
+
+    def save(self, path: Path) -> None:
+        """Writes a checkpoint beside `path` and puts it in place in one move."""
+        write_checkpoint(path, self._tensors(), self._facts())
+
+    def load_first(self, paths: Sequence[Path]) -> None:
+        """Goes on from the first checkpoint that can be used; says which cannot."""
+        for path in paths:
+            try:
+                self.load(path)
+                break
+            except BadCheckpoint as error:
+                warnings.warn(f"checkpoint ignored: {error}", stacklevel=2)
+
+    def load(self, path: Path) -> None:
+        """Goes on from a checkpoint of the same run; raises BadCheckpoint, and changes nothing then."""
+        tensors, facts = read_checkpoint(path)
+        own = {name: value for name, value in self._facts().items() if name in ("format", "config", "budget", "corpus")}
+        for name, value in own.items():
+            if facts.get(name) != value:
+                raise BadCheckpoint(f"{path}: written for another {name}")
+        try:
+            load_weights(self.model, under("model.", tensors))
+        except ValueError as error:
+            raise BadCheckpoint(f"{path}: {error}") from error
+        self._restore(tensors, facts)
+
+    def _facts(self) -> dict[str, Any]:
+        return {
+            "format": [CHECKPOINT_FORMAT, torch.__version__],
+            "config": self.config.model_dump(),
+            "budget": self.budget.model_dump(),
+            "corpus": self.corpus,
+            "step": self.step,
+            "seconds": self.seconds,
+            "loss_steps": self.loss_steps,
+            "evaluations": [asdict(evaluation) for evaluation in self.evaluations],
+        }
+
+    def _tensors(self) -> dict[str, Tensor]:
+        tensors = {f"model.{name}": tensor for name, tensor in weights(self.model).items()}
+        for number, optimizer in enumerate(self.optimizers):
+            for index, moments in optimizer.state_dict()["state"].items():
+                for name, moment in moments.items():
+                    if isinstance(moment, Tensor):
+                        tensors[f"optimizer.{number}.{index}.{name}"] = moment
+        for name, weight in (self.best_weights or {}).items():
+            tensors[f"best.{name}"] = weight
+        for index, tensor in enumerate(flat(self.state)):
+            tensors[f"state.{index}"] = tensor.clone()  # a state may hold a tensor twice; a file may not
+        tensors["loss_sum"] = self.loss_sum
+        tensors["random.cpu"] = torch.get_rng_state()
+        if self.device.type == "cuda":
+            tensors["random.cuda"] = torch.cuda.get_rng_state(self.device)
+        return tensors
+
+    def _restore(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+        for number, optimizer in enumerate(self.optimizers):
+            restored = optimizer.state_dict()
+            restored["state"] = {}
+            for key, moment in under(f"optimizer.{number}.", tensors).items():
+                index, name = key.split(".", 1)
+                restored["state"].setdefault(int(index), {})[name] = moment
+            optimizer.load_state_dict(restored)
+        self.best_weights = under("best.", tensors) or None
+        self.state = self._rebuilt_state(under("state.", tensors))
+        self.loss_sum = tensors["loss_sum"].to(self.device)
+        self.step, self.seconds, self.loss_steps = facts["step"], facts["seconds"], facts["loss_steps"]
+        self.evaluations = [Evaluation(**evaluation) for evaluation in facts["evaluations"]]
+        torch.set_rng_state(tensors["random.cpu"])
+        if "random.cuda" in tensors and self.device.type == "cuda":
+            torch.cuda.set_rng_state(tensors["random.cuda"], self.device)
+
+    def _rebuilt_state(self, tensors: dict[str, Tensor]) -> State:
+        """Puts the carried tensors back into the shape that the model itself gives its state."""
+        if not tensors:
+            return None
+        inputs, _, _ = self.batches.take(0, self.device)
+        self.model.eval()  # a model may count or average what it is trained on, and this is not
+        with torch.no_grad():
+            _, shape = self.model(inputs[:, :1], None)
+        self.model.train()
+        flat = iter([tensors[str(index)].to(self.device) for index in range(len(tensors))])
+        return filled(shape, flat)
+
+    def _precision(self) -> AbstractContextManager[Any]:
+        wanted = self.config.precision
+        half = wanted == "bfloat16" or (
+            wanted == "auto" and self.device.type == "cuda" and torch.cuda.is_bf16_supported()
+        )
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=half)
+
+    def _set_learning_rate(self) -> None:
+        # The schedule looks at the end of the step that is to be taken, so that the first one moves.
+        ahead = self.progress if self.budget.seconds is not None else (self.step + 1) / self.total_steps
+        rate = self.config.learning_rate * relative_learning_rate(self.config, ahead)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+
+    def _note_loss(self, loss: Tensor) -> None:
+        self.loss_sum += loss
+        self.loss_steps += 1
+        if self.step % 50 == 49:  # looking at the number makes a GPU wait, so not at every step
+            self._require_finite()
+
+    def _training_loss(self) -> float:
+        """The mean since the last rung; that of the rung before when one step passed both."""
+        if self.loss_steps:
+            return self.loss_sum.item() / self.loss_steps
+        return self.evaluations[-1].training_loss if self.evaluations else math.nan
+
+    def _require_finite(self) -> None:
+        if not math.isfinite(self.loss_sum.item()):
+            raise Diverged(f"the training loss is no longer finite after {self.step} steps")
+
+
+def usable_device(name: str) -> torch.device:
+    """Returns the device of that name; auto is the GPU if there is one. Raises DeviceError."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device: torch.device | None = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise DeviceError(f"device {name}: no such kind; use cpu, cuda or cuda:0")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise DeviceError(f"device {name}: this machine has {torch.cuda.device_count()} CUDA devices; use cpu")
+    return device

@@ -1,0 +1,193 @@
+"""The three journeys of a user, with the real command: tune, watch, export and train; each as the README has it."""
+
+import json
+import re
+import shlex
+import signal
+import socket
+import sys
+import urllib.request
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from optuna.trial import TrialState
+
+from models.reader import parse, plain
+from tuner.study import read_study
+
+STUDY = """\
+name: small
+corpus: {builtin: markov}
+threads: 1
+trial: {tokens: 20_000, rungs: 3}
+budget: {trials: 6}
+parameters:
+  architecture: {type: categorical, choices: [rnn, gru, transformer]}
+  learning_rate: {type: float, low: 1e-3, high: 1e-1, log: true}
+  temperature: {type: float, low: 0.5, high: 1.2}
+  dropout: 0.1
+  hidden_size: 16
+  batch_size: 8
+  sequence_length: 32
+"""
+TRAP = "raise SystemExit('this file of the user was taken for one of ours')\n"
+
+
+class Journey:
+    """A study that was run by two workers, in a folder that holds files of unlucky names."""
+
+    def __init__(self, place: Any) -> None:
+        self.place = place
+        place.write("small.yaml", STUDY)
+        for name in ("models.py", "optuna.py", "tuner.py", "torch.py"):
+            place.write(name, TRAP)
+        self.done = place.run("run", "small.yaml", "-n", 2)
+        self.was_quiet = place.is_quiet()
+        self.trials = place.trials("small")
+        self.best = min((t for t in self.trials if t.state == TrialState.COMPLETE), key=lambda trial: trial.value)
+
+    def file(self, path: str) -> Any:
+        return plain(parse((self.place.home / path).read_text(), path))
+
+
+@pytest.fixture(scope="module")
+def journey(module_place: Any) -> Journey:
+    return Journey(module_place)
+
+
+@pytest.fixture(scope="module")
+def module_place(new_place: Any) -> Iterator[Any]:
+    with new_place("journey") as place:
+        yield place
+
+
+@pytest.fixture
+def attached(journey: Journey) -> Iterator[None]:
+    """The database runs all the time, and so need not be started and stopped for each command."""
+    with journey.place.opened():
+        yield
+
+
+def test_a_study_is_run_to_its_exact_budget_and_nothing_stays_behind(journey: Journey) -> None:
+    assert journey.done.code == 0, journey.done
+    assert [trial.number for trial in journey.trials] == list(range(6))
+    assert all(trial.state in (TrialState.COMPLETE, TrialState.PRUNED) for trial in journey.trials)
+    assert journey.was_quiet
+
+
+def test_a_run_shows_its_trials_its_board_a_sample_and_what_is_next(journey: Journey) -> None:
+    said = journey.done.said
+    assert said.startswith("study small: 2 workers on cpu\n")
+    assert len(re.findall(r"^trial   \d  (?:complete|pruned)  ", said, re.MULTILINE)) == 6
+    assert "\nDone: all 6 trials are finished. " in said
+    board = re.findall(r"^ +(\d)  +(\d\.\d{4})  +([\d,]+)  +([\d,]+)  architecture=", said, re.MULTILINE)
+    assert board[0][:2] == (str(journey.best.number), f"{journey.best.value:.4f}")
+    assert re.search(r"^    The [a-l]{50}", said, re.MULTILINE)
+    assert "Traceback" not in said
+    assert "Warning" not in said
+
+
+def test_a_run_leaves_its_best_configuration_and_model(journey: Journey) -> None:
+    best = journey.file("best.yaml")
+    assert best["provenance"]["trial"] == journey.best.number
+    assert best["provenance"]["value"] == journey.best.value
+    assert best["parameters"] == journey.best.user_attrs["configuration"]
+    run = journey.place.home / "runs" / "small"
+    names = {path.name for path in run.iterdir()}
+    assert names == {"config.yaml", "metrics.jsonl", "model.safetensors", "tokenizer.json"}
+    assert journey.file("runs/small/config.yaml")["parameters"] == best["parameters"]
+    assert last_score(run) == journey.best.value
+    assert not list((journey.place.artifacts / "small" / "checkpoints").glob("*"))
+
+
+def last_score(run: Path) -> float:
+    return float(json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["bits_per_byte"])
+
+
+@pytest.mark.parametrize("command", ["tuner train", "python -m models train"])
+def test_the_best_configuration_trains_to_the_very_value_it_promised(journey: Journey, command: str) -> None:
+    place, folder = journey.place, command.split()[0]
+    if command == "tuner train":
+        done = place.run("train", "best.yaml", "-o", folder)
+    else:  # from a folder without files of unlucky names
+        arguments = (place.home / "best.yaml", "-o", place.home / folder)
+        done = place.run(*arguments, command=(sys.executable, "-m", "models", "train"), cwd=place.folder)
+    assert done.code == 0, done
+    assert f"{journey.best.value:.4f} bits per byte" in done.said.splitlines()[-2]
+    assert last_score(place.home / folder) == journey.best.value
+    weights = [(place.home / run / "model.safetensors").read_bytes() for run in (folder, "runs/small")]
+    assert weights[0] == weights[1]
+
+
+def test_the_commands_that_are_shown_work(journey: Journey) -> None:
+    shown = [shlex.split(line)[1:] for line in journey.done.said.splitlines() if line.startswith("  tuner ")]
+    assert [command[0] for command in shown] == ["dashboard", "train", "generate"]
+    shown[1][shown[1].index("--tokens") + 1] = "2000"
+    trained = journey.place.run(*shown[1])
+    assert trained.code == 0, trained
+    follow = shlex.split(trained.said.splitlines()[-1].removeprefix("Write with it: tuner "))
+    for command in (shown[2], follow):
+        written = journey.place.run(*command, "--length", 40, "--temperature", 0)
+        assert written.code == 0, written
+        assert re.match(r"The [a-l]{10}", written.said), written
+
+
+@pytest.mark.usefixtures("attached")
+def test_status_and_export_after_a_run(journey: Journey) -> None:
+    place = journey.place
+    assert f"{journey.best.value:.4f}" in place.run("status").said
+    shown = place.run("status", "small").said
+    assert f"best: {journey.best.value:.4f} bits per byte, trial {journey.best.number}" in shown
+    refused = place.run("export", "small")
+    assert refused.code == 2
+    assert refused.said == "Error: best.yaml: exists already; name another file with -o, or replace it with --force\n"
+    done = place.run("export", "small", "-o", "mine/best.yaml", "--weights", "mine/run")
+    assert done.code == 0, done
+    assert journey.file("mine/best.yaml") == journey.file("best.yaml")
+    assert last_score(place.home / "mine" / "run") == journey.best.value
+    refused = place.run("export", "small", "--trial", 99, "-o", "other.yaml")
+    assert (refused.code, refused.said) == (2, "Error: study small has no trial 99; it has 0 to 5\n")
+    assert not (place.home / "other.yaml").exists()
+
+
+def test_an_export_is_a_study_file(journey: Journey) -> None:
+    study = read_study(journey.place.home / "best.yaml")
+    assert (study.trials, study.space.searched) == (1, {})
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_dashboard_shows_the_study_until_it_is_ended(journey: Journey, number: signal.Signals) -> None:
+    place = journey.place
+    with closing(socket.create_server(("127.0.0.1", 0))) as free:
+        port = free.getsockname()[1]
+    dashboard = place.start("dashboard", "small", "--port", port)
+    pattern = rf"Dashboard: (http://127.0.0.1:{port}/dashboard/studies/\d+) "
+    address = dashboard.until(lambda: re.search(pattern, dashboard.said))
+    with closing(socket.create_connection(("127.0.0.1", port))):  # a browser opens connections before it needs them
+        assert get(address[1])[0] == get(f"http://127.0.0.1:{port}/dashboard")[0] == 200
+        code, studies = get(f"http://127.0.0.1:{port}/api/studies")
+        assert code == 200
+        (study,) = json.loads(studies)["study_summaries"]
+        assert study["study_name"] == "small"
+        trials = json.loads(get(f"http://127.0.0.1:{port}/api/studies/{study['study_id']}?after=0")[1])["trials"]
+        assert len(trials) == 6
+    dashboard.process.send_signal(number)
+    assert dashboard.end() == 130
+    assert place.is_quiet()
+
+
+def get(address: str) -> tuple[int, bytes]:
+    with urllib.request.urlopen(address, timeout=30) as answer:
+        return answer.status, answer.read()
+
+
+def test_a_study_that_comes_with_the_tuner_is_found_from_any_folder(journey: Journey, place: Any) -> None:
+    running = place.start("run", "quickstart", "-n", 1, "--threads", 1)
+    running.until(lambda: running.said.startswith("study quickstart: 1 workers on "))
+    running.interrupt()
+    assert running.end() == 130
+    assert "Go on with the same command: tuner run quickstart -n 1 --threads 1\n" in running.said
+    assert place.is_quiet()

@@ -1,0 +1,332 @@
+"""Corpora: what is read, how it is split and encoded, what is refused, and a cache that many processes share."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from models import config
+from models.corpus import SPLITS, EncodedCorpus, load_corpus, require_room
+from models.errors import CorpusError
+
+KINDS = ("byte", "character", "word", "byte-pair")
+TEXT = "".join(f"Line {number} of a naïve 世界 text 👩‍🚀.\r\n" for number in range(200))
+RACER = """
+import sys
+from hashlib import sha256
+from pathlib import Path
+from models import config
+from models.corpus import load_corpus
+print("ready", flush=True)
+sys.stdin.readline()
+corpus = load_corpus(config.Corpus(builtin="python-docs"), "byte-pair", 400, Path(sys.argv[1]))
+print(type(corpus.train).__name__, sha256(corpus.train.tobytes()).hexdigest())
+"""
+
+
+def read(folder: Path, path: Path | None = None, kind: str = "character", **settings: Any) -> EncodedCorpus:
+    """Loads the corpus at `path`, or a built-in one, with the cache in `folder`."""
+    source = config.Corpus(path=None if path is None else str(path), **settings)
+    return load_corpus(source, kind, 400, folder / "cache")
+
+
+def text_of(corpus: EncodedCorpus) -> str:
+    return "".join(corpus.tokenizer.decode(getattr(corpus, split)) for split in SPLITS)
+
+
+def documents_of(corpus: EncodedCorpus) -> list[str]:
+    tokens = np.concatenate([getattr(corpus, split) for split in SPLITS])
+    ends = np.flatnonzero(tokens == corpus.tokenizer.end_of_text)
+    return [corpus.tokenizer.decode(document) for document in np.split(tokens, ends)]
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "text.txt"
+    path.write_bytes(TEXT.encode())
+    return path
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_splits_are_the_text(kind: str, file: Path, tmp_path: Path) -> None:
+    corpus = read(tmp_path, file, kind)
+    assert text_of(corpus) == TEXT
+    assert corpus.characters == {"train": 6021, "validation": 335, "test": 334}  # of 6690
+    assert sum(corpus.bytes.values()) == len(TEXT.encode())
+    assert corpus.name == "text.txt"
+    assert corpus.entropy is None
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_bytes_are_those_of_each_split(kind: str, file: Path, tmp_path: Path) -> None:
+    corpus = read(tmp_path, file, kind, split=(0.5, 0.3, 0.2))
+    decoded = {split: corpus.tokenizer.decode_bytes(getattr(corpus, split)) for split in SPLITS}
+    assert corpus.bytes == {split: len(text) for split, text in decoded.items()}
+
+
+def test_the_test_split_may_be_absent(file: Path, tmp_path: Path) -> None:
+    for _ in ("made", "mapped"):
+        corpus = read(tmp_path, file, split=(0.9, 0.1, 0.0))
+        assert len(corpus.test) == corpus.bytes["test"] == 0
+        assert text_of(corpus) == TEXT
+
+
+def test_the_tokenizer_has_seen_the_train_split_only(tmp_path: Path) -> None:
+    (tmp_path / "text").write_text(90 * "a" + 10 * "b", encoding="utf-8")
+    corpus = read(tmp_path, tmp_path / "text")
+    assert corpus.tokenizer.vocabulary_size == 1 + 16 + 1
+    assert len(corpus.validation) == 2 * corpus.characters["validation"]
+
+
+@pytest.mark.parametrize(("kind", "dtype"), [("character", np.uint8), ("byte", np.uint16), ("byte-pair", np.uint16)])
+def test_tokens_are_small_and_read_only(kind: str, dtype: type, file: Path, tmp_path: Path) -> None:
+    corpus = read(tmp_path, file, kind)
+    assert corpus.train.dtype == dtype
+    assert isinstance(corpus.train, np.memmap)
+    with pytest.raises(ValueError, match="read-only"):
+        corpus.train[0] = 0
+
+
+def test_large_vocabularies_fit(tmp_path: Path) -> None:
+    characters = "".join(map(chr, range(0x10000, 0x10000 + 70_000)))
+    (tmp_path / "text").write_text(characters, encoding="utf-8")
+    corpus = read(tmp_path, tmp_path / "text", split=(0.98, 0.01, 0.01))
+    assert corpus.train.dtype == np.int32
+    assert text_of(corpus) == characters
+
+
+def test_the_fingerprint_of_a_file_is_its_sha256(file: Path, tmp_path: Path) -> None:
+    fingerprint = "sha256:" + hashlib.sha256(file.read_bytes()).hexdigest()
+    assert read(tmp_path, file).fingerprint == fingerprint
+    assert read(tmp_path, file, fingerprint=fingerprint).fingerprint == fingerprint
+
+
+def test_a_byte_order_mark_is_no_text(file: Path, tmp_path: Path) -> None:
+    plain = read(tmp_path, file)
+    file.write_bytes(b"\xef\xbb\xbf" + TEXT.encode())
+    assert read(tmp_path, file).fingerprint == plain.fingerprint
+
+
+def test_another_text_than_the_fingerprint_asks_for_is_refused(file: Path, tmp_path: Path) -> None:
+    actual = hashlib.sha256(TEXT.encode()).hexdigest()
+    with pytest.raises(CorpusError, match=f"{actual}.*asks for sha256:0000.*restore"):
+        read(tmp_path, file, fingerprint="sha256:0000")
+    with pytest.raises(CorpusError, match="version of Python"):
+        read(tmp_path, builtin="python-docs", fingerprint="sha256:0000")
+
+
+def test_a_folder_is_its_files_in_order(tmp_path: Path) -> None:
+    folder = tmp_path / "texts"
+    for name in ("b.txt", "a/z.md", "a.txt", "no-ending", ".hidden", ".git/config", "a/empty.txt"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("" if "empty" in name else f"This is {name}.", encoding="utf-8")
+    corpus = read(tmp_path, folder, split=(0.4, 0.3, 0.3))
+    assert documents_of(corpus) == [f"This is {name}." for name in ("a/z.md", "a.txt", "b.txt", "no-ending")]
+    assert sum(corpus.characters.values()) == sum(map(len, documents_of(corpus)))
+    assert sum(corpus.bytes.values()) == sum(map(len, documents_of(corpus)))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_line_of_jsonl_is_a_document(kind: str, tmp_path: Path) -> None:
+    texts = [f"Document {number}:\n\u2028 \x00 naïve" for number in range(40)]
+    lines = "\r\n".join(json.dumps({"id": 1, "text": text}, ensure_ascii=False) for text in texts)
+    (tmp_path / "texts.jsonl").write_bytes(lines.encode() + b"\n\n")
+    corpus = read(tmp_path, tmp_path / "texts.jsonl", kind, field="text", split=(0.5, 0.3, 0.2))
+    assert documents_of(corpus) == texts
+
+
+def test_borders_between_documents_are_part_of_the_text(tmp_path: Path) -> None:
+    found = set()
+    for number, texts in enumerate((["one", "two", "six"], ["onetwo", "six"], ["o", "netwosix"])):
+        path = tmp_path / f"{number}.jsonl"
+        path.write_text("\n".join(json.dumps({"text": text}) for text in texts), encoding="utf-8")
+        found.add(read(tmp_path, path, field="text", split=(0.4, 0.3, 0.3)).fingerprint)
+    assert len(found) == 3
+
+
+def test_python_docs_need_no_file(tmp_path: Path) -> None:
+    corpus = read(tmp_path, builtin="python-docs", kind="word")
+    assert corpus.name == "python-docs"
+    assert sum(corpus.bytes.values()) > 300_000
+    assert "The" in text_of(corpus)
+
+
+def test_the_random_source_is_the_same_everywhere(tmp_path: Path) -> None:
+    corpus = read(tmp_path, builtin="markov")
+    assert corpus.fingerprint == "sha256:fb462e7cc533f9348f8a75f26488b7e20224679e20c87d3731de545c9c426684"
+    assert corpus.entropy == pytest.approx(2.1120, abs=1e-4)
+    assert corpus.bytes == corpus.characters == {"train": 360_000, "validation": 20_000, "test": 20_000}
+
+
+def test_the_stated_entropy_is_the_measured_one(tmp_path: Path) -> None:
+    corpus = read(tmp_path, builtin="markov")
+    tokens = np.concatenate([corpus.train, corpus.validation, corpus.test]).astype(int)
+    counts = np.zeros((12, 12, 12))
+    np.add.at(counts, (tokens[:-2], tokens[1:-1], tokens[2:]), 1)
+    measured = counts / counts.sum(axis=-1, keepdims=True)
+    bits = -np.log2(measured[tokens[:-2], tokens[1:-1], tokens[2:]])
+    assert corpus.entropy is not None
+    assert corpus.split_entropy is not None
+    assert bits.mean() == pytest.approx(corpus.entropy, abs=0.01)
+    assert bits[360_000 - 2 : 380_000 - 2].mean() == pytest.approx(corpus.split_entropy["validation"], abs=0.01)
+
+
+def test_a_model_of_the_train_split_does_not_beat_the_source(tmp_path: Path) -> None:
+    corpus = read(tmp_path, builtin="markov")
+    assert corpus.split_entropy is not None
+    counts = np.full((12, 12, 12), 0.1)
+    train, held_out = corpus.train.astype(int), corpus.validation.astype(int)
+    np.add.at(counts, (train[:-2], train[1:-1], train[2:]), 1)
+    learned = counts / counts.sum(axis=-1, keepdims=True)
+    score = -np.log2(learned[held_out[:-2], held_out[1:-1], held_out[2:]]).mean()
+    assert 0 < score - corpus.split_entropy["validation"] < 0.01
+
+
+def test_the_cache_is_used_for_equal_text_only(file: Path, tmp_path: Path) -> None:
+    first, again = read(tmp_path, file), read(tmp_path, file)
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+    for split in SPLITS:
+        assert isinstance(getattr(again, split), np.memmap)
+        assert np.array_equal(getattr(first, split), getattr(again, split))
+    assert (first.tokenizer, first.fingerprint, first.bytes) == (again.tokenizer, again.fingerprint, again.bytes)
+    read(tmp_path, file, split=(0.8, 0.1, 0.1))
+    read(tmp_path, file, "byte")
+    file.write_text(TEXT + "more", encoding="utf-8", newline="")
+    assert text_of(read(tmp_path, file)) == TEXT + "more"
+    assert len(list((tmp_path / "cache").iterdir())) == 4
+
+
+@pytest.mark.parametrize("name", ["train.npy", "test.npy", "tokenizer.json", "facts.json"])
+@pytest.mark.parametrize("damage", ["missing", "empty", "cut", "changed", "zeros"])
+def test_a_damaged_cache_is_made_anew(name: str, damage: str, file: Path, tmp_path: Path) -> None:
+    read(tmp_path, file)
+    (entry,) = (tmp_path / "cache").iterdir()
+    content = (entry / name).read_bytes()
+    (entry / name).unlink()
+    if damage != "missing":
+        changed = {
+            "empty": b"",
+            "cut": content[: len(content) // 2],
+            "changed": content[:-5] + bytes([content[-5] ^ 1]) + content[-4:],
+            "zeros": bytes(len(content)),
+        }
+        (entry / name).write_bytes(changed[damage])
+    corpus = read(tmp_path, file)
+    assert text_of(corpus) == TEXT
+    assert isinstance(corpus.train, np.memmap)
+    assert (entry / name).read_bytes() == content
+
+
+def test_no_cache_is_no_obstacle(file: Path) -> None:
+    corpus = load_corpus(config.Corpus(path=str(file)), "word", 400, file / "cannot" / "be")
+    assert text_of(corpus) == TEXT
+    assert not corpus.train.flags.writeable
+    assert list(file.parent.iterdir()) == [file]
+
+
+def test_many_processes_may_race(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", RACER, str(tmp_path / "cache")]
+    racers = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(4)]
+    assert [racer.stdout.readline() for racer in racers if racer.stdout] == ["ready\n"] * 4
+    for racer in racers:
+        print(file=racer.stdin, flush=True)
+    answers = [racer.communicate()[0] for racer in racers]
+    expected = hashlib.sha256(read(tmp_path, builtin="python-docs", kind="byte-pair").train.tobytes()).hexdigest()
+    assert answers == [f"memmap {expected}\n"] * 4
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+
+
+LINE = '{"text": "good"}\n'
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "settings", "message"),
+    [
+        ("a.txt", b"", {}, r"a\.txt: contains no text"),
+        ("a.txt", b"\xef\xbb\xbf", {}, "contains no text"),
+        ("a.txt", b"text\0text", {}, "binary, with a zero at byte 4"),
+        ("a.txt", "text".encode("utf-16"), {}, "binary"),
+        ("a.txt", b"na\xefve", {}, "not UTF-8 at byte 2; save it as UTF-8"),
+        ("a.txt", b"text", {"field": "text"}, "field is for a .jsonl file; remove it"),
+        ("a.txt", b"a", {}, "a validation split of 0.05 leaves none of its 1 characters"),
+        ("a.txt", b"abcdef", {"split": (0.5, 0.45, 0.05)}, "a test split of 0.05 leaves none of its 6 characters"),
+        ("a.jsonl", LINE, {}, "needs field"),
+        ("a.jsonl", LINE, {"field": "body"}, r"a\.jsonl, line 1: no text under 'body'; the keys there: 'text'"),
+        ("a.jsonl", LINE + '{"text": 5}', {"field": "text"}, "line 2: no text under 'text'"),
+        ("a.jsonl", LINE + "{}", {"field": "text"}, "line 2.*the keys there: none"),
+        ("a.jsonl", LINE + "\n{", {"field": "text"}, "line 3: not JSON"),
+        ("a.jsonl", LINE + "[" * 100_000, {"field": "text"}, "line 2: not JSON"),
+        ("a.jsonl", LINE + "[1]", {"field": "text"}, "line 2: not an object"),
+        ("a.jsonl", '{"text": "\\ud800"}', {"field": "text"}, "line 1: 'text' contains half of a surrogate pair"),
+        ("a.jsonl", '{"text": ""}', {"field": "text"}, "contains no text"),
+        ("a.jsonl", "\n\n", {"field": "text"}, "contains no text"),
+    ],
+)
+def test_a_file_that_will_not_do_is_refused(
+    name: str, content: bytes | str, settings: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(CorpusError, match=message) as caught:
+        read(tmp_path, tmp_path / name, **settings)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_path_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CorpusError, match=r"nowhere\.txt: No such file.*give a UTF-8 text file"):
+        read(tmp_path, tmp_path / "nowhere.txt")
+    with pytest.raises(CorpusError, match=r"nowhere\.jsonl: No such file"):
+        read(tmp_path, tmp_path / "nowhere.jsonl", field="text")
+
+
+def test_a_folder_that_will_not_do_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    with pytest.raises(CorpusError, match="texts: contains no text"):
+        read(tmp_path, folder)
+    with pytest.raises(CorpusError, match="field is for"):
+        read(tmp_path, folder, field="text")
+    (folder / "picture.png").write_bytes(b"\x89PNG\0")
+    with pytest.raises(CorpusError, match=r"picture\.png: binary"):
+        read(tmp_path, folder)
+
+
+def test_a_built_in_corpus_has_no_field(tmp_path: Path) -> None:
+    with pytest.raises(CorpusError, match="markov: field is for"):
+        read(tmp_path, builtin="markov", field="text")
+
+
+def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(CorpusError, match="pipe: neither a file nor a folder"):
+        read(tmp_path, tmp_path / "pipe")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises(CorpusError, match="loop: Too many levels"):
+        read(tmp_path, tmp_path / "loop")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_what_may_not_be_read_is_refused(file: Path, tmp_path: Path) -> None:
+    file.chmod(0)
+    with pytest.raises(CorpusError, match=r"text\.txt: Permission denied.*that you may read"):
+        read(tmp_path, file)
+
+
+def test_room_is_asked_for_in_numbers(file: Path, tmp_path: Path) -> None:
+    corpus = read(tmp_path, file)
+    require_room(corpus, batch_size=16, sequence_length=300)
+    with pytest.raises(CorpusError, match=rf"has {len(corpus.train)} tokens, and batch_size 64.*needs 19264; lower"):
+        require_room(corpus, batch_size=64, sequence_length=300)
+    with pytest.raises(CorpusError, match=rf"validation split has {len(corpus.validation)} .*sequence_length 400"):
+        require_room(corpus, batch_size=1, sequence_length=400)
+
+
+def test_a_split_of_one_token_is_too_small(tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("aaaa", encoding="utf-8")
+    with pytest.raises(CorpusError, match="validation split has 1 tokens"):
+        require_room(read(tmp_path, tmp_path / "text", split=(0.5, 0.25, 0.25)), batch_size=1, sequence_length=1)

@@ -1,0 +1,382 @@
+"""Run folders: what a run leaves, what is loaded from it, and what is never overwritten by accident."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from models import run
+from models.config import Budget, Config, Corpus, Recipe
+from models.errors import ConfigError, CorpusError, DeviceError, RunError, UserError
+from models.run import load, read_recipe, train_run
+from models.training import Evaluation, Trained, Training
+
+FILES = ["config.yaml", "metrics.jsonl", "model.safetensors", "tokenizer.json"]
+
+
+class Stop(Exception):
+    pass
+
+
+@pytest.fixture
+def recipe(rhyme_file: Path) -> Recipe:
+    """Eight steps, four rungs."""
+    return Recipe(
+        corpus=Corpus(path=str(rhyme_file)),
+        trial=Budget(tokens=256, rungs=4),
+        parameters=Config(hidden_size=8, heads=2, sequence_length=8, batch_size=4, temperature=0.5),
+        threads=1,
+    )
+
+
+def varied(recipe: Recipe, **parameters: Any) -> Recipe:
+    return recipe.model_copy(update={"parameters": Config(**recipe.parameters.model_dump() | parameters)})
+
+
+def stop_after(recipe: Recipe, folder: Path, steps: int, save: bool = True, **options: Any) -> None:
+    """Trains so many steps and leaves, with a checkpoint or as a killed process does."""
+
+    def look(training: Training, save_checkpoint: Callable[[], None]) -> None:
+        if training.step == steps:
+            if save:
+                save_checkpoint()
+            raise Stop
+
+    with pytest.raises(Stop):
+        train_run(recipe, folder, on_step=look, **options)
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
+
+
+@pytest.fixture
+def folder(recipe: Recipe, tmp_path: Path) -> Path:
+    """A finished run."""
+    train_run(recipe, tmp_path / "run")
+    return tmp_path / "run"
+
+
+# What is left.
+
+
+def test_a_run_leaves_its_configuration_vocabulary_weights_and_metrics(recipe: Recipe, tmp_path: Path) -> None:
+    told: list[Evaluation] = []
+    trained = train_run(recipe, tmp_path / "deep" / "run", on_evaluation=told.append)
+    folder = tmp_path / "deep" / "run"
+    assert sorted(content(folder)) == FILES
+    assert told == trained.evaluations
+    lines = [Evaluation(**json.loads(line)) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert lines == told
+    assert [line.tokens for line in lines] == [64, 128, 192, 256]
+
+
+def test_the_configuration_in_a_run_trains_the_same_run(recipe: Recipe, folder: Path, tmp_path: Path) -> None:
+    kept = read_recipe(folder / "config.yaml")
+    assert kept.parameters == recipe.parameters
+    assert kept.corpus.fingerprint is not None
+    assert kept.threads == 1
+    train_run(kept, tmp_path / "again")
+    for name in ("config.yaml", "tokenizer.json", "model.safetensors"):
+        assert (tmp_path / "again" / name).read_bytes() == (folder / name).read_bytes()
+    assert metrics(tmp_path / "again") == metrics(folder)
+
+
+def test_every_knob_is_written_down_whatever_its_default_will_be(folder: Path) -> None:
+    text = (folder / "config.yaml").read_text()
+    assert text.startswith("# Train it again: python -m models train config.yaml")
+    assert all(f"\n  {name}: " in text for name in Config.model_fields)
+
+
+def test_another_text_than_the_run_was_trained_on_is_refused(
+    folder: Path, rhyme_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "other.txt").write_text(rhyme_file.read_text() + "!", encoding="utf-8")
+    kept = read_recipe(folder / "config.yaml")
+    other = kept.corpus.model_copy(update={"path": str(tmp_path / "other.txt")})
+    with pytest.raises(CorpusError, match="fingerprint"):
+        train_run(kept.model_copy(update={"corpus": other}), tmp_path / "again")
+    assert not (tmp_path / "again").exists()
+
+
+def test_a_relative_corpus_counts_from_the_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "recipe.json").write_text('{"corpus": {"path": "texts/a.txt"}, "trial": {"tokens": 5}}')
+    assert read_recipe(tmp_path / "recipe.json").corpus.path == str(tmp_path / "texts" / "a.txt")
+    monkeypatch.chdir(tmp_path)
+    assert read_recipe(Path("recipe.json")).corpus.path == str(tmp_path / "texts" / "a.txt")
+
+
+# What can be loaded.
+
+
+def test_a_loaded_run_is_the_trained_model(recipe: Recipe, tmp_path: Path) -> None:
+    for parameters in (
+        {"architecture": "lstm", "layers": 2, "tied_embeddings": True, "embedding_size": 4},
+        {"architecture": "transformer", "positions": "sinusoidal"},
+        {"architecture": "gru", "patience": 1, "learning_rate": 1.0, "tokenizer": "byte-pair"},
+    ):
+        trained = train_run(varied(recipe, **parameters), tmp_path / "run", force=True)
+        loaded = load(str(tmp_path / "run"))
+        assert not loaded.model.training
+        tokens = torch.arange(20).view(2, 10)
+        assert torch.equal(loaded.model(tokens, None)[0], trained.model(tokens, None)[0])
+
+
+def test_a_loaded_run_writes_as_configured_unless_told_otherwise(folder: Path) -> None:
+    loaded = load(folder)
+    text = loaded.generate("on the wall ", 30, seed=1)
+    assert (
+        text == "".join(loaded.stream("on the wall ", 30, seed=1)) == load(folder).generate("on the wall ", 30, seed=1)
+    )
+    assert text == loaded.generate("on the wall ", 30, seed=1, temperature=0.5)
+    assert text != loaded.generate("on the wall ", 30, seed=1, temperature=1.5)
+    assert loaded.generate("on", 30, temperature=0) == loaded.generate("on", 30, top_k=1)
+    with pytest.raises(ValueError, match="top_k"):
+        loaded.generate(top_k=0)
+    with pytest.raises(ConfigError, match="length 0"):
+        loaded.generate(length=0)
+
+
+def test_a_run_that_is_not_there_or_not_finished_names_its_remedy(recipe: Recipe, tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"nowhere: no such run folder; make one with .*train best\.yaml"):
+        load(tmp_path / "nowhere")
+    with pytest.raises(RunError, match=r"no complete run, config\.yaml, tokenizer\.json, model\.safetensors missing"):
+        load(tmp_path)
+    stop_after(recipe, tmp_path / "run", 3)
+    with pytest.raises(
+        RunError, match=r"run: no complete run, model\.safetensors missing; finish it with `train --res"
+    ):
+        load(tmp_path / "run")
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def rename(path: Path) -> None:
+    save_file({f"other.{name}": tensor for name, tensor in load_file(path).items()}, path)
+
+
+def shrink(path: Path) -> None:
+    """To shapes that could be stretched to the real ones."""
+    save_file({name: tensor.flatten()[:1].clone() for name, tensor in load_file(path).items()}, path)
+
+
+@pytest.mark.parametrize("damage", [cut, empty, rename, shrink])
+def test_damaged_weights_are_refused(damage: Callable[[Path], None], folder: Path) -> None:
+    damage(folder / "model.safetensors")
+    with pytest.raises(RunError, match=r"model\.safetensors: does not hold the weights of config\.yaml"):
+        load(folder)
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "tokenizer.json"])
+@pytest.mark.parametrize("damaged", [b"", b"{", b"\0\0\0", b"\xff", b"kind: 3"])
+def test_damaged_text_is_refused(name: str, damaged: bytes, folder: Path) -> None:
+    (folder / name).write_bytes(damaged)
+    with pytest.raises(UserError, match=name):
+        load(folder)
+
+
+# What is in the way.
+
+
+def test_what_is_there_is_not_touched_without_being_asked(recipe: Recipe, folder: Path) -> None:
+    before = content(folder)
+    with pytest.raises(RunError, match="run: exists already; go on with --resume, or replace it with --force"):
+        train_run(varied(recipe, seed=1), folder)
+    assert content(folder) == before
+    train_run(varied(recipe, seed=1), folder, force=True)
+    assert sorted(content(folder)) == FILES
+    assert content(folder)["model.safetensors"] != before["model.safetensors"]
+
+
+def test_an_empty_folder_is_as_good_as_none(recipe: Recipe, tmp_path: Path) -> None:
+    train_run(recipe, tmp_path)
+    assert sorted(content(tmp_path)) == FILES
+
+
+def test_force_replaces_what_a_killed_run_left(recipe: Recipe, folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / ".model.safetensors")
+    (folder / ".checkpoint.safetensors.12345").write_bytes(b"half of one")
+    train_run(recipe, folder, force=True)
+    assert sorted(content(folder)) == FILES
+
+
+@pytest.mark.parametrize("others", [[], ["tokenizer.json", "model.safetensors"], ["config.yaml"], ["thesis.txt"]])
+def test_force_does_not_delete_a_folder_that_is_no_run(recipe: Recipe, others: list[str], tmp_path: Path) -> None:
+    folder = tmp_path / "project"
+    (folder / "src").mkdir(parents=True)
+    for name in others:
+        (folder / name).write_text("name: my other project\n")
+    if others:
+        (folder / "src").rmdir()
+    with pytest.raises(RunError, match=r"project: is not just a run folder.*choose another -o"):
+        train_run(recipe, folder, force=True)
+    assert sorted(os.listdir(folder)) == sorted(others or ["src"])
+    assert all((folder / name).read_text() == "name: my other project\n" for name in others)
+
+
+def test_force_does_not_delete_a_run_that_somebody_keeps_other_things_in(recipe: Recipe, folder: Path) -> None:
+    (folder / "thesis").mkdir()
+    (folder / "notes.txt").write_text("years of work")
+    before = sorted(os.listdir(folder))
+    with pytest.raises(RunError, match=r"not just a run folder \(notes\.txt, thesis\)"):
+        train_run(recipe, folder, force=True)
+    assert sorted(os.listdir(folder)) == before
+
+
+def test_a_file_is_no_folder(recipe: Recipe, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("text")
+    for options in ({}, {"force": True}, {"resume": True}):
+        with pytest.raises(RunError, match="file: is not a folder; choose another -o"):
+            train_run(recipe, tmp_path / "file", **options)
+    with pytest.raises(RunError, match=r"file/run: cannot be written \(Not a directory\)"):
+        train_run(recipe, tmp_path / "file" / "run")
+    assert (tmp_path / "file").read_text() == "text"
+
+
+@pytest.mark.parametrize(
+    ("parameters", "options", "error"),
+    [
+        ({"architecture": "nowhere_at_all:Own"}, {}, ConfigError),
+        ({"batch_size": 4000}, {}, CorpusError),
+        ({"sequence_length": 4000}, {}, CorpusError),
+        ({}, {"device": "cuda:99"}, DeviceError),
+        ({}, {"device": "mps"}, DeviceError),
+    ],
+)
+def test_a_mistake_is_found_before_anything_is_made_or_replaced(
+    parameters: dict[str, Any], options: dict[str, Any], error: type[UserError], recipe: Recipe, folder: Path
+) -> None:
+    before = content(folder)
+    with pytest.raises(error):
+        train_run(varied(recipe, **parameters), folder, force=True, **options)
+    assert content(folder) == before
+    with pytest.raises(error):
+        train_run(varied(recipe, **parameters), folder.parent / "new", **options)
+    assert not (folder.parent / "new").exists()
+
+
+def test_a_run_that_diverges_says_what_helps(recipe: Recipe, tmp_path: Path) -> None:
+    wild = {"architecture": "transformer", "optimizer": "sgd", "learning_rate": 100.0, "gradient_clip": 0.0}
+    with pytest.raises(RunError, match=r"run: the .* after \d+ steps; a smaller learning_rate or gradient_clip helps"):
+        train_run(varied(recipe, **wild), tmp_path / "run")
+
+
+# Going on.
+
+
+def test_a_resumed_run_is_the_run(recipe: Recipe, folder: Path, tmp_path: Path) -> None:
+    for steps in (1, 4, 8):
+        resumed = tmp_path / f"resumed-{steps}"
+        stop_after(recipe, resumed, steps)
+        assert (resumed / "checkpoint.safetensors").exists()
+        trained = train_run(recipe, resumed, resume=True)
+        assert sorted(content(resumed)) == FILES
+        assert content(resumed)["model.safetensors"] == content(folder)["model.safetensors"]
+        assert metrics(resumed) == metrics(folder)
+        assert len(trained.evaluations) == 4
+
+
+def test_a_run_killed_after_its_last_checkpoint_repeats_what_came_since(
+    recipe: Recipe, folder: Path, tmp_path: Path
+) -> None:
+    def look(training: Training, save: Callable[[], None]) -> None:
+        if training.step == 3:
+            save()
+        if training.step == 7:
+            raise Stop
+
+    with pytest.raises(Stop):
+        train_run(recipe, tmp_path / "killed", on_step=look)
+    assert len(metrics(tmp_path / "killed")) == 3
+    train_run(recipe, tmp_path / "killed", resume=True)
+    assert metrics(tmp_path / "killed") == metrics(folder)
+    assert content(tmp_path / "killed")["model.safetensors"] == content(folder)["model.safetensors"]
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_over(recipe: Recipe, folder: Path, tmp_path: Path) -> None:
+    stop_after(recipe, tmp_path / "killed", 5, save=False)
+    assert not (tmp_path / "killed" / "checkpoint.safetensors").exists()
+    train_run(recipe, tmp_path / "killed", resume=True)
+    assert content(tmp_path / "killed")["model.safetensors"] == content(folder)["model.safetensors"]
+    assert metrics(tmp_path / "killed") == metrics(folder)
+
+
+def test_resume_may_be_given_from_the_start(recipe: Recipe, folder: Path, tmp_path: Path) -> None:
+    train_run(recipe, tmp_path / "new", resume=True)
+    assert content(tmp_path / "new")["model.safetensors"] == content(folder)["model.safetensors"]
+
+
+def test_a_damaged_checkpoint_costs_time_alone(recipe: Recipe, folder: Path, tmp_path: Path) -> None:
+    stop_after(recipe, tmp_path / "stopped", 3)
+    cut(tmp_path / "stopped" / "checkpoint.safetensors")
+    with pytest.warns(UserWarning, match="checkpoint ignored"):
+        train_run(recipe, tmp_path / "stopped", resume=True)
+    assert content(tmp_path / "stopped")["model.safetensors"] == content(folder)["model.safetensors"]
+
+
+def test_only_the_same_run_is_resumed(recipe: Recipe, rhyme_file: Path, tmp_path: Path) -> None:
+    stop_after(recipe, tmp_path / "run", 3)
+    before = content(tmp_path / "run")
+    (tmp_path / "other.txt").write_text(rhyme_file.read_text() + "!", encoding="utf-8")
+    others = {
+        "learning_rate, seed": varied(recipe, learning_rate=0.1, seed=1),
+        "trial": recipe.model_copy(update={"trial": Budget(tokens=512, rungs=4)}),
+        "split": recipe.model_copy(update={"corpus": Corpus(path=str(rhyme_file), split=(0.8, 0.1, 0.1))}),
+        "corpus": recipe.model_copy(update={"corpus": Corpus(path=str(tmp_path / "other.txt"))}),
+    }
+    for differing, other in others.items():
+        with pytest.raises(RunError, match=f"run: was begun with another {differing}; give the same, or replace it"):
+            train_run(other, tmp_path / "run", resume=True)
+        assert content(tmp_path / "run") == before
+
+
+def test_a_text_may_be_moved_between_stop_and_resume(
+    recipe: Recipe, rhyme_file: Path, folder: Path, tmp_path: Path
+) -> None:
+    stop_after(recipe, tmp_path / "stopped", 3)
+    shutil.copy(rhyme_file, tmp_path / "moved.txt")
+    moved = recipe.model_copy(update={"corpus": Corpus(path=str(tmp_path / "moved.txt"))})
+    train_run(moved, tmp_path / "stopped", resume=True)
+    assert content(tmp_path / "stopped")["model.safetensors"] == content(folder)["model.safetensors"]
+    assert read_recipe(tmp_path / "stopped" / "config.yaml").corpus.path == str(tmp_path / "moved.txt")
+
+
+def test_a_finished_run_is_not_resumed(recipe: Recipe, folder: Path) -> None:
+    before = content(folder)
+    with pytest.raises(RunError, match="run: is trained already; write with it, or replace it with --force alone"):
+        train_run(recipe, folder, resume=True)
+    assert content(folder) == before
+
+
+def test_a_checkpoint_is_saved_when_the_last_one_is_old(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved: list[int] = []
+    monkeypatch.setattr(Training, "save", lambda training, path: saved.append(training.step))
+    train_run(recipe, tmp_path / "rarely")
+    assert saved == []
+    monkeypatch.setattr(run, "CHECKPOINT_SECONDS", -1.0)
+    train_run(recipe, tmp_path / "often")
+    assert saved == [1, 2, 3, 4, 5, 6, 7, 8]
+
+
+def test_patience_says_which_rung_was_kept(recipe: Recipe, tmp_path: Path) -> None:
+    trained: Trained = train_run(varied(recipe, patience=1, learning_rate=50.0), tmp_path / "run")
+    assert trained.best.bits_per_byte == min(line["bits_per_byte"] for line in metrics(tmp_path / "run"))

@@ -1,0 +1,85 @@
+"""The house keeps its own rules: who may import whom, what loads at once, and that each room says what it is for."""
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tuner.study import parse_study, read_study
+
+ROOT = Path(__file__).parents[1]
+ROOMS = [path for folder in ("models", "tuner") for path in sorted((ROOT / folder).glob("**/*.py"))]
+SOURCES = ROOMS + [path for folder in ("benchmarks", "tests") for path in sorted((ROOT / folder).glob("**/*.py"))]
+STUDIES = sorted((ROOT / "studies").glob("**/*.yaml"))
+
+
+def named(paths: list[Path]) -> list[str]:
+    return [str(path.relative_to(ROOT)) for path in paths]
+
+
+def imported(path: Path) -> Iterator[str]:
+    """All modules that a file imports, at once or later."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: a relative import"
+            yield node.module or ""
+
+
+def loaded_by(statement: str) -> set[str]:
+    """The packages that a fresh Python has loaded after a statement."""
+    program = f"{statement}\nimport sys\nprint(*{{name.split('.')[0] for name in sys.modules}})"
+    return set(
+        subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
+    )
+
+
+@pytest.mark.parametrize("path", [path for path in ROOMS if path.parent.name == "models"], ids=lambda path: path.name)
+def test_models_know_nothing_of_the_tuner(path: Path) -> None:
+    assert not {name.split(".")[0] for name in imported(path)} & {"tuner", "optuna", "sqlalchemy", "psycopg2"}
+
+
+def test_configurations_and_corpora_need_no_torch() -> None:
+    assert "torch" not in loaded_by("import models.config, models.reader, models.corpus, models.tokenizers")
+
+
+def test_the_command_line_imports_nothing_heavy() -> None:
+    assert not loaded_by("import tuner.cli") & {"torch", "optuna", "sqlalchemy", "psycopg2", "numpy", "pydantic"}
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=named(SOURCES))
+def test_the_first_line_says_what_a_room_is_for(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert text.startswith('"""')
+    first = (ast.get_docstring(ast.parse(text)) or "").splitlines()[0]
+    assert len(first.split()) > 2
+    assert first.endswith((".", ":"))
+
+
+@pytest.mark.parametrize("path", ROOMS, ids=named(ROOMS))
+def test_no_pickles(path: Path) -> None:
+    assert not {"pickle", "shelve", "joblib", "dill"} & set(imported(path))
+    nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+    calls = {ast.unparse(node.func) for node in nodes if isinstance(node, ast.Call)}
+    assert not {"torch.load", "torch.save"} & calls
+
+
+def test_nobody_keeps_odds_and_ends() -> None:
+    assert not {"utils.py", "common.py", "helpers.py", "misc.py"} & {path.name for path in ROOMS}
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=named(STUDIES))
+def test_every_study_that_is_shipped_can_be_read(path: Path) -> None:
+    assert read_study(path).name == path.stem
+    assert path.read_text(encoding="utf-8").startswith("# ")
+
+
+def test_the_study_in_the_documents_can_be_read() -> None:
+    text = (ROOT / "docs" / "own-generator.md").read_text(encoding="utf-8")
+    study = re.findall(r"^```yaml\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)[1]
+    assert parse_study(study, "own-generator.md", "own").space

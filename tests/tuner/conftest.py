@@ -1,0 +1,194 @@
+"""What the tests of the tuner share: one real PostgreSQL, small studies, and an objective that trains nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from urllib.parse import quote
+
+import optuna
+import psycopg2
+import pytest
+from optuna.storages import RDBStorage
+
+from models.config import Config
+from models.training import Evaluation
+from tuner.cli import _enter
+from tuner.objective import Outcome
+from tuner.server import attached
+from tuner.storage import open_storage
+from tuner.study import Study, parse_study
+from tuner.worker import Worker
+
+TEXT = "".join(f"{number} times {number} is {number * number}, as everybody knows.\n" for number in range(400))
+PARAMETERS: dict[str, Any] = {
+    "learning_rate": {"type": "float", "low": 1e-3, "high": 1e-1, "log": True},
+    "architecture": {"type": "categorical", "choices": ["rnn", "gru"]},
+    "hidden_size": 8,
+    "batch_size": 8,
+    "sequence_length": 16,
+}
+
+
+@pytest.fixture(scope="session")
+def data_folder() -> Iterator[Path]:
+    """Of a server that runs as long as the tests do, in a place that the server's user can enter."""
+    fast = os.access("/dev/shm", os.W_OK) and shutil.disk_usage("/dev/shm").free > 2**30
+    place = Path(tempfile.mkdtemp(prefix="tuner-", dir="/dev/shm" if fast else "/tmp"))
+    place.chmod(0o755)
+    with attached(place / "data"):
+        yield place / "data"
+    shutil.rmtree(place)
+
+
+@pytest.fixture(scope="session")
+def storage(data_folder: Path) -> Iterator[RDBStorage]:
+    with open_storage(None, data_folder) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="session")
+def ask(data_folder: Path) -> Iterator[Callable[[str], Any]]:
+    """Asks the server something on a connection that nobody else uses."""
+    with attached(data_folder) as address:
+        connection = psycopg2.connect(host=address["host"], user=address["username"], dbname=address["database"])
+        connection.autocommit = True
+        with closing(connection), connection.cursor() as cursor:
+
+            def ask(question: str) -> Any:
+                cursor.execute(question)
+                return cursor.fetchone()[0] if cursor.description else None
+
+            yield ask
+
+
+@pytest.fixture
+def fresh_url(ask: Callable[[str], Any], data_folder: Path) -> Iterator[str]:
+    """Of a database without a table."""
+    ask("create database fresh")
+    with attached(data_folder) as address:
+        yield f"postgresql://tuner@/fresh?host={quote(address['host'])}"
+    ask("drop database fresh with (force)")
+
+
+@pytest.fixture(scope="session")
+def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A corpus of 15 kB, read in no time."""
+    path = tmp_path_factory.mktemp("text") / "squares.txt"
+    path.write_text(TEXT)
+    return path
+
+
+@pytest.fixture(scope="session")
+def small(text_file: Path) -> Callable[..., Study]:
+    """Makes small studies, by default of six trials of three rungs: small(trials=6, parameters={...}, **sections)."""
+    made: list[Study] = []
+
+    def make(trials: int | None = 6, **sections: Any) -> Study:
+        values = {
+            "name": f"small-{len(made)}",
+            "corpus": {"path": str(text_file)},
+            "trial": {"tokens": 4_096, "rungs": 3},
+            "budget": {"trials": trials},
+            "sampler": {"type": "random", "seed": 1},
+            "parameters": PARAMETERS,
+        }
+        made.append(parse_study(json.dumps(values | sections), "small.yaml", "small"))
+        return made[-1]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def enter(storage: RDBStorage) -> Callable[[Study], optuna.Study]:
+    """Puts a study into the database, as `tuner run` does."""
+    return lambda study: _enter(storage, study)
+
+
+class Instant:
+    """An objective that trains nothing: rung r of a trial is worth `score(number, config, r)`."""
+
+    device = "cpu"
+
+    def __init__(self, study: Study, folder: Path, score: Callable[[int, Config, int], float]) -> None:
+        self.rungs, self.folder, self.score = study.trial.rungs, folder, score
+        self.calls: list[tuple[int, int]] = []
+        self.saved: list[int] = []
+
+    def __call__(
+        self,
+        number: int,
+        attempt: int,
+        config: Config,
+        on_evaluation: Callable[[Evaluation], None],
+        on_step: Callable[[Any, Callable[[], None]], None],
+        warn: Callable[[str], None],
+    ) -> Outcome:
+        self.calls.append((number, attempt))
+        value = 0.0
+        for rung in range(1, self.rungs + 1):
+            training = SimpleNamespace(config=config, tokens=rung, seconds=1.0, progress=rung / self.rungs)
+            on_step(training, lambda: self.saved.append(number))
+            value = self.score(number, config, rung)
+            on_evaluation(Evaluation(rung, rung, 1.0, value, value, value, value))
+        return Outcome(value, config, {"threads": 1})
+
+    def run_folder(self, number: int) -> Path:
+        return self.folder / f"trial-{number}"
+
+    def forget(self, number: int) -> None:
+        pass
+
+
+class Crew:
+    """Workers in threads of this process, each with connections of its own."""
+
+    def __init__(self, data_folder: Path, folder: Path) -> None:
+        self.data_folder, self.folder = data_folder, folder
+        self.said: list[str] = []
+        self.requested = threading.Event()
+
+    def worker(self, stack: ExitStack, study: Study, score: Any, worker_id: str = "one") -> Worker:
+        """A worker with an objective: a function for an instant one, or the objective itself."""
+        storage = stack.enter_context(open_storage(None, self.data_folder))
+        found = optuna.load_study(study_name=study.name, storage=storage)
+        objective = Instant(study, self.folder, score) if isinstance(score, type(lambda: 0)) else score
+        return Worker(found, study, objective, storage, 1, self.requested, self.said.append, worker_id)
+
+    def work(self, study: Study, score: Any, workers: int = 1) -> list[str]:
+        """Lets workers work until each has stopped; returns why each did, or raises what one raised."""
+        ends: list[Any] = [None] * workers
+
+        def run(index: int, worker: Worker) -> None:
+            try:
+                ends[index] = worker.run()
+            except BaseException as error:
+                ends[index] = error
+
+        with ExitStack() as stack:
+            crew = [self.worker(stack, study, score, f"{study.name}-{index}") for index in range(workers)]
+            threads = [threading.Thread(target=run, args=each, daemon=True) for each in enumerate(crew)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join(30)
+                assert not thread.is_alive()
+        for end in ends:
+            if isinstance(end, BaseException):
+                raise end
+        return ends
+
+
+@pytest.fixture
+def crew(data_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Crew]:
+    monkeypatch.setattr("tuner.worker.POLL_SECONDS", 0.01)
+    monkeypatch.setattr("tuner.worker.gc", SimpleNamespace(collect=lambda: None))  # slow here, and nothing is big
+    return Crew(data_folder, tmp_path / "artifacts")

@@ -1,0 +1,531 @@
+"""The commands in one process: what each says, its exit codes, and that a refused command leaves nothing half done."""
+
+import itertools
+import json
+import os
+import re
+import signal
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from optuna.storages import RDBStorage
+from optuna.trial import TrialState
+
+from models.config import Config
+from models.reader import parse, plain
+from models.run import read_recipe
+from tuner import cli, launchers
+from tuner.ledger import Ledger
+from tuner.study import Study, stored_study
+
+SMALL = """\
+name: NAME
+corpus: {path: TEXT}
+trial: {tokens: 4_096, rungs: 3}
+budget: {trials: 4}
+sampler: {type: random, seed: 1}
+parameters:
+  learning_rate: {type: float, low: 1e-3, high: 1e-1, log: true}
+  architecture: {type: categorical, choices: [rnn, gru]}
+  batch_size: 8
+  sequence_length: 16
+"""
+
+NUMBERS = itertools.count()
+
+
+class Result:
+    def __init__(self, code: int, out: str, err: str) -> None:
+        self.code, self.out, self.err = code, out, err
+
+    def __repr__(self) -> str:
+        return f"exit code {self.code}\n{self.out}\n{self.err}"
+
+
+Command = Callable[..., Result]
+
+
+@pytest.fixture
+def tuner(
+    data_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Iterator[Command]:
+    """Runs a command as `tuner` does, in an empty folder."""
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.chdir(home)
+    monkeypatch.setenv("TUNER_DATA", str(data_folder))
+    monkeypatch.setenv("TUNER_ARTIFACTS", str(tmp_path / "artifacts"))
+    monkeypatch.delenv("TUNER_STORAGE", raising=False)
+    handler = signal.getsignal(signal.SIGTERM)
+
+    def command(*arguments: object) -> Result:
+        monkeypatch.setattr(sys, "argv", ["tuner", *map(str, arguments)])
+        capsys.readouterr()
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as error:
+            code = int(error.code or 0)
+        captured = capsys.readouterr()
+        return Result(code, captured.out, captured.err)
+
+    yield command
+    signal.signal(signal.SIGTERM, handler)
+
+
+@pytest.fixture
+def study_file(text_file: Path) -> Callable[..., str]:
+    """Writes a study file, some lines replaced: study_file("corpus: {path: a.txt}")."""
+
+    def write(*lines: str, name: str | None = None) -> str:
+        name = name or f"cli-{next(NUMBERS)}"
+        text = SMALL.replace("NAME", name).replace("TEXT", str(text_file))
+        for line in lines:
+            key = line.partition(":")[0]
+            text, found = re.subn(rf"^{key}:.*$", line, text, flags=re.MULTILINE)
+            text += "" if found else f"{line}\n"
+        (Path.cwd() / f"{name}.yaml").write_text(text)
+        return f"{name}.yaml"
+
+    return write
+
+
+class Workers:
+    """Takes the place of worker processes: threads that have done all before anybody watches."""
+
+    def __init__(self, crew: Any) -> None:
+        self.crew, self.all_failed = crew, False
+        self.score = lambda number, config, rung: config.learning_rate + 1 / rung
+        self.environment: dict[str, str] = {}
+        self.storage: RDBStorage
+
+    def __call__(self, places: Any, arguments: list[str], environment: dict[str, str], *rest: Any) -> "Workers":
+        self.environment = environment
+        found = optuna.load_study(study_name=arguments[0], storage=self.storage)
+        self.crew.work(stored_study(found.user_attrs["study"]), self.score, workers=len(places))
+        return self
+
+    def watch(self) -> bool:
+        return False
+
+    def failed(self) -> bool:
+        return self.all_failed
+
+    def stop(self) -> None: ...
+
+    def kill(self) -> None: ...
+
+
+@pytest.fixture
+def workers(crew: Any, storage: RDBStorage, monkeypatch: pytest.MonkeyPatch) -> Workers:
+    workers = Workers(crew)
+    workers.storage = storage
+    monkeypatch.setattr(launchers, "Team", workers)
+    return workers
+
+
+def names(storage: RDBStorage) -> set[str]:
+    return set(optuna.get_all_study_names(storage))
+
+
+# What is refused, and that nothing is left of it.
+
+
+@pytest.fixture
+def refused(tuner: Command, storage: RDBStorage) -> Callable[..., str]:
+    """Runs a command that is refused; returns its one message."""
+
+    def refuse(*arguments: object, code: int = 2) -> str:
+        studies, files = names(storage), sorted(Path.cwd().rglob("*"))
+        result = tuner(*arguments)
+        assert result.code == code, result
+        assert result.out == "", result
+        assert result.err.startswith("Error: "), result
+        assert names(storage) == studies
+        assert sorted(Path.cwd().rglob("*")) == files
+        return result.err.removeprefix("Error: ").strip()
+
+    return refuse
+
+
+@pytest.mark.parametrize("command", ["run", "check"])
+@pytest.mark.parametrize(
+    ("corpus", "content", "message"),
+    [
+        ("missing.txt", None, "No such file or directory; give a UTF-8 text file"),
+        ("empty.txt", b"", "contains no text"),
+        ("binary.txt", b"abc\0def", "binary, with a zero at byte 3"),
+        ("latin.txt", "für".encode("latin-1") * 9, "not UTF-8 at byte 1"),
+        ("short.txt", b"ab" * 50, "its train split has 90 tokens, and batch_size 8 times (sequence_length 16 + 1)"),
+    ],
+)
+def test_a_corpus_that_will_not_do_is_refused_in_one_line(
+    refused: Callable[..., str],
+    study_file: Callable[..., str],
+    command: str,
+    corpus: str,
+    content: bytes | None,
+    message: str,
+) -> None:
+    if content is not None:
+        Path(corpus).write_bytes(content)
+    said = refused(command, study_file(f"corpus: {{path: {corpus}}}"))
+    assert message in said
+    assert f"corpus {Path.cwd() / corpus}" in said or f"corpus {corpus}" in said
+    assert len(said.splitlines()) == 1
+
+
+def test_a_corpus_too_small_in_any_tokenizer_of_the_search_is_refused(
+    refused: Callable[..., str], study_file: Callable[..., str]
+) -> None:
+    """Found later, its trial would be handed back for ever."""
+    Path("few.txt").write_text("antidisestablishmentarianism and other long words " * 12)
+    tokenizer = "  tokenizer: {type: categorical, choices: [character, word]}"
+    assert "its train split has" in refused("run", study_file("corpus: {path: few.txt}", tokenizer))
+
+
+@pytest.mark.parametrize("command", ["run", "check"])
+def test_a_bad_study_file_is_refused_with_all_its_lines(
+    refused: Callable[..., str], study_file: Callable[..., str], command: str
+) -> None:
+    path = study_file("sampler: tpee", "budget: {trial: 3}")
+    assert refused(command, path).splitlines() == [
+        f"{path}:4: budget.trial: unknown key; did you mean trials?",
+        f"{path}:5: sampler: unknown sampler 'tpee'; did you mean tpe?",
+    ]
+
+
+@pytest.mark.parametrize("command", ["run", "check"])
+def test_a_study_file_that_is_not_there_is_refused(refused: Callable[..., str], command: str) -> None:
+    assert refused(command, "nothing.yaml") == "nothing.yaml: no such file"
+    said = refused(command, "quickstrat")
+    assert said.startswith("quickstrat: no such file, and no study that comes with the tuner (")
+    assert "quickstart" in said
+
+
+@pytest.mark.parametrize(
+    ("devices", "message"),
+    [("cuda:7", "--devices cuda:7: this machine has"), ("tpu", "--devices tpu: no such device")],
+)
+def test_a_device_that_is_not_there_is_refused(
+    refused: Callable[..., str], study_file: Callable[..., str], devices: str, message: str
+) -> None:
+    assert message in refused("run", study_file(), "--devices", devices)
+
+
+@pytest.mark.parametrize("command", ["run", "check"])
+def test_a_generator_that_is_not_there_is_refused(
+    refused: Callable[..., str], study_file: Callable[..., str], command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    path = study_file('  architecture: {type: categorical, choices: [lstm, "missing:Net"]}')
+    said = refused(command, path)
+    assert said.startswith("architecture missing:Net: No module named 'missing'; looked in ")
+
+
+def test_a_file_of_another_origin_in_the_way_is_refused_at_the_start(
+    refused: Callable[..., str], study_file: Callable[..., str]
+) -> None:
+    Path("best.yaml").write_text("mine: true\n")
+    assert refused("run", study_file()).startswith("best.yaml: exists already; name another file with -o")
+    Path("folder").mkdir()
+    assert "is a folder" in refused("run", study_file(), "-o", "folder")
+    assert "is not a folder" in refused("run", study_file(), "-o", "best.yaml/best.yaml", "--force")
+
+
+def test_a_run_folder_that_holds_anything_else_is_refused_at_the_start(
+    refused: Callable[..., str], study_file: Callable[..., str]
+) -> None:
+    Path("thesis").mkdir()
+    Path("thesis/chapter.tex").write_text("the only copy")
+    for options in (["--run-folder", "thesis"], ["--run-folder", "thesis", "--force"], ["--run-folder", "."]):
+        assert refused("run", study_file(), *options)
+    assert Path("thesis/chapter.tex").read_text() == "the only copy"
+
+
+def test_a_place_where_no_artifacts_can_be_kept_is_refused(
+    refused: Callable[..., str], study_file: Callable[..., str]
+) -> None:
+    Path("file").touch()
+    said = refused("run", study_file(), "--artifacts", "file/artifacts", code=4)
+    assert said.endswith("file/artifacts: cannot be made (Not a directory); choose other --artifacts")
+
+
+@pytest.mark.parametrize("command", ["status", "export", "work", "dashboard"])
+def test_an_unknown_study_lists_those_there_are(
+    refused: Callable[..., str], small: Callable[..., Study], enter: Callable[[Study], optuna.Study], command: str
+) -> None:
+    known = enter(small()).study_name
+    said = refused(command, "nonsense")
+    assert said.startswith("no study 'nonsense' in this database; there are: ")
+    assert known in said
+
+
+@pytest.mark.parametrize("arguments", [["status"], ["run", "FILE"], ["export", "x"], ["work", "x"], ["dashboard"]])
+def test_a_database_that_cannot_be_reached_ends_with_3_and_shows_no_password(
+    tuner: Command, study_file: Callable[..., str], arguments: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TUNER_STORAGE", "postgresql://ada:SECRET@127.0.0.1:1/studies")
+    result = tuner(*[study_file() if each == "FILE" else each for each in arguments])
+    assert result.code == 3
+    assert "cannot open postgresql://ada:***@127.0.0.1:1/studies" in result.err
+    assert "Check host and port" in result.err
+    assert "SECRET" not in result.out + result.err
+    assert "Traceback" not in result.err
+
+
+def test_a_changed_study_is_refused_with_what_changed(
+    tuner: Command, study_file: Callable[..., str], workers: Workers, storage: RDBStorage
+) -> None:
+    path = study_file()
+    assert tuner("run", path, "-n", 1).code == 0
+    name = path.removesuffix(".yaml")
+    study_file("pruner: median", "  batch_size: 16", name=name)
+    result = tuner("run", path)
+    assert (result.code, result.out) == (2, "")
+    assert result.err.splitlines() == [
+        f"Error: study {name} exists in the database and has changed since:",
+        "  parameters.batch_size: was 8, is 16",
+        "  pruner.type: was successive_halving, is median",
+        "Give the changed study another name, or change it back; only its budget may change.",
+    ]
+    study_file(name=name)
+    result = tuner("run", path, "-n", 1, "--trials", 6)
+    assert result.code == 0, result
+    assert len(optuna.load_study(study_name=name, storage=storage).trials) == 6
+
+
+def test_a_changed_text_is_refused(tuner: Command, study_file: Callable[..., str], workers: Workers) -> None:
+    Path("text.txt").write_text("All texts are alike. " * 100)
+    path = study_file("corpus: {path: text.txt}")
+    assert tuner("run", path, "-n", 1).code == 0
+    Path("text.txt").write_text("All texts are alike? " * 100)
+    result = tuner("run", path)
+    assert result.code == 2
+    assert re.search(r"the text of the corpus: was sha256:[0-9a-f]{64}, is sha256:[0-9a-f]{64}", result.err)
+
+
+def test_a_study_of_another_program_is_left_alone(
+    refused: Callable[..., str], study_file: Callable[..., str], storage: RDBStorage
+) -> None:
+    optuna.create_study(storage=storage, study_name="theirs", directions=["maximize", "minimize"])
+    assert "was not made by the tuner; give yours another name" in refused("run", study_file(name="theirs"))
+    optuna.delete_study(storage=storage, study_name="theirs")
+
+
+# What a whole run leaves and says.
+
+
+def test_a_run_says_what_came_out_and_what_is_next(
+    tuner: Command, study_file: Callable[..., str], workers: Workers, storage: RDBStorage
+) -> None:
+    path = study_file()
+    name = path.removesuffix(".yaml")
+    result = tuner("run", path, "--workers", 2, "--devices", "cpu")
+    assert result.code == 0, result
+    lines = result.out.splitlines()
+    assert lines[0] == f"study {name}: 2 workers on cpu"
+    assert len([line for line in lines if re.match(r"trial   \d  (complete|pruned )", line)]) == 4
+    assert any(line.startswith("Done: all 4 trials are finished. ") for line in lines)
+    assert any(line.startswith("trial  bits per byte  parameters  tokens/s  configuration") for line in lines)
+    assert f"  tuner dashboard {name}" in lines
+    best = min(optuna.load_study(study_name=name, storage=storage).trials, key=lambda trial: trial.value or 9.0)
+    assert f"{best.value:.4f}" in result.out
+    recipe = read_recipe(Path("best.yaml"))
+    assert recipe.provenance is not None
+    assert (recipe.provenance["trial"], recipe.provenance["value"]) == (best.number, best.value)
+    assert recipe.parameters == Config.model_validate(best.user_attrs["configuration"])
+    assert set(workers.environment) == {"TUNER_DATA", "TUNER_ARTIFACTS"}
+
+
+def test_a_run_again_replaces_its_own_export_and_no_other(
+    tuner: Command, study_file: Callable[..., str], workers: Workers
+) -> None:
+    path = study_file()
+    assert tuner("run", path, "-n", 1).code == 0
+    assert tuner("run", path, "-n", 1).code == 0
+    assert "exists already" in tuner("run", study_file(), "-n", 1).err
+
+
+def test_the_command_line_may_change_text_and_budget(
+    tuner: Command, study_file: Callable[..., str], workers: Workers, storage: RDBStorage, text_file: Path
+) -> None:
+    path = study_file()
+    result = tuner("run", path, "-n", 1, "--corpus", text_file, "--trials", 2)
+    assert result.code == 0, result
+    name = f"{path.removesuffix('.yaml')}-{text_file.stem}"
+    found = optuna.load_study(study_name=name, storage=storage)
+    assert len(found.trials) == 2
+    assert stored_study(found.user_attrs["study"]).corpus.path == str(text_file)
+    assert stored_study(found.user_attrs["study"]).budget.trials == 2
+
+
+def test_a_password_goes_to_workers_through_the_environment_alone(
+    tuner: Command, study_file: Callable[..., str], workers: Workers, fresh_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr(launchers, "Team", lambda *parts: seen.append(parts) or workers)
+    url = fresh_url.replace("tuner@", "tuner:SECRET@")
+    result = tuner("run", study_file(), "-n", 1, "--storage", url)
+    (_, arguments, environment, *_) = seen[0]
+    assert result.code == 2  # nobody worked
+    assert "ended without a completed trial: the study was stopped" in result.err
+    assert environment["TUNER_STORAGE"] == url
+    assert "SECRET" not in " ".join(arguments)
+    assert "SECRET" not in result.out + result.err
+
+
+def test_the_command_to_go_on_with_can_be_pasted_and_shows_no_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        sys, "argv", ["/bin/tuner", "run", "my study.yaml", "--storage", "postgresql://ada:SECRET@host/db", "-n", "2"]
+    )
+    assert cli._same_command() == "tuner run 'my study.yaml' --storage 'postgresql://ada:***@host/db' -n 2"
+
+
+def test_a_study_without_a_completed_trial_ends_with_its_reasons(
+    tuner: Command, study_file: Callable[..., str], workers: Workers
+) -> None:
+    workers.score = lambda number, config, rung: 1 / 0
+    result = tuner("run", study_file(), "-n", 1)
+    assert result.code == 2
+    assert result.err.splitlines()[-1].endswith("ended without a completed trial: all of its 5 trials failed")
+    assert len([line for line in result.err.splitlines() if "failed    ZeroDivisionError" in line]) == 3
+    assert not Path("best.yaml").exists()
+
+
+def test_workers_that_all_ended_with_errors_end_the_command_with_4(
+    tuner: Command, study_file: Callable[..., str], workers: Workers, tmp_path: Path
+) -> None:
+    workers.all_failed = True
+    path = study_file()
+    name = path.removesuffix(".yaml")
+    result = tuner("run", path, "-n", 1)
+    assert result.code == 4
+    logs = tmp_path / "artifacts" / name / "logs"
+    assert result.err == f"Error: every worker of study {name} ended with an error; see above, and the logs in {logs}\n"
+    assert not Path("best.yaml").exists()
+
+
+# What is there.
+
+
+def test_a_shipped_study_is_found_from_any_folder(tuner: Command) -> None:
+    Path("quickstart").mkdir()
+    result = tuner("check", "quickstart")
+    assert result.code == 0, result
+    assert result.out.endswith("studies/quickstart.yaml: fine; study quickstart searches 7 parameters and fixes 0\n")
+
+
+def test_a_file_of_the_name_of_a_shipped_study_comes_first(tuner: Command, study_file: Callable[..., str]) -> None:
+    os.rename(study_file(name="mine"), "quickstart")
+    assert tuner("check", "quickstart").out == "quickstart: fine; study mine searches 2 parameters and fixes 2\n"
+
+
+def test_no_studies_yet(tuner: Command, fresh_url: str) -> None:
+    result = tuner("status", "--storage", fresh_url)
+    assert (result.code, result.out) == (0, "No studies yet. Start one: tuner run quickstart\n")
+    result = tuner("status", "x", "--storage", fresh_url)
+    assert "there are none yet; start one with `tuner run STUDY.yaml`" in result.err
+
+
+def test_status_of_all_studies_and_of_one(
+    tuner: Command, storage: RDBStorage, small: Callable[..., Study], enter: Callable[[Study], optuna.Study]
+) -> None:
+    study = small(8, name="a [bold] :smile: study")
+    found = enter(study)
+    foreign = optuna.create_study(storage=storage, study_name="a foreign one")
+    for value in (2.5, 2.25):
+        found.tell(found.ask({"learning_rate": optuna.distributions.FloatDistribution(0, 1)}), value)
+    found.tell(found.ask(), state=TrialState.PRUNED)
+    failed = found.ask()
+    failed.set_user_attr("reason", "KeyError: '[/b]'")
+    found.tell(failed, state=TrialState.FAIL)
+    Ledger(storage, found._study_id).join("someone", "host", 1, "cuda:3", 1)
+    (line,) = [line for line in tuner("status").out.splitlines() if line.startswith("a [bold] :smile: study")]
+    assert line.split()[-7:] == ["3/8", "2", "1", "1", "0", "1", "2.2500"]
+    assert "a foreign one" not in tuner("status").out
+    result = tuner("status", study.name)
+    assert result.code == 0, result
+    assert "3/8 trials  (2 complete, 1 pruned, 1 failed)" in result.out
+    assert "host cuda:3" in result.out
+    assert "trial   3  failed    KeyError: '[/b]'" in result.out
+    optuna.delete_study(storage=storage, study_name=foreign.study_name)
+
+
+def test_a_study_may_be_named_by_its_file(tuner: Command, study_file: Callable[..., str], workers: Workers) -> None:
+    path = study_file()
+    tuner("run", path, "-n", 1)
+    assert tuner("status", path).out == tuner("status", path.removesuffix(".yaml")).out
+
+
+# Export.
+
+
+@pytest.fixture
+def worked(tuner: Command, study_file: Callable[..., str], workers: Workers, tmp_path: Path) -> str:
+    """A finished study, one of whose runs is kept."""
+    name = study_file("pruner: none").removesuffix(".yaml")
+    assert tuner("run", f"{name}.yaml", "-n", 1, "-o", "first.yaml").code == 0
+    best = plain(parse(Path("first.yaml").read_text(), ""))["provenance"]["trial"]
+    folder = tmp_path / "artifacts" / name / f"trial-{best}"
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(Path("first.yaml").read_text())
+    return name
+
+
+def provenance(path: str) -> Any:
+    return plain(parse(Path(path).read_text(), ""))["provenance"]
+
+
+def test_export_writes_the_best_trial_or_the_one_that_is_asked_for(tuner: Command, worked: str) -> None:
+    result = tuner("export", worked)
+    assert result.code == 0, result
+    assert provenance("best.yaml") == provenance("first.yaml")
+    assert re.match(r"best.yaml: trial \d, \d\.\d{4} bits per byte\nTrain it: tuner train best.yaml -o ", result.out)
+    other = next(number for number in range(4) if number != provenance("best.yaml")["trial"])
+    assert tuner("export", worked, "--trial", other, "-o", "a/b.yaml").code == 0
+    assert provenance("a/b.yaml")["trial"] == other
+
+
+def test_export_replaces_a_file_by_force_alone(tuner: Command, refused: Callable[..., str], worked: str) -> None:
+    Path("best.yaml").write_text("mine: true\n")
+    assert refused("export", worked) == (
+        "best.yaml: exists already; name another file with -o, or replace it with --force"
+    )
+    assert tuner("export", worked, "--force").code == 0
+    assert provenance("best.yaml")["study"] == worked
+
+
+def test_export_of_a_trial_that_is_not_there_is_refused(refused: Callable[..., str], worked: str) -> None:
+    assert refused("export", worked, "--trial", 17).endswith("has no trial 17; it has 0 to 3")
+
+
+def test_export_copies_weights_or_refuses_before_it_writes(
+    tuner: Command, refused: Callable[..., str], worked: str
+) -> None:
+    other = next(number for number in range(4) if number != provenance("first.yaml")["trial"])
+    assert "not kept here; train it" in refused("export", worked, "--trial", other, "--weights", "mine")
+    Path("full").mkdir()
+    Path("full/thesis.tex").write_text("the only copy")
+    for options in ([], ["--force"]):
+        assert refused("export", worked, "--weights", "full", *options)
+    result = tuner("export", worked, "--weights", "mine")
+    assert result.code == 0, result
+    assert "mine: its run folder\n" in result.out
+    assert json.dumps(provenance("mine/config.yaml")) == json.dumps(provenance("best.yaml"))
+
+
+# Dashboard.
+
+
+def test_a_taken_port_is_refused(refused: Callable[..., str]) -> None:
+    with closing(socket.create_server(("127.0.0.1", 0))) as server:
+        port = server.getsockname()[1]
+        said = refused("dashboard", "--port", port, code=4)
+    assert said == f"127.0.0.1:{port}: Address already in use; choose another --port"

@@ -1,0 +1,270 @@
+"""Teams of worker processes: places for them, and what happens when one dies; real processes and real signals."""
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from models.errors import DeviceError
+from tuner import launchers
+from tuner.launchers import MOST_BY_DEFAULT, MOST_QUICK_DEATHS, QUICK_SECONDS, Slot, Team, slots
+
+CORES = len(os.sched_getaffinity(0))
+
+# Stands in for a worker: does what the variable BEHAVIOUR says, and notes how it was started.
+WORKER = f"""#!{sys.executable}
+import json, os, signal, sys, time
+from pathlib import Path
+stopped = []
+signal.signal(signal.SIGTERM, lambda *_: stopped.append(1))
+names = ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "TUNER_STORAGE")
+facts = {{"arguments": sys.argv[1:], "pid": os.getpid(), "session": os.getsid(0)}}
+facts |= {{name: os.environ.get(name) for name in names}}
+place = Path(os.environ["NOTES"]) / str(os.getpid())
+place.with_suffix(".draft").write_text(json.dumps(facts))
+place.with_suffix(".draft").rename(place)
+behaviour = os.environ["BEHAVIOUR"]
+if behaviour.startswith("exit"):
+    print("these are my last words", file=sys.stderr)
+    sys.exit(int(behaviour.split()[1]))
+while not (stopped and behaviour == "obey"):
+    time.sleep(0.01)
+print("saved", file=sys.stderr)
+"""
+
+
+class Clock:
+    """Time that passes only when told to, for pauses that are too long to wait for."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+class Theatre:
+    """Teams of stand-ins, and all that is heard of them."""
+
+    def __init__(self, place: Path) -> None:
+        self.notes, self.logs = place / "notes", place / "logs"
+        self.notes.mkdir()
+        self.dead: list[str] = []
+        self.said: list[str] = []
+        self.teams: list[Team] = []
+
+    def team(self, behaviour: str, count: int = 1, **environment: str) -> Team:
+        environment = {"BEHAVIOUR": behaviour, "NOTES": str(self.notes), **environment}
+        places = [Slot("cpu", 3, "")] * count
+        team = Team(places, ["my-study"], environment, self.logs, self.dead.append, self.said.append)
+        self.teams.append(team)
+        return team
+
+    def started(self, count: int) -> list[dict[str, Any]]:
+        """What the first `count` processes noted, once all of them have."""
+        import json
+
+        wait_for(lambda: len(list(self.notes.glob("[0-9]*[0-9]"))) >= count)
+        return [json.loads(path.read_text()) for path in sorted(self.notes.glob("[0-9]*[0-9]"))]
+
+
+def wait_for(condition: Callable[[], Any]) -> None:
+    end = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def has_ended(team: Team) -> bool:
+    """Whether a process of a team has, although the team may not have noticed."""
+    return any(member.process is not None and member.process.poll() is not None for member in team._members)
+
+
+@pytest.fixture
+def theatre(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Theatre]:
+    script = tmp_path / "worker"
+    script.write_text(WORKER)
+    script.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(script))
+    theatre = Theatre(tmp_path)
+    yield theatre
+    for team in theatre.teams:
+        team.kill()
+        for member in team._members:
+            if member.process is not None:
+                member.process.wait()
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(launchers, "time", clock)
+    return clock
+
+
+@pytest.fixture
+def gpus(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    return lambda count: monkeypatch.setattr(launchers, "_gpus", lambda: count)
+
+
+# Places.
+
+
+def test_without_a_gpu_there_is_a_worker_per_core_up_to_eight(gpus: Callable[[int], None]) -> None:
+    gpus(0)
+    places = slots(None, "auto", None)
+    assert places == [Slot("cpu", max(1, CORES // len(places)), "")] * min(CORES, MOST_BY_DEFAULT)
+
+
+@pytest.mark.parametrize(("workers", "threads", "share"), [(1, None, CORES), (2 * CORES, None, 1), (3, 2, 2)])
+def test_cores_are_shared_unless_threads_are_given(workers: int, threads: int | None, share: int) -> None:
+    assert slots(workers, "cpu", threads) == [Slot("cpu", share, "")] * workers
+
+
+def test_with_gpus_there_is_a_worker_for_each_that_sees_its_own_alone(
+    gpus: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpus(3)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert [(each.device, each.visible) for each in slots(None, "auto", 1)] == [
+        ("cuda:0", "0"),
+        ("cuda:0", "1"),
+        ("cuda:0", "2"),
+    ]
+    assert [each.visible for each in slots(5, "cuda:2, cuda:1", 1)] == ["2", "1", "2", "1", "2"]
+    assert [each.visible for each in slots(2, "cuda", 1)] == ["0", "0"]
+    assert [each.device for each in slots(None, "cpu", 1)] == ["cpu"] * min(CORES, MOST_BY_DEFAULT)
+    assert [each.device for each in slots(None, "cuda:0,cpu", 1)] == ["cuda:0", "cpu"]
+
+
+def test_gpus_that_the_user_has_hidden_stay_hidden(
+    gpus: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpus(2)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-5e1f,7")
+    assert [each.visible for each in slots(None, "auto", 1)] == ["GPU-5e1f", "7"]
+
+
+@pytest.mark.parametrize(
+    ("devices", "message"),
+    [
+        ("cuda:7", "--devices cuda:7: this machine has 1 CUDA devices; use cpu"),
+        ("cuda:0,cuda:1", "--devices cuda:1: this machine has 1 CUDA devices"),
+        ("tpu", "--devices tpu: no such device; write auto, cpu or cuda:0,cuda:1"),
+        ("cuda:x", "--devices cuda:x: no such device"),
+        ("cuda:-1", "--devices cuda:-1: no such device"),
+        ("cpu:0", "--devices cpu:0: no such device"),
+        ("", "--devices : no such device"),
+        ("cpu,", "--devices : no such device"),
+    ],
+)
+def test_a_device_that_is_not_there_is_refused(gpus: Callable[[int], None], devices: str, message: str) -> None:
+    gpus(1)
+    with pytest.raises(DeviceError) as caught:
+        slots(None, devices, None)
+    assert str(caught.value).startswith(message)
+
+
+# Teams.
+
+
+def test_a_worker_is_told_what_it_needs_and_keeps_out_of_the_terminals_way(theatre: Theatre) -> None:
+    team = theatre.team("obey", count=2, TUNER_STORAGE="postgresql://ada:secret@host/db")
+    first, second = theatre.started(2)
+    assert first["arguments"][:5] == ["-P", "-m", "tuner", "_worker", "my-study"]
+    assert first["arguments"][5] == "--id"
+    assert first["arguments"][6] != second["arguments"][6]
+    assert first["arguments"][7:] == ["--device", "cpu", "--threads", "3"]
+    assert (first["OMP_NUM_THREADS"], first["CUDA_VISIBLE_DEVICES"]) == ("3", "")
+    assert first["TUNER_STORAGE"] == "postgresql://ada:secret@host/db"
+    assert "secret" not in " ".join(psutil.Process(first["pid"]).cmdline())
+    assert len({first["session"], second["session"], os.getsid(0)}) == 3
+    assert team.watch()
+
+
+def test_a_team_that_is_asked_to_stop_saves_and_leaves(theatre: Theatre) -> None:
+    team = theatre.team("obey", count=3)
+    pids = [each["pid"] for each in theatre.started(3)]
+    team.stop()
+    assert not any(psutil.pid_exists(pid) for pid in pids)
+    assert [log.read_text() for log in theatre.logs.iterdir()] == ["saved\n"] * 3
+    assert theatre.dead == []
+
+
+def test_a_worker_that_does_not_stop_is_killed_and_its_trial_freed(theatre: Theatre) -> None:
+    team = theatre.team("go on")
+    (facts,) = theatre.started(1)
+    team.stop(grace=0.1)
+    assert not psutil.pid_exists(facts["pid"])
+    assert theatre.dead == [facts["arguments"][6]]
+
+
+def test_a_worker_that_is_killed_is_replaced_at_once_and_its_trial_freed(theatre: Theatre) -> None:
+    team = theatre.team("obey", count=2)
+    victim, other = theatre.started(2)
+    os.kill(victim["pid"], signal.SIGKILL)
+    wait_for(lambda: has_ended(team))
+    assert team.watch()
+    assert theatre.dead == [victim["arguments"][6]]
+    assert len(theatre.started(3)) == 3
+    assert psutil.pid_exists(other["pid"])
+    assert theatre.said[0].startswith("worker on cpu ended by SIGKILL, starting another: it said nothing (all of it: ")
+    team.stop()
+
+
+def test_a_worker_that_is_done_is_not_replaced(theatre: Theatre) -> None:
+    team = theatre.team("exit 0", count=2)
+    wait_for(lambda: not team.watch())
+    assert not team.failed()
+    assert theatre.dead == theatre.said == []
+    assert len(theatre.started(2)) == 2
+
+
+@pytest.mark.parametrize("code", [2, 3, 4])
+def test_a_mistake_that_another_process_would_repeat_is_not_repeated(theatre: Theatre, code: int) -> None:
+    team = theatre.team(f"exit {code}")
+    wait_for(lambda: not team.watch())
+    assert team.failed()
+    assert len(theatre.dead) == 1
+    assert len(theatre.said) == 1
+    assert f"ended with exit code {code}, giving up: these are my last words (all of it: " in theatre.said[0]
+
+
+def test_one_worker_that_ends_as_it_should_makes_a_team_that_has_not_failed(theatre: Theatre) -> None:
+    failing, done = theatre.team("exit 2"), theatre.team("exit 0")
+    done._members += failing._members
+    wait_for(lambda: not done.watch())
+    assert not done.failed()
+
+
+def test_a_worker_that_keeps_dying_is_given_up_after_longer_and_longer_pauses(theatre: Theatre, clock: Clock) -> None:
+    team = theatre.team("exit 1")
+    pauses = []
+    for _ in range(MOST_QUICK_DEATHS - 1):
+        wait_for(lambda: has_ended(team))
+        (member,) = team._members
+        team.watch()
+        pauses.append(member.restart_at - clock.now)
+        clock.now = member.restart_at
+        assert team.watch()
+    wait_for(lambda: has_ended(team))
+    assert not team.watch()
+    assert team.failed()
+    assert pauses == [0, 1, 3, 7]
+    assert len(theatre.dead) == MOST_QUICK_DEATHS
+    assert ["giving up" in line for line in theatre.said] == [False] * (MOST_QUICK_DEATHS - 1) + [True]
+
+
+def test_a_worker_that_dies_now_and_then_is_replaced_for_ever(theatre: Theatre, clock: Clock) -> None:
+    team = theatre.team("exit 1")
+    for _ in range(2 * MOST_QUICK_DEATHS):
+        wait_for(lambda: has_ended(team))
+        clock.now += QUICK_SECONDS + 1
+        assert team.watch()
+    assert len(theatre.started(2 * MOST_QUICK_DEATHS)) >= 2 * MOST_QUICK_DEATHS

@@ -1,0 +1,173 @@
+"""What people read about a study: its board, its lines, its progress; made from trials in every state."""
+
+from collections.abc import Callable
+from io import StringIO
+from typing import Any
+
+import optuna
+import pytest
+from optuna.storages import RDBStorage
+from optuna.trial import FrozenTrial, TrialState, create_trial
+from rich.console import Console
+
+from tuner import report, watching
+from tuner.ledger import Counts, Worker
+from tuner.report import Snapshot
+from tuner.study import Study
+from tuner.watching import Watcher
+
+FACTS = {"parameter_count": 12345, "tokens_per_second": 67890}
+LEARNING_RATE = optuna.distributions.FloatDistribution(1e-4, 1e-1, log=True)
+
+
+def trial(number: int, state: TrialState, value: float | None = None, **facts: Any) -> FrozenTrial:
+    rungs = {1: value + 1, 2: value} if value is not None else {}
+    made = create_trial(
+        state=state,
+        value=value if state == TrialState.COMPLETE else None,
+        params={"learning_rate": 0.0123449},
+        distributions={"learning_rate": LEARNING_RATE},
+        intermediate_values=rungs,
+        user_attrs=facts,
+    )
+    made.number = number
+    return made
+
+
+COMPLETE = trial(0, TrialState.COMPLETE, 2.5, **FACTS)
+TRIALS = [
+    COMPLETE,
+    trial(1, TrialState.COMPLETE, 2.25, **FACTS),
+    trial(2, TrialState.COMPLETE, 2.25, **FACTS),
+    trial(3, TrialState.PRUNED, 3.5),
+    trial(4, TrialState.PRUNED, reason="diverged: the training loss is no longer finite"),
+    trial(5, TrialState.FAIL, reason="ZeroDivisionError: division by [zero]"),
+    trial(6, TrialState.RUNNING, 2.0),
+    trial(7, TrialState.WAITING),
+]
+WORKER = Worker(3, "host", 17, "cuda:0", 2, 1.0, 6, "gru", 0.5, 65432.1, 3 * 2**20)
+
+
+def snapshot(study: Study, **changes: Any) -> Snapshot:
+    counts = Counts(complete=3, pruned=2, running=1, waiting=1, fail=1)
+    values = {"counts": counts, "best": TRIALS[1], "workers": [WORKER], "active_seconds": 50.0, "trials": TRIALS}
+    return Snapshot(study, **(values | changes))
+
+
+def shown(*parts: Any) -> str:
+    """As `tuner` prints it where there is no terminal."""
+    text = StringIO()
+    console = Console(file=text, width=200, highlight=False, markup=False, emoji=False)
+    for part in parts:
+        console.print(part)
+    return text.getvalue()
+
+
+def test_the_board_has_complete_trials_alone_the_best_and_then_the_earliest_first() -> None:
+    assert [each.number for each in report.leaderboard(list(reversed(TRIALS)))] == [1, 2, 0]
+    assert report.leaderboard([]) == []
+
+
+@pytest.mark.parametrize(
+    ("number", "line"),
+    [
+        (0, "trial   0  complete  2.5000  learning_rate=0.01234"),
+        (1, "trial   1  complete  2.2500  learning_rate=0.01234  * best so far"),
+        (3, "trial   3  pruned    3.5000 at rung 2/3  learning_rate=0.01234"),
+        (4, "trial   4  pruned    diverged: the training loss is no longer finite  learning_rate=0.01234"),
+        (5, "trial   5  failed    ZeroDivisionError: division by [zero]  learning_rate=0.01234"),
+    ],
+)
+def test_a_finished_trial_is_a_line(small: Callable[..., Study], number: int, line: str) -> None:
+    assert report.described(TRIALS[number], small(), TRIALS[1]) == line
+
+
+def test_a_reason_of_several_lines_is_told_by_its_first(small: Callable[..., Study]) -> None:
+    failed = trial(9, TrialState.FAIL, reason="RuntimeError: first\nsecond")
+    assert report.described(failed, small(), None).splitlines() == [
+        "trial   9  failed    RuntimeError: first  learning_rate=0.01234"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("trials", "hours", "spent", "left"),
+    [
+        (10, None, 0.5, 50.0),
+        (None, 100 / 3600, 0.5, 50.0),
+        (20, 100 / 3600, 0.5, 50.0),
+        (10, 1000 / 3600, 0.5, 50.0),
+        (5, None, 1.0, None),
+        (3, None, 1.0, None),
+    ],
+)
+def test_the_rest_is_guessed_from_what_is_spent(
+    small: Callable[..., Study], trials: int | None, hours: float | None, spent: float, left: float | None
+) -> None:
+    budget = {name: value for name, value in {"trials": trials, "hours": hours}.items() if value is not None}
+    now = snapshot(small(budget=budget))
+    assert now.spent == pytest.approx(spent)
+    assert now.seconds_left == (None if left is None else pytest.approx(left))
+
+
+def test_nothing_is_guessed_before_a_trial_is_finished(small: Callable[..., Study]) -> None:
+    assert snapshot(small(), counts=Counts(running=2)).seconds_left is None
+
+
+def test_progress_says_how_far_how_good_and_who(small: Callable[..., Study]) -> None:
+    text = shown(report.progress(snapshot(small(10))))
+    assert "5/10 trials  (3 complete, 2 pruned, 1 failed)  about 0:00:50 left" in text
+    assert "best: 2.2500 bits per byte, trial 1  learning_rate=0.01234" in text
+    worker = [part for part in text.splitlines()[-1].split("  ") if part]
+    assert [part.strip() for part in worker] == [
+        "worker 3", "host cuda:0", "trial 6", "gru", "50%", "65,432 tokens/s", "3 MiB",
+    ]  # fmt: skip
+
+
+def test_progress_of_a_study_that_has_just_begun_or_is_over(small: Callable[..., Study]) -> None:
+    begun = shown(report.progress(snapshot(small(None, budget={"hours": 1}), counts=Counts(), best=None, workers=[])))
+    assert "0 trials  (0 complete, 0 pruned)" in begun
+    assert "best" not in begun
+    assert " left" not in shown(report.progress(snapshot(small(5))))
+
+
+def test_the_tables(small: Callable[..., Study]) -> None:
+    board = shown(report.leaderboard_table(snapshot(small()), rows=2)).splitlines()
+    assert [line.split()[:4] for line in board[1:]] == [
+        ["1", "2.2500", "12,345", "67,890"],
+        ["2", "2.2500", "12,345", "67,890"],
+    ]
+    first, second = snapshot(small(10)), snapshot(small(10), best=None)
+    studies = shown(report.studies_table([("a [/b] :smile: study", first), ("b", second)]))
+    assert "a [/b] :smile: study" in studies
+    assert studies.splitlines()[1].split()[-7:] == ["5/10", "3", "2", "1", "1", "1", "2.2500"]
+    assert studies.splitlines()[2].split()[-1] == "-"
+
+
+def test_a_watcher_tells_each_trial_once_in_the_order_they_ended(
+    storage: RDBStorage,
+    small: Callable[..., Study],
+    enter: Callable[[Study], optuna.Study],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    study = small(4)
+    found = enter(study)
+    found.tell(found.ask({"learning_rate": LEARNING_RATE}), 9.0)  # before the watch
+    asked = [found.ask({"learning_rate": LEARNING_RATE}) for _ in range(3)]
+    with Watcher(storage, found, study) as watcher:
+        watcher.look()
+        assert capsys.readouterr().out == ""
+        found.tell(asked[2], 2.0)
+        found.tell(asked[0], 3.0)
+        watcher.look()
+        watcher.look()
+        assert [line.split()[1] for line in capsys.readouterr().out.splitlines()] == ["3", "1"]
+        monkeypatch.setattr(watching, "PLAIN_SECONDS", 0.0)
+        watcher.look()
+        assert "3/4 trials finished, 0 workers" in capsys.readouterr().out
+        watcher.say("worker on cpu ended: KeyError: [/b] :smile:")
+        assert capsys.readouterr().out == "worker on cpu ended: KeyError: [/b] :smile:\n"
+
+
+def test_a_duration() -> None:
+    assert [report.duration(seconds) for seconds in (0.4, 61, 3600 * 30)] == ["0:00:00", "0:01:01", "1 day, 6:00:00"]

@@ -1,0 +1,756 @@
+"""Workers on a real database: exact budgets, early pruning, every way a trial can end, and trials that go on."""
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+import torch
+from optuna.storages import RDBStorage
+from optuna.trial import FixedTrial, FrozenTrial, TrialState
+from sqlalchemy.exc import OperationalError
+
+from models.config import Config, Corpus
+from models.corpus import load_corpus
+from models.errors import CorpusError
+from models.network import parameter_count
+from models.run import load, read_recipe, train_run
+from models.training import Diverged, Training, train
+from tuner import courier, search, worker
+from tuner import ledger as books
+from tuner.errors import StorageError, StudyError, WorkerError
+from tuner.ledger import Counts, Ledger
+from tuner.objective import Objective
+from tuner.study import Study
+from tuner.worker import KEPT, Worker, load_study, work
+
+COMPLETE, PRUNED, FAIL = TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL
+Enter = Callable[[Study], optuna.Study]
+Small = Callable[..., Study]
+
+
+def by_learning_rate(number: int, config: Config, rung: int) -> float:
+    return config.learning_rate + 1 / rung
+
+
+def counts(found: optuna.Study, storage: RDBStorage) -> Counts:
+    return Ledger(storage, found._study_id).counts()
+
+
+# A study with real training.
+
+
+class Finished:
+    """A study of ten trials that one worker has trained."""
+
+    def __init__(self, storage: RDBStorage, found: optuna.Study, study: Study, artifacts: Path) -> None:
+        self.study, self.artifacts, self.folder = study, artifacts, artifacts / study.name
+        self.said: list[str] = []
+        options = {"device": "cpu", "threads": 1, "artifacts": artifacts, "worker_id": study.name}
+        self.reason = work(storage, study.name, requested=threading.Event(), say=self.said.append, **options)  # type: ignore[arg-type]
+        self.trials: list[FrozenTrial] = found.trials
+
+    def those(self, state: TrialState) -> list[FrozenTrial]:
+        return [trial for trial in self.trials if trial.state == state]
+
+    @property
+    def best_first(self) -> list[FrozenTrial]:
+        return sorted(self.those(COMPLETE), key=lambda trial: trial.value or 0.0)
+
+
+@pytest.fixture(scope="module")
+def finished(
+    storage: RDBStorage, small: Small, enter: Enter, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Finished]:
+    parameters = {
+        "learning_rate": {"type": "float", "low": 1e-4, "high": 1e-1, "log": True},
+        "architecture": {"type": "categorical", "choices": ["rnn", "gru", "transformer"]},
+        "heads": {"type": "categorical", "choices": [2, 4], "when": {"architecture": "transformer"}},
+        "hidden_size": {"type": "int", "low": 8, "high": 24, "step": 8},
+        "temperature": {"type": "float", "low": 0.3, "high": 1.5},
+        "top_k": {"type": "categorical", "choices": [5, 20]},
+        "batch_size": 8,
+        "sequence_length": 16,
+    }
+    study = small(
+        10,
+        parameters=parameters,
+        sampler={"type": "tpe", "n_startup_trials": 4, "seed": 1},
+        pruner={"type": "successive_halving", "reduction_factor": 2},
+    )
+    threads = torch.get_num_threads()
+    yield Finished(storage, enter(study), study, tmp_path_factory.mktemp("artifacts"))
+    torch.set_num_threads(threads)
+
+
+def test_a_study_is_worked_off_to_its_exact_budget(finished: Finished) -> None:
+    assert finished.reason == "all 10 trials are finished"
+    assert [trial.number for trial in finished.trials] == list(range(10))
+    assert len(finished.those(COMPLETE)) >= 1
+    assert len(finished.those(PRUNED)) >= 1
+    assert len(finished.those(COMPLETE)) + len(finished.those(PRUNED)) == 10
+    assert finished.said == []
+
+
+def test_a_rung_is_reported_until_a_trial_is_pruned(finished: Finished) -> None:
+    assert all(list(trial.intermediate_values) == [1, 2, 3] for trial in finished.those(COMPLETE))
+    assert all(trial.value == trial.intermediate_values[3] for trial in finished.those(COMPLETE))
+    assert all(list(trial.intermediate_values) in ([1], [1, 2]) for trial in finished.those(PRUNED))
+
+
+def test_the_configuration_that_trained_is_stored(finished: Finished) -> None:
+    for trial in finished.trials:
+        stored = Config.model_validate(trial.user_attrs["configuration"])
+        suggested = finished.study.space.suggest(FixedTrial(trial.params))  # type: ignore[arg-type]
+        chosen_later = {"temperature": stored.temperature, "top_k": stored.top_k}
+        assert stored == suggested.model_copy(update=chosen_later)
+        assert trial.user_attrs["attempts"] == 1
+
+
+def test_decoding_parameters_are_stored_as_any_other_once_a_trial_is_complete(finished: Finished) -> None:
+    for trial in finished.those(COMPLETE):
+        assert 0.3 <= trial.params["temperature"] <= 1.5
+        assert trial.params["temperature"] == trial.user_attrs["configuration"]["temperature"]
+        assert trial.params["top_k"] == trial.user_attrs["configuration"]["top_k"] == 20
+    assert not any("temperature" in trial.params for trial in finished.those(PRUNED))
+
+
+def test_facts_are_stored_with_a_trial(finished: Finished) -> None:
+    for trial in finished.those(COMPLETE):
+        facts, config = trial.user_attrs, Config.model_validate(trial.user_attrs["configuration"])
+        vocabulary = load(finished.folder / f"trial-{finished.best_first[0].number}", "cpu").tokenizer.vocabulary_size
+        assert facts["parameter_count"] == parameter_count(config, vocabulary)
+        assert facts["tokens"] == 4096
+        assert facts["tokens_per_second"] > 0
+        assert facts["peak_memory_bytes"] > 2**20
+        assert (facts["threads"], facts["device"]) == (1, "cpu")
+    assert all(trial.user_attrs["peak_memory_bytes"] > 2**20 for trial in finished.those(PRUNED))
+
+
+def test_the_best_runs_are_kept_and_nothing_else(finished: Finished) -> None:
+    kept = {path.name for path in finished.folder.iterdir() if path.name.startswith("trial-")}
+    assert kept == {f"trial-{trial.number}" for trial in finished.best_first[:KEPT]}
+    assert not list(finished.folder.rglob("*.safetensors.*"))
+    assert not list((finished.folder / "checkpoints").glob("*"))
+
+
+def test_a_kept_run_writes_text_and_trains_again_to_the_same_bits(finished: Finished, tmp_path: Path) -> None:
+    best = finished.best_first[0]
+    folder = finished.folder / f"trial-{best.number}"
+    assert load(folder, "cpu").generate("1", 20, seed=1) == load(folder, "cpu").generate("1", 20, seed=1)
+    recipe = read_recipe(folder / "config.yaml")
+    assert recipe.parameters == Config.model_validate(best.user_attrs["configuration"])
+    trained = train_run(recipe, tmp_path / "again", device="cpu")
+    assert [rung.bits_per_byte for rung in trained.evaluations] == list(best.intermediate_values.values())
+    assert trained.best.bits_per_byte == best.value
+
+
+# Many workers, many samplers, many pruners; no training.
+
+
+def test_eight_workers_finish_exactly_as_many_trials_as_they_should(
+    crew: Any, small: Small, enter: Enter, storage: RDBStorage
+) -> None:
+    study = small(30)
+    found = enter(study)
+    reasons = crew.work(study, by_learning_rate, workers=8)
+    assert reasons == ["all 30 trials are finished"] * 8
+    assert counts(found, storage).finished == 30
+    assert [trial.number for trial in found.trials] == list(range(30))
+    assert counts(found, storage).running == counts(found, storage).waiting == 0
+    assert Ledger(storage, found._study_id).alive() == []
+
+
+@pytest.mark.parametrize("name", search.SAMPLERS)
+def test_every_sampler_works_off_a_study(crew: Any, small: Small, enter: Enter, storage: RDBStorage, name: str) -> None:
+    parameters = {
+        "learning_rate": {"type": "float", "low": 0.25, "high": 1.0, "step": 0.25},
+        "architecture": {"type": "categorical", "choices": ["lstm", "transformer"]},
+        "dropout": {"type": "float", "low": 0.0, "high": 0.5, "step": 0.5, "when": {"architecture": "transformer"}},
+        "temperature": {"type": "float", "low": 0.5, "high": 1.5},
+    }
+    options = {"n_startup_trials": 3} if name in ("tpe", "gp", "cmaes") else {}
+    study = small(7, parameters=parameters, sampler={"type": name} | options, pruner="none")
+    found = enter(study)
+    crew.work(study, by_learning_rate, workers=1 if name == "gp" else 2)
+    assert counts(found, storage) == Counts(complete=7)
+    assert all("dropout" in trial.params or trial.params["architecture"] == "lstm" for trial in found.trials)
+    assert crew.said == []
+
+
+@pytest.mark.parametrize("name", search.PRUNERS)
+def test_every_pruner_works_off_a_study(crew: Any, small: Small, enter: Enter, storage: RDBStorage, name: str) -> None:
+    options = {"threshold": {"upper": 1.5}, "median": {"n_startup_trials": 1}}.get(name, {})
+    study = small(8, pruner={"type": name} | options)
+    found = enter(study)
+    crew.work(study, lambda number, config, rung: float(number), workers=2)
+    assert counts(found, storage).finished == 8
+    assert crew.said == []
+    if name in ("successive_halving", "median", "threshold"):
+        assert counts(found, storage).pruned >= 1
+    if name == "none":
+        assert counts(found, storage).pruned == 0
+
+
+def test_a_grid_ends_after_its_points(crew: Any, small: Small, enter: Enter) -> None:
+    parameters = {
+        "layers": {"type": "int", "low": 1, "high": 3},
+        "architecture": {"type": "categorical", "choices": ["rnn", "lstm"]},
+    }
+    study = small(100, parameters=parameters, sampler="grid", pruner="none")
+    found = enter(study)
+    assert crew.work(study, by_learning_rate, workers=3) == ["all 6 trials are finished"] * 3
+    assert len({tuple(sorted(trial.params.items())) for trial in found.trials}) == len(found.trials) == 6
+
+
+def test_a_fixed_configuration_is_trained_once(crew: Any, small: Small, enter: Enter) -> None:
+    study = small(100, parameters={"architecture": "gru"})
+    found = enter(study)
+    crew.work(study, by_learning_rate, workers=2)
+    assert [trial.value for trial in found.trials] == [by_learning_rate(0, Config(), 3)]
+
+
+def test_successive_halving_prunes_from_the_first_rung_with_several_workers(
+    crew: Any, small: Small, enter: Enter
+) -> None:
+    """A median would wait for five complete trials, of which the other workers are in the middle."""
+    study = small(16, pruner="successive_halving", trial={"tokens": 40_960, "rungs": 9})
+    found = enter(study)
+    crew.work(study, lambda number, config, rung: float(number), workers=4)
+    pruned = [trial for trial in found.trials if trial.state == PRUNED]
+    first = min(trial.datetime_complete for trial in pruned if trial.datetime_complete)
+    before = [trial for trial in found.trials if trial.state == COMPLETE and trial.datetime_complete < first]  # type: ignore[operator]
+    assert len(before) < 5
+    assert len(pruned) >= 12
+    assert sum(max(trial.intermediate_values) == 1 for trial in pruned) >= 12
+
+
+def test_two_seeded_workers_do_not_propose_the_same(crew: Any, small: Small, enter: Enter) -> None:
+    study = small(8, sampler={"type": "random", "seed": 3})
+    found = enter(study)
+    meet = threading.Barrier(2)
+
+    def together(number: int, config: Config, rung: int) -> float:
+        if number < 2 and rung == 1:
+            meet.wait(30)
+        return 1.0
+
+    crew.work(study, together, workers=2)
+    assert len({trial.params["learning_rate"] for trial in found.trials}) == 8
+
+
+# Trials that end badly.
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (Diverged("the training loss is no longer finite after 49 steps"), "diverged: the training loss"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), "out of memory: CUDA out of memory"),
+        (MemoryError("no room"), "out of memory: no room"),
+    ],
+)
+def test_what_no_smaller_size_would_meet_prunes_a_trial_so_that_the_sampler_learns(
+    crew: Any, small: Small, enter: Enter, error: BaseException, reason: str
+) -> None:
+    study = small(4, pruner="none")
+    found = enter(study)
+
+    def score(number: int, config: Config, rung: int) -> float:
+        if number % 2 and rung == 2:
+            raise error
+        return 1.0
+
+    assert crew.work(study, score) == ["all 4 trials are finished"]
+    assert [trial.state for trial in found.trials] == [COMPLETE, PRUNED, COMPLETE, PRUNED]
+    assert found.trials[1].user_attrs["reason"].startswith(reason)
+    assert found.trials[1].intermediate_values == {1: 1.0}
+    assert found.trials[1].user_attrs["peak_memory_bytes"] > 0
+    assert [line.split(": ")[0] for line in crew.said] == ["trial 1", "trial 3"]
+
+
+def test_memory_that_a_cpu_does_not_have_counts_as_out_of_memory(crew: Any, small: Small, enter: Enter) -> None:
+    study = small(1, pruner="none")
+    found = enter(study)
+    crew.work(study, lambda number, config, rung: float(torch.empty(2**50).sum()))
+    assert found.trials[0].state == PRUNED
+    assert found.trials[0].user_attrs["reason"].startswith("out of memory: ")
+
+
+def test_a_real_divergence_is_noticed(crew: Any, small: Small, enter: Enter, tmp_path: Path) -> None:
+    wild = {
+        "optimizer": "sgd",
+        "learning_rate": 100.0,
+        "gradient_clip": 0.0,
+        "layers": 2,
+        "architecture": "transformer",
+    }
+    study = small(1, parameters=wild | {"hidden_size": 8, "heads": 2, "batch_size": 8, "sequence_length": 16})
+    found = enter(study)
+    crew.work(study, Objective(study, found.user_attrs["fingerprint"], "cpu", tmp_path / "artifacts"))
+    assert found.trials[0].state == PRUNED
+    assert found.trials[0].user_attrs["reason"].startswith("diverged: the ")
+
+
+def test_an_error_fails_a_trial_with_its_traceback_and_the_worker_goes_on(
+    crew: Any, small: Small, enter: Enter, storage: RDBStorage
+) -> None:
+    study = small(3)
+    found = enter(study)
+
+    def score(number: int, config: Config, rung: int) -> float:
+        if number == 1:
+            raise ZeroDivisionError("what a pity")
+        if number == 2:
+            raise SystemExit(3)
+        return 1.0
+
+    assert crew.work(study, score) == ["all 3 trials are finished"]
+    assert counts(found, storage) == Counts(complete=3, fail=2)
+    facts = found.trials[1].user_attrs
+    assert facts["reason"] == "ZeroDivisionError: what a pity"
+    assert facts["traceback"].startswith("Traceback (most recent call last):")
+    assert "in score" in facts["traceback"]
+    assert found.trials[2].user_attrs["reason"] == "SystemExit: 3"
+    assert crew.said == ["trial 1 failed: ZeroDivisionError: what a pity", "trial 2 failed: SystemExit: 3"]
+
+
+def test_a_study_whose_trials_all_fail_ends_and_says_so(
+    crew: Any, small: Small, enter: Enter, storage: RDBStorage
+) -> None:
+    study = small(100)
+    found = enter(study)
+    assert crew.work(study, lambda number, config, rung: 1 / 0) == ["all of its 5 trials failed"]
+    assert counts(found, storage) == Counts(fail=books.NEVER_FINISHED)
+
+
+def test_a_worker_on_which_nothing_succeeds_any_more_gives_up(
+    crew: Any, small: Small, enter: Enter, storage: RDBStorage
+) -> None:
+    """Otherwise a full disk, or one broken GPU, would burn trials for ever: failed ones are no part of the budget."""
+    study = small(100, pruner="none")
+    found = enter(study)
+
+    def score(number: int, config: Config, rung: int) -> float:
+        if number >= 3:
+            raise OSError(28, "No space left on device")
+        return 1.0
+
+    with pytest.raises(WorkerError, match=r"10 trials in a row failed.*No space left on device"):
+        crew.work(study, score)
+    assert counts(found, storage) == Counts(complete=3, fail=10)
+
+
+def test_a_trial_that_would_not_have_been_the_users_to_train_is_handed_back(
+    crew: Any, small: Small, enter: Enter, storage: RDBStorage
+) -> None:
+    study = small(3)
+    found = enter(study)
+
+    def score(number: int, config: Config, rung: int) -> float:
+        raise CorpusError("corpus squares.txt: gone")
+
+    with pytest.raises(CorpusError, match="gone"):
+        crew.work(study, score)
+    assert counts(found, storage) == Counts(waiting=1)
+    assert Ledger(storage, found._study_id).alive() == []
+
+
+def test_another_text_than_the_studys_is_refused(
+    small: Small, enter: Enter, storage: RDBStorage, tmp_path: Path
+) -> None:
+    study = small(3)
+    found = enter(study)
+    (tmp_path / "other.txt").write_text("All other texts. " * 900)
+    with pytest.raises(StudyError, match=r"other.txt differs from the one study .* searches on"):
+        work(
+            storage,
+            study.name,
+            device="cpu",
+            threads=torch.get_num_threads(),
+            artifacts=tmp_path,
+            requested=threading.Event(),
+            say=print,
+            worker_id=study.name,
+            corpus_path=str(tmp_path / "other.txt"),
+        )
+    assert counts(found, storage) == Counts(waiting=1)
+
+
+def test_an_unknown_study_lists_those_there_are(storage: RDBStorage, small: Small, enter: Enter) -> None:
+    name = enter(small()).study_name
+    with pytest.raises(StudyError, match=rf"no study 'nonsense' in this database; there are: .*{name}"):
+        load_study(storage, "nonsense")
+
+
+def test_a_study_of_another_program_is_left_alone(storage: RDBStorage, small: Small, enter: Enter) -> None:
+    foreign = optuna.create_study(storage=storage, study_name="foreign", direction="maximize")
+    foreign.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=1)
+    with pytest.raises(StudyError, match="was not made by the tuner"):
+        load_study(storage, "foreign")
+    with pytest.raises(StudyError, match="was not made by the tuner"):
+        enter(small(name="foreign"))
+    assert optuna.load_study(storage=storage, study_name="foreign").user_attrs == {}
+    optuna.delete_study(storage=storage, study_name="foreign")
+
+
+# Trials that go on.
+
+
+class Interrupted:
+    """Real training that does something after so many steps, and counts its steps."""
+
+    def __init__(self, study: Study, fingerprint: str, folder: Path, after: int, what: Callable[[], None]) -> None:
+        self.objective = Objective(study, fingerprint, "cpu", folder)
+        self.device, self.after, self.what = "cpu", after, what
+        self.steps: list[int] = []
+        self.run_folder, self.forget = self.objective.run_folder, self.objective.forget
+
+    def __call__(self, number: int, attempt: int, config: Config, report: Any, look: Any, say: Any) -> Any:
+        def count(training: Training, save: Callable[[], None]) -> None:
+            self.steps.append(training.step)
+            if len(self.steps) == self.after:
+                self.what()
+            look(training, save)
+
+        return self.objective(number, attempt, config, report, count, say)
+
+
+@pytest.fixture
+def one(small: Small) -> Study:
+    """A study of one trial of 32 steps."""
+    fixed = {"architecture": "gru", "dropout": 0.1, "hidden_size": 8, "batch_size": 8, "sequence_length": 16}
+    return small(1, parameters=fixed)
+
+
+@pytest.fixture
+def uninterrupted(one: Study) -> list[float]:
+    """What its rungs are worth when nothing happens."""
+    config = one.space.suggest(FixedTrial({}))  # type: ignore[arg-type]
+    corpus = load_corpus(Corpus.model_validate(one.corpus.model_dump()), config.tokenizer, config.vocabulary_size)
+    return [rung.bits_per_byte for rung in train(config, corpus, one.trial).evaluations]
+
+
+@pytest.mark.parametrize("after", [1, 7, 11, 25, 32])
+def test_a_trial_that_was_handed_back_goes_on_from_its_checkpoint_to_the_same_bits(
+    crew: Any, one: Study, enter: Enter, uninterrupted: list[float], tmp_path: Path, after: int
+) -> None:
+    found = enter(one)
+    fingerprint = found.user_attrs["fingerprint"]
+    first = Interrupted(one, fingerprint, tmp_path, after, crew.requested.set)
+    assert crew.work(one, first) == ["asked to stop"]
+    assert found.trials[0].state == TrialState.WAITING
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["trial-0.1.safetensors"]
+    crew.requested.clear()
+    second = Interrupted(one, fingerprint, tmp_path, 99, lambda: None)
+    crew.work(one, second)
+    assert first.steps + second.steps == list(range(1, 33))
+    (trial,) = found.trials
+    assert (trial.state, trial.user_attrs["attempts"]) == (COMPLETE, 2)
+    assert list(trial.intermediate_values.values()) == uninterrupted
+    assert not list((tmp_path / "checkpoints").iterdir())
+
+
+def test_a_damaged_checkpoint_costs_time_and_nothing_else(
+    crew: Any, one: Study, enter: Enter, uninterrupted: list[float], tmp_path: Path
+) -> None:
+    found = enter(one)
+    fingerprint = found.user_attrs["fingerprint"]
+    crew.work(one, Interrupted(one, fingerprint, tmp_path, 20, crew.requested.set))
+    (checkpoint,) = (tmp_path / "checkpoints").iterdir()
+    content = bytearray(checkpoint.read_bytes())
+    content[-8] ^= 1
+    checkpoint.write_bytes(content)
+    crew.requested.clear()
+    second = Interrupted(one, fingerprint, tmp_path, 99, lambda: None)
+    with pytest.warns(UserWarning, match="checkpoint ignored.*damaged"):
+        crew.work(one, second)
+    assert second.steps == list(range(1, 33))
+    assert list(found.trials[0].intermediate_values.values()) == uninterrupted
+
+
+def test_a_full_disk_costs_a_checkpoint_and_not_the_trial(
+    crew: Any, one: Study, enter: Enter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tuner.objective.CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(Training, "save", lambda self, path: (_ for _ in ()).throw(OSError(28, "No space left")))
+    found = enter(one)
+    crew.work(one, Objective(one, found.user_attrs["fingerprint"], "cpu", tmp_path))
+    assert found.trials[0].state == COMPLETE
+    assert crew.said[0].startswith("no checkpoint of trial 0: No space left")
+
+
+def steal(storage: RDBStorage, found: optuna.Study, worker_id: str) -> None:
+    """Another worker takes over the only trial, as if its worker had been dead for a while."""
+    ledger = Ledger(storage, found._study_id)
+    ledger.leave(worker_id)
+    ledger.join(f"thief of {worker_id}", "elsewhere", 1, "cpu", 1)
+    assert isinstance(ledger.take(found, f"thief of {worker_id}", 1, None), books.Claim)
+
+
+def stop_when_it_speaks(crew: Any) -> None:
+    while not crew.said:
+        time.sleep(0.01)
+    crew.requested.set()
+
+
+def test_a_worker_whose_trial_was_taken_over_stops_it_and_writes_nothing(
+    crew: Any, one: Study, enter: Enter, storage: RDBStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = enter(one)
+    take_over = lambda: steal(storage, found, f"{one.name}-0")  # noqa: E731
+    objective = Interrupted(one, found.user_attrs["fingerprint"], tmp_path, 15, take_over)
+    stopper = threading.Thread(target=stop_when_it_speaks, args=[crew])
+    stopper.start()
+    assert crew.work(one, objective) == ["asked to stop"]
+    stopper.join(30)
+    assert crew.said == [f"trial {found.trials[0]._trial_id} was taken over"]
+    (trial,) = found.trials
+    assert trial.state == TrialState.RUNNING
+    assert list(trial.intermediate_values) == [1]
+    assert len(objective.steps) < 32
+
+
+def test_a_takeover_is_noticed_by_the_next_beat(
+    crew: Any, small: Small, enter: Enter, storage: RDBStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(courier, "BEAT_SECONDS", 0.01)
+    study = small(1)
+    found = enter(study)
+    looks: list[int] = []
+
+    class Long:
+        device = "cpu"
+
+        def __call__(self, number: int, attempt: int, config: Config, report: Any, look: Any, say: Any) -> Any:
+            while True:
+                looks.append(attempt)
+                if len(looks) == 3:
+                    steal(storage, found, f"{study.name}-0")
+                look(SimpleTraining(config), lambda: None)
+
+        def forget(self, number: int) -> None:
+            raise AssertionError("the trial is not over")
+
+    stopper = threading.Thread(target=stop_when_it_speaks, args=[crew])
+    stopper.start()
+    assert crew.work(study, Long()) == ["asked to stop"]
+    stopper.join(30)
+    assert crew.said == ["trial 0 was taken over by another worker"]
+    assert found.trials[0].state == TrialState.RUNNING
+
+
+class SimpleTraining:
+    """As much of a training as a worker looks at."""
+
+    tokens, seconds, progress = 1, 1.0, 0.5
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+
+
+@pytest.mark.parametrize("lost", ["before", "after"])
+def test_a_worker_asked_to_stop_whose_trial_is_gone_leaves_quietly(
+    crew: Any, small: Small, enter: Enter, storage: RDBStorage, lost: str
+) -> None:
+    study = small(1)
+    found = enter(study)
+
+    class Gone:
+        device = "cpu"
+
+        def __call__(self, number: int, attempt: int, config: Config, report: Any, look: Any, say: Any) -> Any:
+            if lost == "before":
+                steal(storage, found, f"{study.name}-0")
+            crew.requested.set()
+            look(SimpleTraining(config), lambda: None)
+
+    assert crew.work(study, Gone()) == ["asked to stop"]
+    assert found.trials[0].state == (TrialState.RUNNING if lost == "before" else TrialState.WAITING)
+    assert len(crew.said) == (1 if lost == "before" else 0)
+
+
+def test_workers_leave_when_their_supervisor_is_gone(
+    crew: Any, small: Small, enter: Enter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(courier, "BEAT_SECONDS", 0.01)
+    study = small(1)
+    found = enter(study)
+
+    def score(number: int, config: Config, rung: int) -> float:
+        if rung == 1:
+            monkeypatch.setattr(os, "getppid", lambda: 1)
+        if rung == 2:
+            assert crew.requested.wait(30)
+        return 1.0
+
+    assert crew.work(study, score) == ["asked to stop"]
+    assert found.trials[0].state == TrialState.WAITING
+    assert list(found.trials[0].intermediate_values) in ([1], [1, 2])
+
+
+@pytest.mark.parametrize("end", ["stopped", "hours"])
+def test_a_study_that_is_stopped_or_has_spent_its_hours_ends_in_the_middle_of_a_trial(
+    crew: Any, small: Small, enter: Enter, storage: RDBStorage, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    monkeypatch.setattr(courier, "BEAT_SECONDS", 0.01)
+    study = small(None, budget={"hours": 1})
+    found = enter(study)
+    ledger = Ledger(storage, found._study_id)
+
+    def score(number: int, config: Config, rung: int) -> float:
+        if rung == 1 and end == "stopped":
+            ledger.set_state("stopped")
+        if rung == 1 and end == "hours":
+            with storage.engine.begin() as connection:
+                mine = books.studies.c.study_id == found._study_id
+                connection.execute(books.studies.update().where(mine).values(active_seconds=3600))
+        if rung == 2:
+            assert crew.requested.wait(30)
+        return 1.0
+
+    crew.work(study, score)
+    assert [trial.state for trial in found.trials] == [TrialState.WAITING]
+    crew.requested.clear()
+    (reason,) = crew.work(study, score)
+    assert reason in ("the study was stopped", "the 1 hours are spent", "asked to stop")
+    assert len(found.trials) == 1
+
+
+def test_a_paused_study_goes_on_when_it_is_told_to(
+    crew: Any, small: Small, enter: Enter, storage: RDBStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(courier, "BEAT_SECONDS", 0.01)
+    study = small(3)
+    found = enter(study)
+    ledger = Ledger(storage, found._study_id)
+    ledger.set_state("paused")
+
+    def resume() -> None:
+        while [each.doing for each in ledger.alive()] != ["the study is paused"]:
+            time.sleep(0.01)
+        ledger.set_state("running")
+
+    resumer = threading.Thread(target=resume)
+    resumer.start()
+    assert crew.work(study, by_learning_rate) == ["all 3 trials are finished"]
+    resumer.join(30)
+    assert len(found.trials) == 3
+
+
+# A database that goes away.
+
+
+@pytest.mark.parametrize(
+    "call", ["get_trial", "set_trial_intermediate_value", "set_trial_state_values", "set_trial_user_attr"]
+)
+def test_an_outage_at_any_moment_loses_no_trial_and_no_value(
+    crew: Any, small: Small, enter: Enter, storage: RDBStorage, call: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every call to the database fails once before and once after its work is done."""
+    monkeypatch.setattr(courier, "BEAT_SECONDS", 0.05)
+    study = small(4, pruner="none")
+    found = enter(study)
+    failures = iter([0, 1, 0, 1])
+    real = getattr(RDBStorage, call)
+
+    def flaky(self: RDBStorage, *arguments: Any, **options: Any) -> Any:
+        where = next(failures, None) if threading.current_thread().name == "courier" else None
+        if where == 0:
+            raise OperationalError(call, {}, ConnectionResetError("the connection was reset"))
+        answer = real(self, *arguments, **options)
+        if where == 1:
+            raise OperationalError(call, {}, ConnectionResetError("the connection was reset"))
+        return answer
+
+    monkeypatch.setattr(RDBStorage, call, flaky)
+    with pytest.MonkeyPatch.context() as quiet:
+        quiet.setattr("warnings.warn", lambda *arguments, **options: None)
+        crew.work(study, by_learning_rate)
+    monkeypatch.undo()
+    assert counts(found, storage) == Counts(complete=4)
+    for trial in found.trials:
+        config = Config.model_validate(trial.user_attrs["configuration"])
+        assert trial.intermediate_values == {rung: by_learning_rate(0, config, rung) for rung in (1, 2, 3)}
+        assert trial.value == by_learning_rate(0, config, 3)
+    assert {line.split(",")[0].split(" after")[0] for line in crew.said} == {
+        "the database is away",
+        "the database is back",
+    }
+
+
+def test_training_goes_on_while_the_database_is_away(
+    crew: Any, small: Small, enter: Enter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "ANSWER_SECONDS", 0.01)
+    monkeypatch.setattr(courier, "BEAT_SECONDS", 0.05)
+    study = small(1, pruner="none")
+    found = enter(study)
+    trained = threading.Event()
+    real = RDBStorage.set_trial_intermediate_value
+
+    def away(self: RDBStorage, *arguments: Any) -> None:
+        if not trained.is_set():
+            raise OperationalError("insert", {}, ConnectionRefusedError("connection refused"))
+        real(self, *arguments)
+
+    def score(number: int, config: Config, rung: int) -> float:
+        if rung == 3:
+            trained.set()
+        return float(rung)
+
+    monkeypatch.setattr(RDBStorage, "set_trial_intermediate_value", away)
+    crew.work(study, score)
+    assert found.trials[0].intermediate_values == {1: 1.0, 2: 2.0, 3: 3.0}
+    assert found.trials[0].value == 3.0
+
+
+def test_a_database_that_stays_away_ends_a_worker_in_words(
+    crew: Any, small: Small, enter: Enter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "FAREWELL_SECONDS", 0.01)
+    study = small(1)
+    found = enter(study)
+
+    def away(self: RDBStorage, *arguments: Any) -> None:
+        raise OperationalError("insert", {}, ConnectionRefusedError("connection refused"))
+
+    def score(number: int, config: Config, rung: int) -> float:
+        crew.requested.set()
+        monkeypatch.setattr(RDBStorage, "set_trial_state_values", away)
+        return 1.0
+
+    with pytest.raises(StorageError, match=r"database .* the trial goes on from its checkpoint"):
+        crew.work(study, score)
+    monkeypatch.undo()
+    assert found.trials[0].state == TrialState.RUNNING
+
+
+def test_a_worker_says_where_it_is_and_how_far(
+    crew: Any, small: Small, enter: Enter, storage: RDBStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(courier, "BEAT_SECONDS", 0.01)
+    study = small(1)
+    found = enter(study)
+    ledger = Ledger(storage, found._study_id)
+    seen: list[Any] = []
+
+    def score(number: int, config: Config, rung: int) -> float:
+        while rung == 2 and not seen:
+            seen.extend(each for each in ledger.alive() if each.progress)
+        return 1.0
+
+    with ExitStack() as stack:
+        one: Worker = crew.worker(stack, study, score)
+        one.run()
+    assert (seen[0].trial, seen[0].device, seen[0].process) == (0, "cpu", os.getpid())
+    assert seen[0].doing in ("rnn", "gru")
+    assert 0 < seen[0].progress <= 1
+    assert seen[0].tokens_per_second > 0
+    assert seen[0].memory_bytes > 2**20
+    assert found.trials[0].state == COMPLETE

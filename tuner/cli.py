@@ -1,0 +1,537 @@
+"""The commands; the only reader of the environment; nothing heavy is imported before a command needs it."""
+
+from __future__ import annotations
+
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from models import __main__ as single
+from tuner.errors import StudyError, WorkerError
+
+if TYPE_CHECKING:
+    import optuna
+    from optuna.storages import RDBStorage
+
+    from tuner.report import Snapshot
+    from tuner.study import Study
+
+STOPPED = single.STOPPED
+"""Exit code of a command that was asked to stop and left everything so that it can go on."""
+
+REFRESH_SECONDS = 1.0
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+_storage = click.option(
+    "--storage",
+    envvar="TUNER_STORAGE",
+    metavar="URL",
+    help="postgresql://user:password@host/database instead of the embedded PostgreSQL. [env: TUNER_STORAGE]",
+)
+_data = click.option(
+    "--data-folder",
+    type=click.Path(path_type=Path),
+    envvar="TUNER_DATA",
+    help="Where the embedded PostgreSQL keeps its data. [env: TUNER_DATA]",
+)
+_artifacts = click.option(
+    "--artifacts",
+    type=click.Path(path_type=Path),
+    envvar="TUNER_ARTIFACTS",
+    help="Where checkpoints and the best weights are kept; shared by the machines of a study. [env: TUNER_ARTIFACTS]",
+)
+_devices = click.option("--devices", default="auto", show_default=True, help="auto, cpu, or cuda:0,cuda:1,...")
+_threads = click.option("--threads", type=click.IntRange(min=1), help="CPU threads of each worker.")
+_workers = click.option(
+    "-n", "--workers", type=click.IntRange(min=1), help="Worker processes; default: one per GPU, or one per core."
+)
+_force = click.option("--force", is_flag=True, help="Replace what is in the way.")
+
+
+def _places(command: Command) -> Command:
+    return _storage(_data(_artifacts(command)))
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="textgen-tuner", prog_name="tuner")
+def commands() -> None:
+    """Tune text generators: search with parallel workers, watch, export the best configuration."""
+
+
+commands.add_command(single.train)
+commands.add_command(single.generate)
+
+
+@commands.command()
+@click.argument("study_file", metavar="STUDY.yaml")
+@_places
+@_workers
+@_devices
+@_threads
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    default=Path("best.yaml"),
+    show_default=True,
+    help="Where the best configuration goes.",
+)
+@click.option("--run-folder", type=click.Path(path_type=Path), help="Where its run goes. [default: runs/STUDY]")
+@click.option("--corpus", "corpus_path", type=click.Path(path_type=Path), help="This text instead of the file's.")
+@click.option("--trials", type=click.IntRange(min=1), help="So many finished trials instead of the file's budget.")
+@click.option(
+    "--hours", type=click.FloatRange(min=0, min_open=True), help="So many hours instead of the file's budget."
+)
+@_force
+def run(
+    study_file: str,
+    storage: str | None,
+    data_folder: Path | None,
+    artifacts: Path | None,
+    workers: int | None,
+    devices: str,
+    threads: int | None,
+    output: Path,
+    run_folder: Path | None,
+    corpus_path: Path | None,
+    trials: int | None,
+    hours: float | None,
+    force: bool,
+) -> None:
+    """Search: start workers on a study, watch them, and export the best configuration.
+
+    STUDY.yaml is a file, or the name of a study that comes with the tuner, such as quickstart. The same command
+    goes on with a study that was stopped. With --corpus the study is named after its text, too.
+    """
+    from tuner.export import require_free, require_run_free
+    from tuner.launchers import slots
+    from tuner.study import read_study
+
+    study = _changed(read_study(_study_path(study_file)), corpus_path, trials, hours)
+    run_folder = run_folder or Path("runs") / study.name
+    require_free(output, force, study.name)
+    require_run_free(run_folder, force=force or run_folder == Path("runs") / study.name)
+    places = slots(workers, devices, threads or study.threads)
+    folder = _artifacts_folder(artifacts)
+    with _opened(storage, data_folder) as opened:
+        found = _enter(opened, study)
+        click.echo(f"study {study.name}: {len(places)} workers on {', '.join(sorted({p.device for p in places}))}")
+        reason = _supervise(opened, found, study, places, [study.name], _environment(storage, data_folder, folder))
+        _finish(opened, found, study, folder, output, run_folder, reason)
+
+
+@commands.command()
+@click.argument("study_name", metavar="STUDY")
+@_places
+@_workers
+@_devices
+@_threads
+@click.option("--corpus", "corpus_path", help="Where the study's text lies on this machine, if elsewhere.")
+def work(
+    study_name: str,
+    storage: str | None,
+    data_folder: Path | None,
+    artifacts: Path | None,
+    workers: int | None,
+    devices: str,
+    threads: int | None,
+    corpus_path: str | None,
+) -> None:
+    """Join more workers to a study that was started here or on another machine."""
+    from tuner.launchers import slots
+
+    with _opened(storage, data_folder) as opened:
+        found, study = _find(opened, study_name)
+        places = slots(workers, devices, threads or study.threads)
+        arguments = [found.study_name, *(["--corpus", corpus_path] if corpus_path else [])]
+        environment = _environment(storage, data_folder, _artifacts_folder(artifacts))
+        click.echo(f"study {study.name}: {len(places)} workers join")
+        reason = _supervise(opened, found, study, places, arguments, environment)
+        click.echo(f"Done: {reason}.")
+
+
+@commands.command(name="_worker", hidden=True)
+@click.argument("study_name")
+@_places
+@click.option("--device", required=True)
+@click.option("--threads", type=int, required=True)
+@click.option("--corpus", "corpus_path")
+@click.option("--id", "worker_id", required=True)
+def worker(
+    study_name: str,
+    storage: str | None,
+    data_folder: Path | None,
+    artifacts: Path | None,
+    device: str,
+    threads: int,
+    corpus_path: str | None,
+    worker_id: str,
+) -> None:
+    """One worker process; started by `run` and `work`."""
+    from models.stopping import stop_requests
+    from tuner.worker import work as work_on
+
+    def say(text: str) -> None:
+        click.echo(f"{time.strftime('%H:%M:%S')} {text}", err=True)
+
+    with stop_requests() as requested, _opened(storage, data_folder) as opened:
+        reason = work_on(
+            opened,
+            study_name,
+            device=device,
+            threads=threads,
+            artifacts=artifacts or _default_artifacts(),
+            requested=requested,
+            say=say,
+            worker_id=worker_id,
+            corpus_path=corpus_path,
+        )
+    say(f"ended: {reason}")
+
+
+@commands.command()
+@click.argument("study_name", metavar="[STUDY]", required=False)
+@_storage
+@_data
+def status(study_name: str | None, storage: str | None, data_folder: Path | None) -> None:
+    """Show all studies, or one: its trials, its best ones, its workers."""
+    import optuna
+
+    from tuner import report
+
+    with _opened(storage, data_folder) as opened:
+        if study_name is not None:
+            found, study = _find(opened, study_name)
+            now = report.snapshot(opened, found, study)
+            _show(report.progress(now), report.leaderboard_table(now))
+            for trial in now.trials:
+                if trial.state == optuna.trial.TrialState.FAIL:
+                    click.echo(report.described(trial, study, None))
+            return
+        names = sorted(optuna.get_all_study_names(opened))
+        ours = [(name, optuna.load_study(study_name=name, storage=opened)) for name in names]
+        rows = [(name, _snapshot(opened, found)) for name, found in ours if "study" in found.user_attrs]
+        if rows:
+            _show(report.studies_table(rows))
+        else:
+            click.echo("No studies yet. Start one: tuner run quickstart")
+
+
+@commands.command()
+@click.argument("study_name", metavar="STUDY")
+@_places
+@click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("best.yaml"), show_default=True)
+@click.option("--trial", "number", type=int, help="This trial instead of the best one.")
+@click.option("--weights", type=click.Path(path_type=Path), help="Also copy the trial's run folder, if it is kept.")
+@_force
+def export(
+    study_name: str,
+    storage: str | None,
+    data_folder: Path | None,
+    artifacts: Path | None,
+    output: Path,
+    number: int | None,
+    weights: Path | None,
+    force: bool,
+) -> None:
+    """Write the best configuration of a study to a file that `tuner train` reads."""
+    from tuner.export import chosen_trial, copy_run, exported, require_copiable, write_new
+
+    with _opened(storage, data_folder) as opened:
+        found, study = _find(opened, study_name)
+        trial = chosen_trial(found, number)
+        kept = (artifacts or _default_artifacts()) / study.name / f"trial-{trial.number}"
+        if weights is not None:
+            require_copiable(kept, weights, force)
+        write_new(output, exported(found, study, trial, output), force)
+    click.echo(f"{output}: trial {trial.number}, {trial.value:.4f} bits per byte")
+    if weights is not None:
+        copy_run(kept, weights, force)
+        click.echo(f"{weights}: its run folder")
+    click.echo(f"Train it: tuner train {output} -o my-run")
+
+
+@commands.command()
+@click.argument("study_file", metavar="STUDY.yaml")
+def check(study_file: str) -> None:
+    """Read a study file and its corpus, and say all that is wrong with them."""
+    from tuner.study import read_study
+
+    path = _study_path(study_file)
+    study = read_study(path)
+    _require_generators(study)
+    _first_corpus(study)
+    searched, fixed = len(study.space.searched), len(study.space.fixed)
+    click.echo(f"{path}: fine; study {study.name} searches {searched} parameters and fixes {fixed}")
+
+
+@commands.command()
+@click.argument("study_name", metavar="[STUDY]", required=False)
+@_storage
+@_data
+@click.option("--host", default="127.0.0.1", show_default=True)
+@click.option("--port", default=8080, show_default=True, type=click.IntRange(1, 65535))
+def dashboard(study_name: str | None, storage: str | None, data_folder: Path | None, host: str, port: int) -> None:
+    """Serve the Optuna dashboard on the tuner's storage."""
+    from tuner.dashboard import serve
+
+    with _opened(storage, data_folder) as opened:
+        page = "/dashboard" if study_name is None else f"/dashboard/studies/{_find(opened, study_name)[0]._study_id}"
+        serve(opened, host, port, lambda: click.echo(f"Dashboard: http://{host}:{port}{page}   (Ctrl-C ends it)"))
+
+
+def main() -> None:
+    """Runs the command line; SIGTERM ends it as Ctrl-C does, so that the embedded PostgreSQL is not left behind."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # a shell starts background jobs with SIGINT ignored
+        signal.signal(number, signal.default_int_handler)
+    single.main(commands)
+
+
+@contextmanager
+def _opened(storage: str | None, data_folder: Path | None) -> Iterator[RDBStorage]:
+    from tuner.storage import open_storage
+
+    with open_storage(storage, data_folder) as opened:
+        yield opened
+
+
+def _study_path(name: str) -> Path:
+    """The study file of that path, or the one of that name that comes with the tuner."""
+    path = Path(name)
+    if path.is_file() or path.suffix in (".yaml", ".yml", ".json"):
+        return path
+    package = Path(str(resources.files("tuner")))
+    folder = next((one for one in (package / "studies", package.parent / "studies") if one.is_dir()), package)
+    shipped = sorted(file.stem for file in folder.glob("*.yaml"))
+    if name not in shipped:
+        raise StudyError(f"{name}: no such file, and no study that comes with the tuner ({', '.join(shipped)})")
+    return folder / f"{name}.yaml"
+
+
+def _changed(study: Study, corpus_path: Path | None, trials: int | None, hours: float | None) -> Study:
+    """The study with what the command line gives instead of the file."""
+    from models.config import Corpus
+    from tuner.study import StudyBudget
+
+    changes: dict[str, Any] = {}
+    if corpus_path is not None:
+        kept = {"split": study.corpus.split, "field": study.corpus.field}
+        changes["corpus"] = Corpus(path=str(corpus_path.resolve()), **kept)  # type: ignore[arg-type]
+        changes["name"] = f"{study.name}-{corpus_path.stem}"
+    if trials is not None or hours is not None:
+        changes["budget"] = StudyBudget(trials=trials, hours=hours)
+    return study.model_copy(update=changes)
+
+
+def _default_artifacts() -> Path:
+    import platformdirs
+
+    return platformdirs.user_data_path("textgen-tuner") / "artifacts"
+
+
+def _artifacts_folder(given: Path | None) -> Path:
+    """The folder for checkpoints and weights, made if it is missing."""
+    folder = (given or _default_artifacts()).absolute()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise WorkerError(f"{folder}: cannot be made ({error.strerror}); choose other --artifacts") from error
+    return folder
+
+
+def _environment(storage: str | None, data_folder: Path | None, artifacts: Path) -> dict[str, str]:
+    """What worker processes are told through their environment: a command line would show the password to all."""
+    given = {"TUNER_STORAGE": storage, "TUNER_DATA": data_folder, "TUNER_ARTIFACTS": artifacts}
+    return {name: str(value) for name, value in given.items() if value is not None}
+
+
+def _find(storage: RDBStorage, name: str) -> tuple[optuna.Study, Study]:
+    """The study of that name, or of the study file of that name, as it is in the database."""
+    from tuner.study import read_study, stored_study
+    from tuner.worker import load_study
+
+    found = load_study(storage, read_study(Path(name)).name if Path(name).is_file() else name)
+    return found, stored_study(found.user_attrs["study"])
+
+
+def _snapshot(storage: RDBStorage, found: optuna.Study) -> Snapshot:
+    from tuner.report import snapshot
+    from tuner.study import stored_study
+
+    return snapshot(storage, found, stored_study(found.user_attrs["study"]))
+
+
+def _require_generators(study: Study) -> None:
+    """Raises ConfigError when a generator of the user's own cannot be found; only for those is torch imported."""
+    from models.config import ARCHITECTURES, Config
+
+    searched = study.space.searched.get("architecture")
+    for name in searched.values() if searched else [study.space.fixed.get("architecture", ARCHITECTURES[0])]:
+        if name not in ARCHITECTURES:
+            from models.network import generator_class
+
+            generator_class(Config(architecture=str(name)))
+
+
+def _first_corpus(study: Study) -> Any:
+    """Reads the study's corpus in every tokenizer of the search, and requires room in it for the largest batch."""
+    from models.config import Config
+    from models.corpus import load_corpus, require_room
+
+    space = study.space
+    searched = space.searched.get("tokenizer")
+    for tokenizer in searched.values() if searched else [space.fixed.get("tokenizer", Config().tokenizer)]:
+        corpus = load_corpus(study.corpus, str(tokenizer), space.largest("vocabulary_size"))
+        require_room(corpus, space.largest("batch_size"), space.largest("sequence_length"))
+    return corpus
+
+
+def _enter(storage: RDBStorage, study: Study) -> optuna.Study:
+    """Creates the study, or finds it and requires that neither its file nor its corpus has changed."""
+    import optuna
+    from optuna.study import StudyDirection
+
+    from tuner.ledger import Ledger
+    from tuner.study import differences, stored_study
+
+    _require_generators(study)
+    corpus = _first_corpus(study)
+    found = optuna.create_study(study_name=study.name, storage=storage, direction="minimize", load_if_exists=True)
+    before = found.user_attrs.get("study")
+    if before is None and (found.get_trials(deepcopy=False) or found.directions != [StudyDirection.MINIMIZE]):
+        raise StudyError(f"study {study.name} in this database was not made by the tuner; give yours another name")
+    changes = differences(stored_study(before), study) if before else []
+    if found.user_attrs.get("fingerprint", corpus.fingerprint) != corpus.fingerprint:
+        changes.append(f"the text of the corpus: was {found.user_attrs['fingerprint']}, is {corpus.fingerprint}")
+    if changes:
+        raise StudyError(
+            f"study {study.name} exists in the database and has changed since:\n  "
+            + "\n  ".join(changes)
+            + "\nGive the changed study another name, or change it back; only its budget may change."
+        )
+    ledger = Ledger(storage, found._study_id)
+    ledger.open()
+    ledger.set_state("running")
+    found.set_user_attr("fingerprint", corpus.fingerprint)
+    found.set_user_attr("study", study.stored())
+    return found
+
+
+def _supervise(
+    storage: RDBStorage,
+    found: optuna.Study,
+    study: Study,
+    places: Any,
+    arguments: list[str],
+    environment: dict[str, str],
+) -> str:
+    """Runs workers until the study ends; on Ctrl-C they save their trials first. Returns why it ended."""
+    from models.stopping import stop_requests
+    from tuner.courier import is_outage
+    from tuner.launchers import Team
+    from tuner.ledger import Ledger
+    from tuner.watching import Watcher
+
+    ledger = Ledger(storage, found._study_id)
+
+    def free_trial(worker_id: str) -> None:
+        try:
+            ledger.leave(worker_id)
+        except Exception as error:
+            if not is_outage(error):
+                raise  # without the database its lease runs out by itself
+
+    logs = Path(environment["TUNER_ARTIFACTS"]) / study.name / "logs"
+    with stop_requests() as requested, Watcher(storage, found, study) as watcher:
+        team = Team(places, arguments, environment, logs, free_trial, watcher.say)
+        try:
+            while team.watch() and not requested.is_set():
+                watcher.look()
+                requested.wait(REFRESH_SECONDS)
+            if requested.is_set():
+                watcher.say("saving the running trials ...")
+            team.stop()
+            watcher.look()
+        finally:
+            team.kill()
+    if requested.is_set():
+        click.echo(f"Stopped; nothing is lost. Go on with the same command: {_same_command()}", err=True)
+        sys.exit(STOPPED)
+    if team.failed():
+        raise WorkerError(f"every worker of study {study.name} ended with an error; see above, and the logs in {logs}")
+    return _reason(_snapshot(storage, found))
+
+
+def _reason(now: Snapshot) -> str:
+    """Why the study ended, from its books."""
+    study = now.study
+    if study.trials is not None and now.counts.finished >= study.trials:
+        return f"all {study.trials} trials are finished"
+    if study.budget.hours is not None and now.active_seconds >= study.budget.hours * 3600:
+        return f"the {study.budget.hours:g} hours are spent"
+    if now.counts.fail and not now.counts.finished:
+        return f"all of its {now.counts.fail} trials failed"
+    return "the study was stopped"
+
+
+def _finish(
+    storage: RDBStorage,
+    found: optuna.Study,
+    study: Study,
+    artifacts: Path,
+    output: Path,
+    run_folder: Path,
+    reason: str,
+) -> None:
+    """Exports the best trial and its run, and shows what came out."""
+    from models.run import load
+    from tuner.export import chosen_trial, copy_run, exported, write_new
+    from tuner.report import described, leaderboard_table
+
+    now = _snapshot(storage, found)
+    if now.best is None:
+        for trial in [one for one in now.trials if one.state.is_finished()][-3:]:
+            click.echo(described(trial, study, None), err=True)
+        raise StudyError(f"study {study.name} ended without a completed trial: {reason}")
+    trial = chosen_trial(found, None)
+    write_new(output, exported(found, study, trial, output), force=True)
+    click.echo(f"\nDone: {reason}. {now.counts.complete} complete, {now.counts.pruned} pruned.\n")
+    _show(leaderboard_table(now))
+    click.echo(f"\nBest configuration: {output}")
+    kept = artifacts / study.name / f"trial-{trial.number}"
+    if kept.is_dir():
+        copy_run(kept, run_folder, force=True)
+        click.echo(f"Its trained model:  {run_folder}\n\nIt writes:\n")
+        click.echo(_indented(load(run_folder, "cpu").generate("The ", 300, seed=1)))
+    else:
+        click.echo("Its trained model was kept by a worker elsewhere; with shared --artifacts it would be here, too.")
+    click.echo(f"\nNext:\n  tuner dashboard {study.name}\n  tuner train {output} -o my-run --tokens 5000000")
+    if kept.is_dir():
+        click.echo(f'  tuner generate {run_folder} --prompt "The "')
+
+
+def _indented(text: str) -> str:
+    return "\n".join(f"    {line}" for line in ("The " + text).splitlines())
+
+
+def _show(*parts: Any) -> None:
+    from rich.console import Console
+
+    console = Console(width=None if sys.stdout.isatty() else 200, highlight=False, markup=False, emoji=False)
+    for part in parts:
+        console.print(part)
+
+
+def _same_command() -> str:
+    from tuner.storage import hide_password
+
+    return shlex.join(["tuner", *map(hide_password, sys.argv[1:])])

@@ -1,0 +1,204 @@
+"""Starts worker processes on this machine, each with its own device or its own share of the cores, and ends them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from models.errors import DeviceError, UserError
+from tuner.errors import StorageError, WorkerError
+
+GRACE_SECONDS = 10.0
+"""How long a worker has to save its trial when it is asked to stop."""
+
+MOST_BY_DEFAULT = 8
+"""More workers than this make a search of a hundred trials mostly random."""
+
+QUICK_SECONDS = 20.0
+"""A worker that dies sooner than this after its start counts as unable to work here."""
+
+MOST_QUICK_DEATHS = 5
+
+FINAL_CODES = {UserError.exit_code, StorageError.exit_code, WorkerError.exit_code}
+"""Exit codes of mistakes that another process would only repeat."""
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Where one worker runs. `visible` is what CUDA may see of the machine, None for all."""
+
+    device: str
+    threads: int
+    visible: str | None = None
+
+
+def slots(workers: int | None, devices: str, threads: int | None) -> list[Slot]:
+    """Returns a place for each worker: by default one per GPU, else one per core up to eight.
+
+    `devices` is auto, cpu, or a list such as cuda:0,cuda:1. Raises DeviceError when a device is not there.
+    """
+    chosen = _devices(devices)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    count = workers or (min(cores, MOST_BY_DEFAULT) if chosen == ["cpu"] else len(chosen))
+    share = threads or max(1, cores // count)
+    return [_slot(chosen[index % len(chosen)], share) for index in range(count)]
+
+
+@dataclass
+class _Member:
+    """One place of a team and the process that fills it at the moment."""
+
+    place: Slot
+    log: Path
+    process: subprocess.Popen[bytes] | None = None
+    worker_id: str = ""
+    started: float = 0.0
+    quick_deaths: int = 0
+    restart_at: float = 0.0
+    given_up: bool = False
+
+
+class Team:
+    """The worker processes of one command; one that dies is replaced, after longer and longer pauses."""
+
+    def __init__(
+        self,
+        places: Sequence[Slot],
+        arguments: Sequence[str],
+        environment: Mapping[str, str],
+        logs: Path,
+        on_death: Callable[[str], None],
+        say: Callable[[str], None],
+    ) -> None:
+        logs.mkdir(parents=True, exist_ok=True)
+        self._arguments, self._environment = arguments, environment
+        self._on_death, self._say = on_death, say
+        names = [logs / f"worker-{os.getpid()}-{index + 1}.log" for index in range(len(places))]
+        self._members = [_Member(place, log) for place, log in zip(places, names, strict=True)]
+        for member in self._members:
+            self._start(member)
+
+    def watch(self) -> bool:
+        """Replaces workers that died; returns whether anyone works or will."""
+        for member in self._members:
+            if member.process is not None and member.process.poll() is not None:
+                self._bury(member)
+            if member.process is None and not member.given_up and time.monotonic() >= member.restart_at:
+                self._start(member)
+        return any(not member.given_up for member in self._members)
+
+    def failed(self) -> bool:
+        """Whether no worker ended as it should."""
+        return all(member.given_up and member.quick_deaths for member in self._members)
+
+    def stop(self, grace: float = GRACE_SECONDS) -> None:
+        """Asks all workers to save their trials and leave; after `grace` seconds they are killed, the trials freed."""
+        self._signal(signal.SIGTERM)
+        deadline = time.monotonic() + grace
+        for member in self._members:
+            if member.process is not None:
+                try:
+                    member.process.wait(max(0.0, deadline - time.monotonic()))
+                except subprocess.TimeoutExpired:
+                    member.process.kill()
+                    member.process.wait()
+                if member.process.returncode != 0:
+                    self._on_death(member.worker_id)
+
+    def kill(self) -> None:
+        """Ends all workers at once and waits until they are gone: whoever is still there keeps the database up."""
+        self._signal(signal.SIGKILL)
+        for member in self._members:
+            if member.process is not None:
+                member.process.wait()
+
+    def _start(self, member: _Member) -> None:
+        member.worker_id, member.started = uuid.uuid4().hex, time.monotonic()
+        arguments = [*self._arguments, "--id", member.worker_id]
+        member.process = _start(member.place, arguments, self._environment, member.log)
+
+    def _bury(self, member: _Member) -> None:
+        """Notes how a process ended, frees its trial, and decides whether another takes its place."""
+        assert member.process is not None  # seen by the only caller
+        code, member.process = member.process.returncode, None
+        if code == 0:
+            member.given_up, member.quick_deaths = True, 0
+            return
+        self._on_death(member.worker_id)
+        lived = time.monotonic() - member.started
+        member.quick_deaths = member.quick_deaths + 1 if lived < QUICK_SECONDS else 1
+        member.given_up = code in FINAL_CODES or member.quick_deaths >= MOST_QUICK_DEATHS
+        pause = min(2.0 ** (member.quick_deaths - 1) - 1, 60.0)
+        member.restart_at = time.monotonic() + pause
+        then = "giving up" if member.given_up else "starting another" + (f" in {pause:.0f} s" if pause else "")
+        self._say(f"worker on {member.place.device} ended {_how(code)}, {then}: {_last_words(member.log)}")
+
+    def _signal(self, number: signal.Signals) -> None:
+        for member in self._members:
+            if member.process is not None and member.process.poll() is None:
+                member.process.send_signal(number)
+
+
+def _start(place: Slot, arguments: Sequence[str], environment: Mapping[str, str], log: Path) -> subprocess.Popen[bytes]:
+    variables = {**os.environ, **environment, "OMP_NUM_THREADS": str(place.threads)}
+    if place.visible is not None:
+        variables["CUDA_VISIBLE_DEVICES"] = place.visible  # before torch starts: it would touch every GPU
+    # -P: what lies in the folder the user stands in, a models.py perhaps, is not taken for ours.
+    command = [sys.executable, "-P", "-m", "tuner", "_worker", *arguments]
+    command += ["--device", place.device, "--threads", str(place.threads)]
+    with log.open("ab") as output:
+        # A session of its own keeps the terminal's Ctrl-C away: the command that started it asks it to stop.
+        return subprocess.Popen(
+            command, env=variables, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+        )
+
+
+def _devices(wanted: str) -> list[str]:
+    if wanted == "cpu":
+        return ["cpu"]
+    count = _gpus()
+    if wanted == "auto":
+        return [f"cuda:{index}" for index in range(count)] or ["cpu"]
+    named = [name.strip() for name in wanted.split(",")]
+    for name in named:
+        kind, _, index = name.partition(":")
+        if name != "cpu" and (kind != "cuda" or not (index or "0").isdigit()):
+            raise DeviceError(f"--devices {name}: no such device; write auto, cpu or cuda:0,cuda:1")
+        if kind == "cuda" and int(index or 0) >= count:
+            raise DeviceError(f"--devices {name}: this machine has {count} CUDA devices; use cpu")
+    return named
+
+
+def _gpus() -> int:
+    """How many GPUs torch can use; it is asked only where there is a chance, for its import takes a second."""
+    if not any(Path("/dev").glob("nvidia[0-9]*")) and not any(Path("/dev").glob("dxg")):
+        return 0
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def _slot(device: str, threads: int) -> Slot:
+    kind, _, index = device.partition(":")
+    if kind == "cpu":
+        return Slot("cpu", threads, "")
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    names = visible.split(",") if visible else [str(number) for number in range(int(index or 0) + 1)]
+    return Slot("cuda:0", threads, names[int(index or 0)])
+
+
+def _how(code: int) -> str:
+    return f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
+
+
+def _last_words(log: Path) -> str:
+    text = log.read_text(errors="replace").strip()
+    last = text.splitlines()[-1] if text else "it said nothing"
+    return f"{last} (all of it: {log})"

@@ -1,0 +1,324 @@
+"""Who works on what: workers, leases and the study's state, in tables beside Optuna's and by the database's clock.
+
+A trial belongs to the worker that holds its lease. Optuna's tables are the queue (WAITING -> RUNNING); the lease
+says who may write, so that a worker that slept too long finds out before it writes, not after.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import optuna
+import sqlalchemy as sql
+from optuna.storages import RDBStorage
+from sqlalchemy import Connection, func
+
+BEAT_SECONDS = 5.0
+"""How often a worker shows that it lives."""
+
+LEASE_SECONDS = 45.0
+"""How long a lease lasts without a sign of life."""
+
+OBSERVED_SECONDS = 2 * BEAT_SECONDS
+"""How long an expired lease is watched before it is taken over.
+
+After an outage of the database every lease has expired; the living renew theirs within a beat, and only then
+is anyone taken for dead. A dead worker's trial is thus free after at most LEASE_SECONDS + 2 * OBSERVED_SECONDS.
+"""
+
+NEVER_FINISHED = 5
+"""Failed trials, without one finished, after which a study stops."""
+
+_CLAIM_LOCK = 5206127
+_CREATE_LOCK = 5206128
+
+_metadata = sql.MetaData()
+studies = sql.Table(
+    "tuner_studies",
+    _metadata,
+    sql.Column("study_id", sql.Integer, primary_key=True),
+    sql.Column("state", sql.Text, nullable=False, server_default="running"),
+    sql.Column("active_seconds", sql.Float, nullable=False, server_default="0"),
+    sql.Column("ticked_at", sql.DateTime(timezone=True), nullable=False, server_default=func.now()),
+)
+workers = sql.Table(
+    "tuner_workers",
+    _metadata,
+    sql.Column("worker_id", sql.Text, primary_key=True),
+    sql.Column("number", sql.Integer, sql.Identity()),
+    sql.Column("study_id", sql.Integer, nullable=False, index=True),
+    sql.Column("host", sql.Text, nullable=False),
+    sql.Column("process", sql.Integer, nullable=False),
+    sql.Column("device", sql.Text, nullable=False),
+    sql.Column("threads", sql.Integer, nullable=False),
+    sql.Column("started_at", sql.DateTime(timezone=True), nullable=False, server_default=func.now()),
+    sql.Column("seen_at", sql.DateTime(timezone=True), nullable=False, server_default=func.now()),
+    sql.Column("trial", sql.Integer),
+    sql.Column("doing", sql.Text, nullable=False, server_default=""),
+    sql.Column("progress", sql.Float),
+    sql.Column("tokens_per_second", sql.Float),
+    sql.Column("memory_bytes", sql.BigInteger),
+)
+leases = sql.Table(
+    "tuner_leases",
+    _metadata,
+    sql.Column("trial_id", sql.Integer, primary_key=True),
+    sql.Column("study_id", sql.Integer, nullable=False, index=True),
+    sql.Column("worker_id", sql.Text, nullable=False),
+    sql.Column("attempt", sql.Integer, nullable=False),
+    sql.Column("expires_at", sql.DateTime(timezone=True), nullable=False),
+)
+_trials = sql.table(  # Optuna's
+    "trials", sql.column("trial_id"), sql.column("number"), sql.column("study_id"), sql.column("state")
+)
+
+
+class LostLease(Exception):
+    """The trial is another worker's now: this one must not write to it any more."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A trial to work on; `attempt` counts the workers that have had it, this one included."""
+
+    trial: optuna.Trial
+    attempt: int
+
+
+@dataclass(frozen=True)
+class Ended:
+    """There is nothing more to do, and why."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Wait:
+    """Nothing to do now, though there may be later: other workers' trials may still come back."""
+
+    reason: str
+
+
+@dataclass
+class Activity:
+    """What a worker is doing at the moment."""
+
+    trial: int | None = None
+    doing: str = ""
+    progress: float | None = None
+    tokens_per_second: float | None = None
+    memory_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class Worker:
+    """A worker as others see it; `seen` is the age of its last sign of life, in seconds."""
+
+    number: int
+    host: str
+    process: int
+    device: str
+    threads: int
+    seen: float
+    trial: int | None
+    doing: str
+    progress: float | None
+    tokens_per_second: float | None
+    memory_bytes: int | None
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Trials of a study by state."""
+
+    complete: int = 0
+    pruned: int = 0
+    running: int = 0
+    waiting: int = 0
+    fail: int = 0
+
+    @property
+    def finished(self) -> int:
+        """The trials that count against the budget."""
+        return self.complete + self.pruned
+
+
+class Ledger:
+    """The books of one study."""
+
+    def __init__(self, storage: RDBStorage, study_id: int) -> None:
+        self.storage, self.engine, self.study_id = storage, storage.engine, study_id
+        self._suspects: dict[tuple[int, Any], float] = {}
+
+    def open(self) -> None:
+        """Makes the tables and the study's line where they are missing."""
+        with self.engine.begin() as connection:
+            _lock(connection, _CREATE_LOCK, 0)
+            _metadata.create_all(connection)
+            connection.execute(_unless_there(studies, study_id=self.study_id))
+
+    def join(self, worker_id: str, host: str, process: int, device: str, threads: int) -> int:
+        """Enters a worker; returns its number, which no other worker of this database has."""
+        place = {"host": host, "process": process, "device": device, "threads": threads}
+        entry = workers.insert().values(worker_id=worker_id, study_id=self.study_id, **place)
+        with self.engine.begin() as connection:
+            return int(connection.execute(entry.returning(workers.c.number)).scalar_one())
+
+    def leave(self, worker_id: str) -> None:
+        """Strikes a worker off and frees the trial it holds."""
+        with self.engine.begin() as connection:
+            mine = leases.c.worker_id == worker_id
+            connection.execute(leases.update().where(mine).values(expires_at=sql.text("'-infinity'")))
+            connection.execute(workers.delete().where(workers.c.worker_id == worker_id))
+
+    def beat(self, worker_id: str, trial_id: int | None, activity: Activity) -> tuple[str, float]:
+        """Shows a sign of life and renews the lease; returns the study's state and active seconds. Raises LostLease."""
+        with self.engine.begin() as connection:
+            own = workers.c.worker_id == worker_id
+            connection.execute(workers.update().where(own).values(seen_at=func.now(), **asdict(activity)))
+            since = func.extract("epoch", func.now() - studies.c.ticked_at)
+            tick = (
+                studies.update()
+                .where(studies.c.study_id == self.study_id)
+                .values(
+                    # However many workers tick, time passes once; a pause in which nobody ticked does not count.
+                    active_seconds=studies.c.active_seconds + func.greatest(0, func.least(since, 3 * BEAT_SECONDS)),
+                    ticked_at=func.now(),
+                )
+            )
+            line = connection.execute(tick.returning(studies.c.state, studies.c.active_seconds)).one()
+            if trial_id is not None:
+                renewal = leases.update().where(leases.c.trial_id == trial_id, leases.c.worker_id == worker_id)
+                if connection.execute(renewal.values(expires_at=_soon())).rowcount == 0:
+                    raise LostLease(f"trial {activity.trial} was taken over")
+        return str(line.state), float(line.active_seconds)
+
+    def take(
+        self, study: optuna.Study, worker_id: str, trials: int | None, hours: float | None
+    ) -> Claim | Wait | Ended:
+        """Claims the next trial: a dead worker's, one that waits, or a new one if the budget has room."""
+        with self.engine.begin() as connection:
+            _lock(connection, _CLAIM_LOCK, self.study_id)
+            counts = self.counts(connection)
+            orphan = self._orphan(connection)
+            ended = self._ended(connection, counts, trials, hours)
+            if ended is not None:
+                return ended
+            if orphan is not None:
+                trial = optuna.Trial(study, orphan)
+            elif trials is not None and counts.finished + counts.running >= trials:
+                return Wait("the last trials are running elsewhere")
+            else:
+                trial = study.ask()
+            return Claim(trial, self._lease(connection, trial._trial_id, worker_id))
+
+    @contextmanager
+    def held(self, trial_id: int, worker_id: str) -> Iterator[None]:
+        """Keeps a trial from being taken over while the block writes to it. Raises LostLease if it was before."""
+        lease = sql.select(leases.c.worker_id).where(leases.c.trial_id == trial_id).with_for_update()
+        with self.engine.begin() as connection:
+            if connection.execute(lease).scalar() != worker_id:
+                raise LostLease(f"trial {trial_id} was taken over")
+            yield
+
+    def hand_back(self, trial_id: int, worker_id: str) -> None:
+        """Puts a running trial back into the queue, for whoever comes first. Raises LostLease."""
+        with self.held(trial_id, worker_id):
+            self.storage.set_trial_state_values(trial_id, optuna.trial.TrialState.WAITING)
+
+    def set_state(self, state: str) -> None:
+        """Tells all workers of the study, on all machines: running, paused or stopped."""
+        with self.engine.begin() as connection:
+            connection.execute(studies.update().where(studies.c.study_id == self.study_id).values(state=state))
+
+    def counts(self, connection: Connection | None = None) -> Counts:
+        """Returns how many trials are in which state."""
+        state = sql.func.lower(sql.cast(_trials.c.state, sql.Text))
+        query = sql.select(state, func.count()).where(_trials.c.study_id == self.study_id).group_by(state)
+        if connection is not None:
+            return Counts(**dict(connection.execute(query).all()))
+        with self.engine.begin() as own:
+            return self.counts(own)
+
+    def active_seconds(self) -> float:
+        """Returns for how long at least one worker has been at work."""
+        with self.engine.begin() as connection:
+            query = sql.select(studies.c.active_seconds).where(studies.c.study_id == self.study_id)
+            return float(connection.execute(query).scalar_one())
+
+    def alive(self) -> list[Worker]:
+        """Returns the workers that gave a sign of life within a lease, in the order they joined."""
+        seen = func.extract("epoch", func.now() - workers.c.seen_at).label("seen")
+        names = [name for name in Worker.__dataclass_fields__ if name != "seen"]
+        query = sql.select(seen, *(workers.c[name] for name in names)).where(workers.c.study_id == self.study_id)
+        with self.engine.begin() as connection:
+            rows = connection.execute(query.where(seen < LEASE_SECONDS).order_by(workers.c.number)).mappings()
+            return [Worker(**{**row, "seen": float(row["seen"])}) for row in rows]
+
+    def attempts(self) -> dict[int, int]:
+        """Returns how many workers have had each trial, by trial id."""
+        query = sql.select(leases.c.trial_id, leases.c.attempt).where(leases.c.study_id == self.study_id)
+        with self.engine.begin() as connection:
+            return {row.trial_id: row.attempt for row in connection.execute(query)}
+
+    def _ended(
+        self, connection: Connection, counts: Counts, trials: int | None, hours: float | None
+    ) -> Ended | Wait | None:
+        line = connection.execute(studies.select().where(studies.c.study_id == self.study_id)).one()
+        if trials is not None and counts.finished >= trials:
+            return Ended(f"all {trials} trials are finished")
+        if hours is not None and line.active_seconds >= hours * 3600:
+            return Ended(f"the {hours:g} hours are spent")
+        if line.state == "stopped":
+            return Ended("the study was stopped")
+        if counts.fail >= NEVER_FINISHED and counts.finished == 0:
+            return Ended(f"all of its {counts.fail} trials failed")
+        return Wait("the study is paused") if line.state == "paused" else None
+
+    def _orphan(self, connection: Connection) -> int | None:
+        """A running trial whose worker is gone: its lease expired some time ago, or was never entered."""
+        query = (
+            sql.select(_trials.c.trial_id, leases.c.expires_at, leases.c.expires_at == sql.text("'-infinity'"))
+            .select_from(_trials.outerjoin(leases, leases.c.trial_id == _trials.c.trial_id))
+            .where(_trials.c.study_id == self.study_id, sql.cast(_trials.c.state, sql.Text) == "RUNNING")
+            .where(leases.c.expires_at.is_(None) | (leases.c.expires_at < func.now()))
+            .order_by(_trials.c.number)
+        )
+        now = time.monotonic()
+        expired = [(row[0], str(row[1]), row[1] is None or row[2]) for row in connection.execute(query)]
+        self._suspects = {(trial, at): self._suspects.get((trial, at), now) for trial, at, _ in expired}
+        for trial, at, surely in expired:
+            if surely or now - self._suspects[trial, at] > OBSERVED_SECONDS:
+                return int(trial)
+        return None
+
+    def _lease(self, connection: Connection, trial_id: int, worker_id: str) -> int:
+        entry = _insert(leases).values(
+            trial_id=trial_id, study_id=self.study_id, worker_id=worker_id, attempt=1, expires_at=_soon()
+        )
+        taken = {"worker_id": worker_id, "attempt": leases.c.attempt + 1, "expires_at": _soon()}
+        upsert = entry.on_conflict_do_update(index_elements=[leases.c.trial_id], set_=taken)
+        return int(connection.execute(upsert.returning(leases.c.attempt)).scalar_one())
+
+
+def _insert(table: sql.Table) -> Any:
+    from sqlalchemy.dialects.postgresql import insert
+
+    return insert(table)
+
+
+def _unless_there(table: sql.Table, **values: Any) -> Any:
+    return _insert(table).values(**values).on_conflict_do_nothing()
+
+
+def _soon() -> Any:
+    return func.now() + sql.text(f"interval '{LEASE_SECONDS} seconds'")
+
+
+def _lock(connection: Connection, kind: int, number: int) -> None:
+    """Waits for a lock that ends with the transaction."""
+    connection.execute(sql.select(func.pg_advisory_xact_lock(kind, number)))

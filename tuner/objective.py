@@ -1,0 +1,180 @@
+"""trial -> Config -> train -> value; the only place where the tuner calls training."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from models import corpus as corpora
+from models.config import Config, Recipe
+from models.corpus import EncodedCorpus
+from models.network import parameter_count
+from models.run import append_metrics, with_facts, write_model, write_start
+from models.training import Evaluation, Trained, Training, train
+from tuner.decoding import calibrate
+from tuner.errors import StudyError
+from tuner.study import Study
+
+CHECKPOINT_SECONDS = 30.0
+
+
+class Pruned(Exception):
+    """The trial is weaker than others at the same rung."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a completed trial is worth, and what is stored with it."""
+
+    value: float
+    config: Config
+    facts: dict[str, Any]
+
+
+class Objective:
+    """Trains the configurations of one study on one device."""
+
+    def __init__(self, study: Study, fingerprint: str, device: str, folder: Path) -> None:
+        self.study, self.fingerprint, self.device, self.folder = study, fingerprint, device, folder
+        self._corpora: dict[tuple[str, int], EncodedCorpus] = {}
+
+    def corpus(self, config: Config) -> EncodedCorpus:
+        """Returns the study's text in the tokens of `config`; raises StudyError when the text is another one."""
+        key = (config.tokenizer, config.vocabulary_size)
+        if key not in self._corpora:
+            found = corpora.load_corpus(self.study.corpus, *key)
+            if found.fingerprint != self.fingerprint:
+                raise StudyError(
+                    f"the corpus {found.name} differs from the one study {self.study.name} searches on: "
+                    f"{found.fingerprint} here, {self.fingerprint} there; give the same text"
+                )
+            self._corpora[key] = found
+        return self._corpora[key]
+
+    def __call__(
+        self,
+        number: int,
+        attempt: int,
+        config: Config,
+        on_evaluation: Callable[[Evaluation], None],
+        on_step: Callable[[Training, Callable[[], None]], None],
+        warn: Callable[[str], None],
+    ) -> Outcome:
+        """Trains a trial from its last checkpoint, if there is one, and writes its run folder.
+
+        What the callbacks raise ends the trial; `on_step` is given a function that saves a checkpoint.
+        """
+        corpus = self.corpus(config)
+        _reset_peak_memory(self.device)
+        checkpoints = Checkpoints(self.folder, number, attempt, warn)
+
+        def keep(training: Training) -> None:
+            checkpoints.keep(training)
+            on_step(training, lambda: checkpoints.save(training))
+
+        trained = train(
+            config,
+            corpus,
+            self.study.trial,
+            device=self.device,
+            on_evaluation=on_evaluation,
+            on_step=keep,
+            checkpoints=checkpoints.newest_first(),
+        )
+        config = calibrate(trained.model, corpus, config, self.study.space)
+        self._write_run(number, config, corpus, trained)
+        return Outcome(trained.best.bits_per_byte, config, self._facts(config, corpus, trained))
+
+    def run_folder(self, number: int) -> Path:
+        """Where a completed trial's run is kept."""
+        return self.folder / f"trial-{number}"
+
+    def forget(self, number: int) -> None:
+        """Deletes the checkpoints of a trial that ended."""
+        Checkpoints(self.folder, number, 0, lambda text: None).delete()
+
+    def recipe(self, config: Config) -> Recipe:
+        """Returns all that one run of `config` needs."""
+        corpus = self.study.corpus.model_copy(update={"fingerprint": self.fingerprint})
+        return with_facts(Recipe(corpus=corpus, trial=self.study.trial, parameters=config), self.fingerprint)
+
+    def _write_run(self, number: int, config: Config, corpus: EncodedCorpus, trained: Trained) -> None:
+        folder = self.run_folder(number)
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        write_start(folder, self.recipe(config), corpus.tokenizer)
+        for evaluation in trained.evaluations:
+            append_metrics(folder, evaluation)
+        write_model(folder, trained.model)
+
+    def _facts(self, config: Config, corpus: EncodedCorpus, trained: Trained) -> dict[str, Any]:
+        return {
+            "tokens_per_second": round(trained.tokens_per_second),
+            "tokens": trained.tokens,
+            "training_seconds": round(trained.seconds, 2),
+            "parameter_count": parameter_count(config, corpus.tokenizer.vocabulary_size),
+            "peak_memory_bytes": peak_memory(self.device),
+            "threads": torch.get_num_threads(),
+            "device": self.device,
+        }
+
+
+class Checkpoints:
+    """The checkpoints of one trial, each attempt with a file of its own, so that no worker spoils another's."""
+
+    def __init__(self, folder: Path, number: int, attempt: int, warn: Callable[[str], None]) -> None:
+        self.folder, self.number, self.warn = folder / "checkpoints", number, warn
+        self.path = self.folder / f"trial-{number}.{attempt}.safetensors"
+        self.saved = time.monotonic()
+
+    def newest_first(self) -> list[Path]:
+        """Returns the files that a training may go on from."""
+        return sorted(self._files(), key=lambda path: int(path.name.split(".")[1]), reverse=True)
+
+    def keep(self, training: Training) -> None:
+        """Saves a checkpoint when the last one is old."""
+        if time.monotonic() - self.saved > CHECKPOINT_SECONDS:
+            self.save(training)
+
+    def save(self, training: Training) -> None:
+        """Saves a checkpoint; a full disk is no reason to stop, the one before stays."""
+        self.saved = time.monotonic()
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            training.save(self.path)
+        except OSError as error:
+            self.warn(f"no checkpoint of trial {self.number}: {error.strerror} ({self.folder}); training goes on")
+
+    def delete(self) -> None:
+        """Deletes them all."""
+        for path in self._files():
+            path.unlink(missing_ok=True)
+
+    def _files(self) -> list[Path]:
+        return list(self.folder.glob(f"trial-{self.number}.*.safetensors"))
+
+
+def peak_memory(device: str) -> int | None:
+    """Returns the most memory in use since the trial began, in bytes: the GPU's, or the process's own."""
+    if device.startswith("cuda"):
+        return int(torch.cuda.max_memory_allocated(device))
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")), None)
+
+
+def _reset_peak_memory(device: str) -> None:
+    if device.startswith("cuda"):
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")  # Linux: the high-water mark starts again from here

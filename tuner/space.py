@@ -1,0 +1,307 @@
+"""Fixed or searched values <-> Optuna distributions; suggest(trial) -> Config."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from decimal import Decimal
+from itertools import product
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+
+from models.config import DECODING, Config, heads_problem
+from models.reader import Problem, nearest
+
+if TYPE_CHECKING:
+    import optuna
+
+Value = bool | int | float | str | None
+
+
+class _Searched(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    when: dict[str, Value | list[Value]] = Field(
+        {}, description="Other parameters and the values that make this one count."
+    )
+
+
+class _Range(_Searched):
+    low: float
+    high: float
+    log: bool = False
+    step: float | None = Field(None, gt=0)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.low > self.high:
+            raise ValueError(f"low {self.low:g} is above high {self.high:g}; swap them")
+        if self.log and self.low <= 0:
+            raise ValueError(f"log needs low above 0, not {self.low:g}")
+        if self.log and self.step is not None:
+            raise ValueError("log and step exclude each other; leave one out")
+        if self.step is not None and (rest := (_exact(self.high) - _exact(self.low)) % _exact(self.step)):
+            raise ValueError(f"no step of {self.step:g} ends at high {self.high:g}; write {_exact(self.high) - rest}")
+        return self
+
+
+class Float(_Range):
+    """Any number between low and high, both included."""
+
+    type: Literal["float"]
+
+    def distribution(self) -> optuna.distributions.BaseDistribution:
+        from optuna.distributions import FloatDistribution
+
+        return FloatDistribution(self.low, self.high, log=self.log, step=self.step)
+
+    def values(self) -> list[Value]:
+        """All values, or the two ends of what has no end of values."""
+        if self.step is None:
+            return [self.low, self.high]
+        count = int((_exact(self.high) - _exact(self.low)) / _exact(self.step)) + 1
+        return [float(_exact(self.low) + index * _exact(self.step)) for index in range(count)]
+
+
+class Int(_Range):
+    """A whole number between low and high, both included."""
+
+    type: Literal["int"]
+    low: int
+    high: int
+    step: int | None = Field(None, gt=0)
+
+    def distribution(self) -> optuna.distributions.BaseDistribution:
+        from optuna.distributions import IntDistribution
+
+        return IntDistribution(self.low, self.high, log=self.log, step=self.step or 1)
+
+    def values(self) -> list[Value]:
+        """All values."""
+        return list(range(self.low, self.high + 1, self.step or 1))
+
+
+class Categorical(_Searched):
+    """One of the choices."""
+
+    type: Literal["categorical"]
+    choices: list[Value] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Self:
+        if len({(type(choice), choice) for choice in self.choices}) < len(self.choices):
+            raise ValueError("a choice is given twice")
+        return self
+
+    def distribution(self) -> optuna.distributions.BaseDistribution:
+        from optuna.distributions import CategoricalDistribution
+
+        return CategoricalDistribution(self.choices)
+
+    def values(self) -> list[Value]:
+        """All values."""
+        return self.choices
+
+
+Searched = Float | Int | Categorical
+_SEARCHED: TypeAdapter[Searched] = TypeAdapter(Annotated[Searched, Field(discriminator="type")])
+
+
+@dataclass(frozen=True)
+class Space:
+    """The parameters of a study: those with a value and those with a range, each after what it depends on."""
+
+    fixed: dict[str, Value]
+    searched: dict[str, Searched]
+
+    @classmethod
+    def of(cls, parameters: Mapping[str, Any]) -> Space:
+        """Returns the space that a study file's `parameters` describe; they must be without problems."""
+        searched = {name: _SEARCHED.validate_python(value) for name, value in parameters.items() if is_searched(value)}
+        fixed = {name: value for name, value in parameters.items() if name not in searched}
+        return cls(fixed, {name: searched[name] for name in _ordered(searched)})
+
+    @property
+    def trained(self) -> dict[str, Searched]:
+        """The ranges that need a training for each value tried."""
+        return {name: one for name, one in self.searched.items() if name not in DECODING}
+
+    @property
+    def decoded(self) -> dict[str, Searched]:
+        """The ranges that are tried on a trained model."""
+        return {name: one for name, one in self.searched.items() if name in DECODING}
+
+    def largest(self, name: str) -> int:
+        """Returns the largest value that a whole-numbered parameter can have."""
+        searched = self.searched.get(name)
+        return max(searched.values()) if searched else self.fixed.get(name, _default(name))  # type: ignore[type-var, return-value]
+
+    def suggest(self, trial: optuna.Trial) -> Config:
+        """Returns the configuration of a trial, its searched values proposed by the study's sampler."""
+        values = dict(self.fixed)
+        for name, searched in self.trained.items():
+            if self.counts(searched, values):
+                values[name] = _suggest(trial, name, searched)
+        return Config.model_validate(values)
+
+    def counts(self, searched: Searched, values: Mapping[str, Value]) -> bool:
+        """Whether every condition of a parameter holds."""
+        return all(values.get(name, _default(name)) in _listed(wanted) for name, wanted in searched.when.items())
+
+
+def _exact(number: float) -> Decimal:
+    """A number as it is written: three steps of 0.1 end at 0.3, which in binary they miss."""
+    return Decimal(str(number))
+
+
+def is_searched(value: Any) -> bool:
+    """Whether a value in a study file is a range."""
+    return isinstance(value, Mapping)
+
+
+def problems_of(parameters: Mapping[str, Any]) -> Iterator[Problem]:
+    """Yields what is wrong with the `parameters` of a study file."""
+    sound: dict[str, Searched] = {}
+    found = False
+    for name, value in parameters.items():
+        problems = list(_parameter_problems(name, value))
+        found = found or bool(problems)
+        yield from problems
+        if is_searched(value) and not problems:
+            sound[name] = _SEARCHED.validate_python(value)
+    for name, searched in sound.items():
+        problems = list(_condition_problems(name, searched, parameters, sound))
+        found = found or bool(problems)
+        yield from problems
+    if not found:
+        yield from _combination_problems(Space.of(parameters))
+
+
+def _parameter_problems(name: str, value: Any) -> Iterator[Problem]:
+    if name not in Config.model_fields:
+        yield (name,), f"unknown parameter{nearest(name, Config.model_fields)}"
+    elif not is_searched(value):
+        yield from (((name,), what) for what in _value_problems(name, value))
+    else:
+        try:
+            searched = _SEARCHED.validate_python(value)
+        except ValidationError as error:
+            yield from (_range_problem(name, value, one) for one in error.errors())
+            return
+        ends = searched.choices if isinstance(searched, Categorical) else [searched.low, searched.high]
+        place = "choices" if isinstance(searched, Categorical) else ""
+        for end in ends:
+            yield from (((name, place) if place else (name,), f"{end}: {what}") for what in _value_problems(name, end))
+
+
+def _range_problem(name: str, value: Mapping[str, Any], error: Any) -> Problem:
+    place = tuple(part for part in error["loc"] if part not in ("float", "int", "categorical"))
+    kinds: dict[str, type[BaseModel]] = {"float": Float, "int": Int, "categorical": Categorical}
+    kind = kinds.get(str(value.get("type")))
+    if error["type"] == "union_tag_not_found":
+        return (name,), "a range needs a type: float, int or categorical"
+    if error["type"] == "union_tag_invalid":
+        return (name, "type"), f"unknown type {value.get('type')!r}{nearest(str(value.get('type')), kinds)}"
+    if error["type"] == "extra_forbidden" and kind is not None:
+        return (name, *place), f"unknown key{nearest(str(place[-1]), kind.model_fields)}"
+    if error["type"] == "missing":
+        return (name, *place), "missing"
+    return (name, *place), str(error["msg"]).removeprefix("Value error, ").replace("Input should be", "should be")
+
+
+def _value_problems(name: str, value: Value) -> Iterator[str]:
+    try:
+        Config.model_validate({name: value})
+    except ValidationError as error:
+        for one in error.errors():
+            if one["loc"][:1] == (name,):
+                message = one["msg"].removeprefix("Value error, ").replace("Input should be", "should be")
+                yield message if message.startswith("is") else f"{message}"
+
+
+def _condition_problems(
+    name: str, searched: Searched, parameters: Mapping[str, Any], sound: Mapping[str, Searched]
+) -> Iterator[Problem]:
+    if searched.when and name in DECODING:
+        yield (name, "when"), "is chosen after training, for every trial; leave when out"
+    for other, wanted in searched.when.items():
+        place = (name, "when", other)
+        if other not in Config.model_fields:
+            yield place, f"unknown parameter{nearest(other, Config.model_fields)}"
+        elif other in DECODING:
+            yield place, "is chosen after training, so nothing can depend on it"
+        elif _depends(other, name, sound):
+            yield place, f"{name} and {other} depend on each other"
+        else:
+            possible = _possible(other, parameters.get(other, _default(other)), sound)
+            never = [value for value in _listed(wanted) if possible is not None and value not in possible]
+            yield from ((place, f"{other} is never {value!r}; it can be {_joined(possible or [])}") for value in never)
+
+
+def _combination_problems(space: Space) -> Iterator[Problem]:
+    """Yields the sizes a search could propose that no transformer can have."""
+    possible = {
+        name: space.searched[name].values() if name in space.searched else [space.fixed.get(name, _default(name))]
+        for name in ("heads", "hidden_size", "positions", "architecture")
+    }
+    if "transformer" not in possible.pop("architecture"):
+        return
+    for heads, hidden_size, positions in product(*possible.values()):
+        problem = heads_problem(heads, hidden_size, positions)  # type: ignore[arg-type]
+        if problem:
+            yield ("heads",) if "heads" in space.searched or "heads" in space.fixed else ("hidden_size",), problem
+            return
+
+
+def _suggest(trial: optuna.Trial, name: str, searched: Searched) -> Value:
+    if isinstance(searched, Categorical):
+        return trial.suggest_categorical(name, searched.choices)
+    if isinstance(searched, Int):
+        return trial.suggest_int(name, searched.low, searched.high, step=searched.step or 1, log=searched.log)
+    return trial.suggest_float(name, searched.low, searched.high, step=searched.step, log=searched.log)
+
+
+def _ordered(searched: Mapping[str, Searched]) -> list[str]:
+    """Names in the file's order, but each after the ones its conditions look at."""
+    order: list[str] = []
+
+    def visit(name: str) -> None:
+        for other in searched[name].when:
+            if other in searched and other not in order:
+                visit(other)
+        if name not in order:
+            order.append(name)
+
+    for name in searched:
+        visit(name)
+    return order
+
+
+def _depends(name: str, on: str, searched: Mapping[str, Searched], seen: frozenset[str] = frozenset()) -> bool:
+    if name == on:
+        return True
+    others = searched[name].when if name in searched and name not in seen else {}
+    return any(_depends(other, on, searched, seen | {name}) for other in others)
+
+
+def _possible(name: str, value: Any, sound: Mapping[str, Searched]) -> list[Value] | None:
+    """Every value a parameter can have, or None when they cannot be listed."""
+    if not is_searched(value):
+        return [value]
+    searched = sound.get(name)
+    return None if searched is None or (isinstance(searched, Float) and searched.step is None) else searched.values()
+
+
+def _default(name: str) -> Value:
+    default: Value = Config.model_fields[name].default
+    return default
+
+
+def _listed(wanted: Value | list[Value]) -> list[Value]:
+    return wanted if isinstance(wanted, list) else [wanted]
+
+
+def _joined(values: Iterable[Value]) -> str:
+    shown = [str(value) for value in values]
+    return ", ".join(shown[:8]) + (", ..." if len(shown) > 8 else "")

@@ -1,0 +1,157 @@
+"""Opens the Optuna storage in PostgreSQL, embedded or by URL; the only file that knows a URL."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import optuna
+import sqlalchemy
+from optuna.exceptions import StorageInternalError
+from optuna.storages import RDBStorage
+from sqlalchemy import URL, Connection
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+
+from tuner.errors import StorageError
+from tuner.server import attached, default_folder
+
+SCHEMES = ("postgresql", "postgres", "postgresql+psycopg2")
+OLDEST_VERSION = 14
+CREATION_LOCK = 7083725462  # any number will do that all our processes, and nobody else, ask this database to lock
+
+# What libpq is told unless the URL says otherwise: a dead server or network is noticed within a minute.
+CONNECTION = {
+    "application_name": "textgen-tuner",
+    "connect_timeout": "10",
+    "keepalives_idle": "30",
+    "keepalives_interval": "10",
+    "keepalives_count": "3",
+}
+
+# The words of libpq and of the server for what went wrong, and what to do about it.
+REMEDIES = {
+    "password": "check the user and the password",
+    "relation": "give a database of its own: this one holds the tables of another program",
+    "does not exist": "create it, or correct the URL",
+    "could not translate host name": "check the host name",
+    "onnection refused": "check host and port, and that PostgreSQL runs there",
+    "timeout expired": "check host and port, and that no firewall is in between",
+    "too many": "start fewer workers, or raise max_connections of the server",
+    "permission denied": "let an administrator grant this user CREATE on the schema, or own the database",
+}
+
+
+@contextmanager
+def open_storage(url: str | None, data_folder: Path | None = None) -> Iterator[RDBStorage]:
+    """The storage at a URL, or without one in the embedded server, which runs as long as somebody is inside.
+
+    Raises StorageError, which never shows a password.
+    """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)  # it announces every study and trial, and so do we
+    with _address(url, data_folder) as address:
+        storage = _connect(address, describe(url, data_folder))
+        try:
+            yield storage
+        finally:
+            storage.remove_session()
+            storage.engine.dispose()
+
+
+def describe(url: str | None, data_folder: Path | None = None) -> str:
+    """The storage's address as a person may see it."""
+    return f"embedded PostgreSQL in {data_folder or default_folder()}" if url is None else hide_password(url)
+
+
+def hide_password(url: str) -> str:
+    """A URL, even a malformed one, with `***` for the password."""
+    url = re.sub(r"^((?:[^:/@]*://)?+[^:/@]*:).*@", r"\1***@", url, flags=re.DOTALL)
+    return re.sub(r"(password=)[^&]*", r"\1***", url)
+
+
+@contextmanager
+def _address(url: str | None, data_folder: Path | None) -> Iterator[URL]:
+    if url is not None:
+        yield _parse(url)
+        return
+    with attached(data_folder or default_folder()) as server:
+        place = {"host": server["host"], "port": server["port"]}
+        yield URL.create("postgresql+psycopg2", username=server["username"], database=server["database"], query=place)
+
+
+def _parse(url: str) -> URL:
+    try:
+        address = sqlalchemy.make_url(url)
+    except (ArgumentError, ValueError):
+        address = None
+    if address is None or address.drivername not in SCHEMES:
+        raise StorageError(f"the storage '{hide_password(url)}' is not postgresql://user:password@host/database")
+    if "@" in (address.host or ""):
+        raise StorageError(f"{hide_password(url)}: write %40 for an @ in the password")
+    return address.set(drivername="postgresql+psycopg2")
+
+
+def _connect(address: URL, name: str) -> RDBStorage:
+    settings = {key: value for key, value in CONNECTION.items() if key not in address.query}
+    engine = sqlalchemy.create_engine(address, connect_args=settings, poolclass=sqlalchemy.NullPool)
+    with _explaining(name):
+        with engine.connect() as connection:
+            _require_version(connection)
+            if _must_create(connection):
+                return _optuna_storage(address, settings, create=True)
+        return _optuna_storage(address, settings, create=False)
+
+
+def _require_version(connection: Connection) -> None:
+    version = connection.dialect.server_version_info or (0,)
+    if version < (OLDEST_VERSION,):
+        raise StorageError(
+            f"PostgreSQL {version[0]} is too old: use PostgreSQL {OLDEST_VERSION} or newer, or leave --storage out"
+        )
+
+
+def _must_create(connection: Connection) -> bool:
+    """Whether we have to create Optuna's tables; if so, everybody else waits here until our connection is closed.
+
+    Optuna looks for its tables and then creates them, so that two processes at once collide.
+    """
+    if _is_created(connection):
+        return False
+    connection.execute(sqlalchemy.select(sqlalchemy.func.pg_advisory_lock(CREATION_LOCK)))
+    return not _is_created(connection)
+
+
+def _is_created(connection: Connection) -> bool:
+    """Whether Optuna's last step was done; then nothing is added, for the tables may be of another version."""
+    return sqlalchemy.inspect(connection).has_table("alembic_version")
+
+
+def _optuna_storage(address: URL, settings: dict[str, str], create: bool) -> RDBStorage:
+    pool: dict[str, Any] = {
+        "pool_size": 1,  # Optuna takes one connection for each thread that is inside a call,
+        "max_overflow": 1,  # and one more while it checks its tables,
+        "pool_timeout": 60,  # so threads take turns
+        "pool_pre_ping": True,  # a connection that died while a trial was trained is replaced
+    }
+    text = address.render_as_string(hide_password=False)
+    return RDBStorage(text, engine_kwargs={**pool, "connect_args": settings}, skip_table_creation=not create)
+
+
+@contextmanager
+def _explaining(name: str) -> Iterator[None]:
+    try:
+        yield
+    except (SQLAlchemyError, StorageInternalError) as error:
+        reason = _reason(error)
+        remedy = next((text for words, text in REMEDIES.items() if words in reason), "check the URL")
+        raise StorageError(f"cannot open {name}: {reason}\n{remedy[0].upper()}{remedy[1:]}.") from error
+    except RuntimeError as error:  # what Optuna raises for tables of another version
+        raise StorageError(f"cannot open {name}: {error}") from error
+
+
+def _reason(error: BaseException) -> str:
+    """The first line that the database or its driver said."""
+    if isinstance(error, StorageInternalError) and error.__cause__ is not None:
+        error = error.__cause__
+    said = str(getattr(error, "orig", None) or error).strip()
+    return said.splitlines()[0]

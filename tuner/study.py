@@ -1,0 +1,153 @@
+"""One study file, read strictly: every problem is reported at once, with its line and its remedy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from ruamel.yaml.comments import CommentedMap
+
+from models.config import Budget, Corpus, resolve_path
+from models.reader import Problem, dump, parse, read_text, validate
+from tuner import search
+from tuner.space import Space, problems_of
+
+MOVED = {("corpus", "tokenizer"): ("parameters", "tokenizer"), ("pruner", "rungs"): ("trial", "rungs")}
+"""Keys that may also be written where they are often looked for: there -> where they belong."""
+
+
+class StudyBudget(BaseModel):
+    """What a study may spend, over all workers on all machines."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    trials: int | None = Field(None, ge=1, description="Finished trials, complete or pruned.")
+    hours: float | None = Field(None, gt=0, description="Hours in which at least one worker is at work.")
+
+    @model_validator(mode="after")
+    def _some_limit(self) -> Self:
+        if self.trials is None and self.hours is None:
+            raise ValueError("give trials, hours or both")
+        return self
+
+
+class Study(BaseModel):
+    """A study as its file describes it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    name: str = Field(min_length=1, description="The study's name in the database.")
+    corpus: Corpus
+    objective: Literal["bits_per_byte"] = Field("bits_per_byte", description="What trials are compared by.")
+    trial: Budget
+    budget: StudyBudget = StudyBudget(trials=100)
+    sampler: dict[str, Any] = Field({"type": "tpe"}, description="How the next trial is proposed.")
+    pruner: dict[str, Any] = Field({"type": "successive_halving"}, description="Which trials are stopped early.")
+    parameters: dict[str, Any] = Field({}, description="Hyperparameters, each a plain value or a range.")
+    threads: int | None = Field(None, ge=1, description="CPU threads of each trial; by default the worker's share.")
+    provenance: dict[str, Any] | None = Field(None, description="Written by export; read by people.")
+
+    @field_validator("sampler", "pruner", mode="before")
+    @classmethod
+    def _name_alone(cls, value: Any) -> Any:
+        return {"type": value} if isinstance(value, str) else value
+
+    @field_validator("name")
+    @classmethod
+    def _names_a_folder(cls, value: str) -> str:
+        if value.startswith(".") or "/" in value or not value.isprintable() or len(value.encode()) > 200:
+            raise ValueError("its folders have this name: no / in it, no dot in front, one line of at most 200 bytes")
+        return value
+
+    @property
+    def space(self) -> Space:
+        """The parameters as fixed values and ranges."""
+        return Space.of(self.parameters)
+
+    @property
+    def trials(self) -> int | None:
+        """How many trials are to be finished; a grid has no more than it has points, a fixed configuration has one."""
+        listed = self.sampler["type"] == "grid" or not self.space.trained
+        points = search.grid_points(self.space) if listed else None
+        return min((count for count in (self.budget.trials, points) if count is not None), default=None)
+
+    def stored(self) -> dict[str, Any]:
+        """The study as it is kept in the database."""
+        return self.model_dump(mode="json", exclude_none=True, exclude={"provenance"}) | {"parameters": self.parameters}
+
+
+def read_study(path: Path) -> Study:
+    """Returns the study in a file; relative corpus paths count from its folder. Raises ConfigError."""
+    study = parse_study(read_text(path), str(path), default_name=path.stem)
+    return study.model_copy(update={"corpus": resolve_path(study.corpus, path.parent)})
+
+
+def parse_study(text: str, name: str, default_name: str) -> Study:
+    """Returns the study that YAML or JSON text describes; `name` stands before each problem."""
+    document = parse(text, name)
+    document.setdefault("name", default_name)
+    doubled = list(_move(document))
+    return validate(document, name, Study, lambda values: [*doubled, *_problems(values)])
+
+
+def stored_study(values: dict[str, Any]) -> Study:
+    """Returns the study that `Study.stored` gave."""
+    return parse_study(dump(values), "the stored study", "")
+
+
+def differences(before: Study, after: Study) -> list[str]:
+    """Says, a line each, what changed between two readings of a study; a larger or smaller budget may."""
+    old, new = (_leaves(study.stored()) for study in (before, after))
+    return [
+        f"{'.'.join(place)}: was {old.get(place, 'not given')}, is {new.get(place, 'not given')}"
+        for place in sorted(old.keys() | new.keys())
+        if old.get(place) != new.get(place) and place[0] not in ("budget", "threads") and place != ("corpus", "path")
+    ]
+
+
+def _move(document: CommentedMap) -> Iterator[Problem]:
+    """Moves keys to where they belong; yields those that stand in both places."""
+    for (section, key), (home, name) in MOVED.items():
+        if not isinstance(document.get(section), dict) or key not in document[section]:
+            continue
+        position, value = document[section].lc.key(key), document[section].pop(key)
+        if document.get(home) is None:
+            document[home] = CommentedMap()
+        if isinstance(document[home], dict) and name not in document[home]:
+            document[home][name] = value
+            document[home].lc.add_kv_line_col(name, [*position, *position])
+        elif isinstance(document[home], dict):
+            yield (section, key), f"given here and as {home}.{name}; keep one"
+
+
+def _problems(values: dict[str, Any]) -> Iterator[Problem]:
+    parameters = values.get("parameters", {})
+    sound = True
+    if isinstance(parameters, dict):
+        for place, what in problems_of(parameters):
+            sound = False
+            yield ("parameters", *place), what
+    space = Space.of(parameters) if sound and isinstance(parameters, dict) else None
+    trial: dict[str, Any] = values["trial"] if isinstance(values.get("trial"), dict) else {}
+    rungs = trial.get("rungs", Budget.model_fields["rungs"].default)
+    if space is not None:
+        yield from _budget_problems(space, trial.get("tokens"), rungs)
+    for section, problems in (("sampler", search.sampler_problems), ("pruner", search.pruner_problems)):
+        chosen = values.get(section)
+        for place, what in problems(chosen, space, rungs) if chosen is not None else ():
+            yield (section, *place), what
+
+
+def _budget_problems(space: Space, tokens: Any, rungs: Any) -> Iterator[Problem]:
+    batch, length = space.largest("batch_size"), space.largest("sequence_length")
+    if isinstance(tokens, int) and isinstance(rungs, int) and tokens // (batch * length) < rungs:
+        steps = f"{tokens // (batch * length)} steps of batch_size {batch} x sequence_length {length}"
+        yield ("trial", "tokens"), f"{tokens} are {steps}, too few for {rungs} rungs; give more tokens or fewer rungs"
+
+
+def _leaves(values: Any, place: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
+    if not isinstance(values, dict) or not values:
+        return {place: values}
+    return {leaf: value for key, part in values.items() for leaf, value in _leaves(part, (*place, str(key))).items()}

@@ -1,0 +1,345 @@
+"""One worker process: take a trial, keep its lease, report its rungs, hand it back or finish it, stop."""
+
+from __future__ import annotations
+
+import gc
+import os
+import shutil
+import socket
+import threading
+import time
+import traceback
+import warnings
+from collections.abc import Callable
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as NoAnswer
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import optuna
+import torch
+from optuna.storages import RDBStorage
+from optuna.trial import TrialState
+
+from models.config import DECODING, Config
+from models.errors import UserError
+from models.training import Diverged, Evaluation, Training
+from tuner import search
+from tuner.courier import PATIENCE_SECONDS, Away, Courier
+from tuner.errors import StorageError, StudyError, WorkerError
+from tuner.ledger import Activity, Claim, Ended, Ledger, LostLease
+from tuner.objective import Objective, Outcome, Pruned, peak_memory
+from tuner.study import Study, stored_study
+
+KEPT = 3
+"""How many of the best trials keep their weights."""
+
+ANSWER_SECONDS = 10.0
+"""How long training waits for the verdict on a rung before it goes on without."""
+
+FAREWELL_SECONDS = 5.0
+"""How long a worker that leaves waits for the database; then its lease runs out by itself."""
+
+MOST_FAILURES = 10
+"""Trials that may fail in a row before a worker gives up: they are no part of the budget, so it would never end."""
+
+POLL_SECONDS = 0.5
+"""How often a worker that has nothing to do looks again."""
+
+
+class HandBack(Exception):
+    """The worker is asked to stop: the trial is saved and goes back into the queue."""
+
+
+def work(
+    storage: RDBStorage,
+    name: str,
+    *,
+    device: str,
+    threads: int,
+    artifacts: Path,
+    requested: threading.Event,
+    say: Callable[[str], None],
+    worker_id: str,
+    corpus_path: str | None = None,
+) -> str:
+    """Works on a study until it ends or `requested` is set; returns why it stopped.
+
+    Raises StudyError when the study or its corpus is not what it should be.
+    """
+    torch.set_num_threads(threads)
+    study = load_study(storage, name)
+    definition = stored_study(study.user_attrs["study"])
+    if corpus_path is not None:
+        definition = definition.model_copy(
+            update={"corpus": definition.corpus.model_copy(update={"path": corpus_path})}
+        )
+    objective = Objective(definition, study.user_attrs["fingerprint"], device, artifacts / name)
+    worker = Worker(study, definition, objective, storage, threads, requested, say, worker_id)
+    return worker.run()
+
+
+class Worker:
+    """A worker at work. The main thread trains; the courier alone talks to the database."""
+
+    def __init__(
+        self,
+        study: optuna.Study,
+        definition: Study,
+        objective: Objective,
+        storage: RDBStorage,
+        threads: int,
+        requested: threading.Event,
+        say: Callable[[str], None],
+        worker_id: str,
+    ) -> None:
+        self.study, self.definition, self.objective, self.storage = study, definition, objective, storage
+        self.threads, self.requested, self.say = threads, requested, say
+        self.id = worker_id
+        self.ledger = Ledger(storage, study._study_id)
+        self.courier = Courier(self._beat, say)
+        self.activity = Activity()
+        self.trial_id: int | None = None
+        self.lost = threading.Event()
+        self.failures: list[str] = []
+        self.parent = os.getppid()
+
+    def run(self) -> str:
+        """Takes trials until there is nothing more to do; returns why."""
+        with self.courier:
+            number = self.courier.ask(self._join)
+            self.study.sampler = search.sampler(self.definition.sampler, self.definition.space, stream=number)
+            self.study.pruner = search.pruner(self.definition.pruner, self.definition.trial.rungs)
+            try:
+                return self._take_trials()
+            except Away as error:
+                raise StorageError(f"{error}; the trial goes on from its checkpoint when a worker is back") from error
+            finally:
+                with suppress(Away):  # without the database the lease runs out by itself
+                    self.courier.ask(lambda: self.ledger.leave(self.id), FAREWELL_SECONDS)
+
+    def _join(self) -> int:
+        place = (socket.gethostname(), os.getpid(), self.objective.device, self.threads)
+        return self.ledger.join(self.id, *place)
+
+    def _take_trials(self) -> str:
+        while not self.requested.is_set():
+            claim = self.courier.ask(self._take)
+            if isinstance(claim, Ended):
+                return claim.reason
+            if isinstance(claim, Claim):
+                self._work_on(claim)
+                self._require_success()
+            else:
+                self.activity = Activity(doing=claim.reason)
+                self.requested.wait(POLL_SECONDS)
+        return "asked to stop"
+
+    def _require_success(self) -> None:
+        """Raises WorkerError when nothing succeeds here any more, as on a full disk."""
+        if len(self.failures) >= MOST_FAILURES:
+            raise WorkerError(f"{len(self.failures)} trials in a row failed here; the last: {self.failures[-1]}")
+
+    def _take(self) -> Any:
+        return self.ledger.take(self.study, self.id, self.definition.trials, self.definition.budget.hours)
+
+    def _work_on(self, claim: Claim) -> None:
+        """Trains a claimed trial to its end, whatever that is, and writes the end down."""
+        trial, number = claim.trial, claim.trial.number
+        self.lost.clear()
+        self.trial_id = trial._trial_id
+        self.activity = Activity(number, "starting")
+        try:
+            config = self.courier.ask(lambda: self._configure(trial, claim.attempt))
+            training = _Conversation(self, trial)
+            outcome = self.objective(number, claim.attempt, config, training.report, training.look, self.say)
+            training.settle()
+            self.courier.ask(lambda: self._complete(trial, outcome))
+            self._keep_best()
+            self.failures.clear()
+        except (HandBack, UserError) as error:
+            self._hand_back(trial)
+            if isinstance(error, UserError):
+                raise
+            return
+        except Away:
+            raise
+        except LostLease as error:
+            self.say(str(error))
+            return
+        except Pruned:
+            self._end(trial, TrialState.PRUNED, {})
+            self.failures.clear()
+        except (Exception, SystemExit) as error:
+            self._end_badly(trial, error)
+        finally:
+            self.trial_id = None
+            self.activity = Activity()
+            gc.collect()  # an exception's frames hold the model; the next one needs its memory
+        self.objective.forget(number)
+
+    def _configure(self, trial: optuna.Trial, attempt: int) -> Config:
+        """Asks the sampler for a configuration, or finds the one an earlier attempt got."""
+        with self.ledger.held(trial._trial_id, self.id):
+            stored = trial.user_attrs.get("configuration")
+            config = self.definition.space.suggest(trial) if stored is None else Config.model_validate(stored)
+            if stored is None:
+                trial.set_user_attr("configuration", config.model_dump(mode="json"))
+            trial.set_user_attr("attempts", attempt)
+        return config
+
+    def _complete(self, trial: optuna.Trial, outcome: Outcome) -> None:
+        with self.ledger.held(trial._trial_id, self.id):
+            if _is_finished(self.storage, trial):
+                return  # this errand was cut off after its work was done
+            for name, value in outcome.facts.items():
+                trial.set_user_attr(name, value)
+            trial.set_user_attr("configuration", outcome.config.model_dump(mode="json"))
+            for name, searched in self.definition.space.decoded.items():
+                self._set_parameter(trial, name, getattr(outcome.config, name), searched.distribution())
+            self._tell(trial, TrialState.COMPLETE, outcome.value)
+
+    def _set_parameter(self, trial: optuna.Trial, name: str, value: Any, distribution: Any) -> None:
+        if value is not None or name not in DECODING:
+            self.storage.set_trial_param(trial._trial_id, name, distribution.to_internal_repr(value), distribution)
+
+    def _hand_back(self, trial: optuna.Trial) -> None:
+        try:
+            self.courier.ask(lambda: self.ledger.hand_back(trial._trial_id, self.id), FAREWELL_SECONDS)
+        except LostLease as error:
+            self.say(str(error))
+
+    def _end_badly(self, trial: optuna.Trial, error: BaseException) -> None:
+        """Writes down what ended a trial: its configuration, or a mistake."""
+        blamed = _blamed(error)
+        if blamed is not None:
+            # Counted as pruned, so that the sampler learns to stay away: a failed trial teaches it nothing.
+            self.say(f"trial {trial.number}: {blamed} ({error})")
+            self._end(trial, TrialState.PRUNED, {"reason": f"{blamed}: {error}"})
+            return
+        reason = f"{type(error).__name__}: {error}"
+        self.say(f"trial {trial.number} failed: {reason}")
+        self._end(trial, TrialState.FAIL, {"reason": reason, "traceback": traceback.format_exc()})
+        self.failures.append(reason)
+
+    def _end(self, trial: optuna.Trial, state: TrialState, facts: dict[str, Any]) -> None:
+        facts = facts | {"peak_memory_bytes": peak_memory(self.objective.device)}
+        if self.activity.tokens_per_second:
+            facts["tokens_per_second"] = round(self.activity.tokens_per_second)
+
+        def write() -> None:
+            with self.ledger.held(trial._trial_id, self.id):
+                if not _is_finished(self.storage, trial):
+                    for name, value in facts.items():
+                        trial.set_user_attr(name, value)
+                    self._tell(trial, state, None)
+
+        try:
+            self.courier.ask(write)
+        except LostLease as error:
+            self.say(str(error))
+
+    def _tell(self, trial: optuna.Trial, state: TrialState, value: float | None) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            self.study.tell(trial, value, state=state)
+
+    def _keep_best(self) -> None:
+        """Deletes the weights of completed trials that are no longer among the best."""
+        done = self.courier.ask(lambda: self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)))
+        for trial in sorted(done, key=lambda one: one.value or 0.0)[KEPT:]:
+            shutil.rmtree(self.objective.run_folder(trial.number), ignore_errors=True)
+
+    def _beat(self) -> None:
+        try:
+            state, active_seconds = self.ledger.beat(self.id, self.trial_id, self.activity)
+        except LostLease:
+            self.lost.set()
+            return
+        hours = self.definition.budget.hours
+        spent = hours is not None and active_seconds >= 3600 * hours
+        if spent or state == "stopped" or os.getppid() != self.parent:  # another parent: the supervisor was killed
+            self.requested.set()
+
+
+class _Conversation:
+    """What is said between a training and the study: rungs one way, verdicts the other."""
+
+    def __init__(self, worker: Worker, trial: optuna.Trial) -> None:
+        self.worker, self.trial = worker, trial
+        stored = worker.courier.ask(lambda: worker.storage.get_trial(trial._trial_id))
+        self.told = max(stored.intermediate_values, default=0)
+        self.verdicts: list[Future[bool]] = []
+        self.looked = 0.0
+
+    def report(self, evaluation: Evaluation) -> None:
+        """Sends a rung and waits a moment for the verdict; raises Pruned."""
+        if evaluation.rung <= self.told:
+            return  # an earlier attempt got this far after its last checkpoint
+        self.verdicts.append(self.worker.courier.send(lambda: self._write(evaluation)))
+        with suppress(NoAnswer):
+            self.verdicts[-1].result(timeout=ANSWER_SECONDS)
+        self._heed()
+
+    def look(self, training: Training, save: Callable[[], None]) -> None:
+        """Is called after each step: leaves when the worker must, and says how far it is."""
+        if self.worker.lost.is_set():
+            raise LostLease(f"trial {self.trial.number} was taken over by another worker")
+        if self.worker.requested.is_set():
+            save()
+            raise HandBack
+        now = time.monotonic()
+        if now - self.looked > 0.5:
+            self.looked = now
+            self._heed()
+            rate = training.tokens / training.seconds if training.seconds else None
+            memory = peak_memory(self.worker.objective.device)
+            doing = str(training.config.architecture)
+            self.worker.activity = Activity(self.trial.number, doing, training.progress, rate, memory)
+
+    def settle(self) -> None:
+        """Waits until every rung is written."""
+        try:
+            for verdict in self.verdicts:
+                verdict.result(timeout=PATIENCE_SECONDS)
+        except NoAnswer:
+            raise Away("the database did not take the trial's last rungs") from None
+
+    def _heed(self) -> None:
+        while self.verdicts and self.verdicts[0].done():
+            if self.verdicts.pop(0).result():
+                raise Pruned
+
+    def _write(self, evaluation: Evaluation) -> bool:
+        last = evaluation.rung == self.worker.definition.trial.rungs
+        with self.worker.ledger.held(self.trial._trial_id, self.worker.id):
+            self.trial.report(evaluation.bits_per_byte, evaluation.rung)
+            return not last and self.trial.should_prune()
+
+
+def load_study(storage: RDBStorage, name: str) -> optuna.Study:
+    """Returns a study of the tuner; raises StudyError that lists the ones there are."""
+    try:
+        study = optuna.load_study(study_name=name, storage=storage)
+    except KeyError:
+        known = sorted(optuna.get_all_study_names(storage))
+        there = (
+            f"there are: {', '.join(known)}" if known else "there are none yet; start one with `tuner run STUDY.yaml`"
+        )
+        raise StudyError(f"no study {name!r} in this database; {there}") from None
+    if "study" not in study.user_attrs:
+        raise StudyError(f"study {name!r} was not made by the tuner")
+    return study
+
+
+def _blamed(error: BaseException) -> str | None:
+    """What a configuration has done wrong, if it is to blame for an error."""
+    if isinstance(error, Diverged):
+        return "diverged"
+    no_memory = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)  # torch says so on a CPU
+    return "out of memory" if no_memory or isinstance(error, torch.OutOfMemoryError | MemoryError) else None
+
+
+def _is_finished(storage: RDBStorage, trial: optuna.Trial) -> bool:
+    return storage.get_trial(trial._trial_id).state.is_finished()
