@@ -32,12 +32,18 @@ class _Batches:
         epoch, position = divmod(step, self.steps)
         if epoch != self.epoch:
             self.epoch = epoch
-            self._shuffle(np.random.default_rng([self.seed, epoch]))
+            # The first epoch reads the text from its start to its end, the others cut it at other places.
+            random = np.random.default_rng([self.seed, epoch])
+            self._shuffle(random, first=random.integers(self._shift()) if epoch else 0)
         index = self._starts(position)[:, None] + np.arange(self.length + 1)
         rows = torch.from_numpy(self.tokens[index % len(self.tokens)].astype(np.int64)).to(device)
         return Batch(rows[:, :-1], rows[:, 1:], position == 0)
 
-    def _shuffle(self, random: np.random.Generator) -> None:
+    def _shift(self) -> int:
+        """How many places there are to start an epoch at."""
+        raise NotImplementedError
+
+    def _shuffle(self, random: np.random.Generator, first: int) -> None:
         raise NotImplementedError
 
     def _starts(self, position: int) -> np.ndarray[Any, Any]:
@@ -45,10 +51,12 @@ class _Batches:
 
 
 class Streams(_Batches):
-    """B contiguous streams, T tokens of each at a time; every epoch cuts the text at other places."""
+    """B contiguous streams, T tokens of each at a time."""
 
-    def _shuffle(self, random: np.random.Generator) -> None:
-        first = random.integers(len(self.tokens))
+    def _shift(self) -> int:
+        return len(self.tokens)
+
+    def _shuffle(self, random: np.random.Generator, first: int) -> None:
         self.streams = first + np.arange(self.size) * (len(self.tokens) // self.size)
 
     def _starts(self, position: int) -> np.ndarray[Any, Any]:
@@ -57,10 +65,12 @@ class Streams(_Batches):
 
 
 class Windows(_Batches):
-    """Windows of T tokens in random order, each once an epoch; every epoch cuts the text at other places."""
+    """Windows of T tokens in random order, each once an epoch."""
 
-    def _shuffle(self, random: np.random.Generator) -> None:
-        first = random.integers(self.length)
+    def _shift(self) -> int:
+        return self.length
+
+    def _shuffle(self, random: np.random.Generator, first: int) -> None:
         self.windows = first + self.length * random.permutation((len(self.tokens) - 1) // self.length)
 
     def _starts(self, position: int) -> np.ndarray[Any, Any]:

@@ -77,7 +77,7 @@ class Recurrent(Generator):
         self._initialise(config)
 
     def _initialise(self, config: Config) -> None:
-        """Inputs of size one, orthogonal recurrences (Saxe et al. 2014), open forget gates (Jozefowicz et al. 2015)."""
+        """Embeddings of size one, orthogonal recurrences (Saxe et al. 2014), inputs as in Glorot & Bengio 2010."""
         nn.init.normal_(self.embedding.weight, std=1 / self.scale)
         nn.init.zeros_(self.head.logits.bias)
         for name, parameter in self.recurrence.named_parameters():
@@ -87,9 +87,6 @@ class Recurrent(Generator):
             elif name.startswith("weight_ih"):
                 for gate in parameter.data.split(config.hidden_size):
                     nn.init.xavier_uniform_(gate)
-            elif name.startswith("bias_ih") and config.architecture == "lstm":
-                # The gates lie in the order input, forget, cell, output.
-                nn.init.ones_(parameter.data[config.hidden_size : 2 * config.hidden_size])
 
     def forward(self, tokens: Tensor, state: State = None) -> tuple[Tensor, State]:
         hidden = self.dropout(self.embedding(tokens.t()) * self.scale)
