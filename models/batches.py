@@ -34,7 +34,7 @@ class _Batches:
             self.epoch = epoch
             # The first epoch reads the text from its start to its end, the others cut it at other places.
             random = np.random.default_rng([self.seed, epoch])
-            self._shuffle(random, first=random.integers(self._shift()) if epoch else 0)
+            self._shuffle(random, first=int(random.integers(self._shift())) if epoch else 0)
         index = self._starts(position)[:, None] + np.arange(self.length + 1)
         rows = torch.from_numpy(self.tokens[index % len(self.tokens)].astype(np.int64)).to(device)
         return Batch(rows[:, :-1], rows[:, 1:], position == 0)

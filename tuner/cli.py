@@ -7,7 +7,8 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import wraps
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     import optuna
     from optuna.storages import RDBStorage
 
+    from tuner.launchers import Death
     from tuner.report import Snapshot
     from tuner.study import Study
 
@@ -54,7 +56,29 @@ _threads = click.option("--threads", type=click.IntRange(min=1), help="CPU threa
 _workers = click.option(
     "-n", "--workers", type=click.IntRange(min=1), help="Worker processes; default: one per GPU, or one per core."
 )
+_per_device = click.option("--per-device", type=click.IntRange(min=1), help="Workers on each device, for small models.")
+_grace = click.option(
+    "--grace",
+    type=click.FloatRange(min=0),
+    default=10.0,
+    show_default=True,
+    help="Seconds that workers have to save their trials when asked to stop.",
+)
 _force = click.option("--force", is_flag=True, help="Replace what is in the way.")
+
+
+_checkpoint_seconds = click.option(
+    "--checkpoint-seconds",
+    type=click.FloatRange(min=0),
+    envvar="TUNER_CHECKPOINT_SECONDS",
+    default=30.0,
+    show_default=True,
+    help="How often a running trial is saved: the most that a crash costs it. [env: TUNER_CHECKPOINT_SECONDS]",
+)
+
+
+def _team(command: Command) -> Command:
+    return _workers(_devices(_per_device(_threads(_grace(_checkpoint_seconds(command))))))
 
 
 def _places(command: Command) -> Command:
@@ -74,9 +98,7 @@ commands.add_command(single.generate)
 @commands.command()
 @click.argument("study_file", metavar="STUDY.yaml")
 @_places
-@_workers
-@_devices
-@_threads
+@_team
 @click.option(
     "-o",
     "--output",
@@ -99,7 +121,10 @@ def run(
     artifacts: Path | None,
     workers: int | None,
     devices: str,
+    per_device: int | None,
     threads: int | None,
+    grace: float,
+    checkpoint_seconds: float,
     output: Path,
     run_folder: Path | None,
     corpus_path: Path | None,
@@ -120,21 +145,20 @@ def run(
     run_folder = run_folder or Path("runs") / study.name
     require_free(output, force, study.name)
     require_run_free(run_folder, force=force or run_folder == Path("runs") / study.name)
-    places = slots(workers, devices, threads or study.threads)
+    places = slots(workers, devices, threads or study.threads, per_device)
     folder = _artifacts_folder(artifacts)
     with _opened(storage, data_folder) as opened:
         found = _enter(opened, study)
         click.echo(f"study {study.name}: {len(places)} workers on {', '.join(sorted({p.device for p in places}))}")
-        reason = _supervise(opened, found, study, places, [study.name], _environment(storage, data_folder, folder))
+        environment = _environment(storage, data_folder, folder, checkpoint_seconds)
+        reason = _supervise(opened, found, study, places, [study.name], environment, grace)
         _finish(opened, found, study, folder, output, run_folder, reason)
 
 
 @commands.command()
 @click.argument("study_name", metavar="STUDY")
 @_places
-@_workers
-@_devices
-@_threads
+@_team
 @click.option("--corpus", "corpus_path", help="Where the study's text lies on this machine, if elsewhere.")
 def work(
     study_name: str,
@@ -143,7 +167,10 @@ def work(
     artifacts: Path | None,
     workers: int | None,
     devices: str,
+    per_device: int | None,
     threads: int | None,
+    grace: float,
+    checkpoint_seconds: float,
     corpus_path: str | None,
 ) -> None:
     """Join more workers to a study that was started here or on another machine."""
@@ -151,11 +178,11 @@ def work(
 
     with _opened(storage, data_folder) as opened:
         found, study = _find(opened, study_name)
-        places = slots(workers, devices, threads or study.threads)
+        places = slots(workers, devices, threads or study.threads, per_device)
         arguments = [found.study_name, *(["--corpus", corpus_path] if corpus_path else [])]
-        environment = _environment(storage, data_folder, _artifacts_folder(artifacts))
+        environment = _environment(storage, data_folder, _artifacts_folder(artifacts), checkpoint_seconds)
         click.echo(f"study {study.name}: {len(places)} workers join")
-        reason = _supervise(opened, found, study, places, arguments, environment)
+        reason = _supervise(opened, found, study, places, arguments, environment, grace)
         click.echo(f"Done: {reason}.")
 
 
@@ -166,6 +193,7 @@ def work(
 @click.option("--threads", type=int, required=True)
 @click.option("--corpus", "corpus_path")
 @click.option("--id", "worker_id", required=True)
+@_checkpoint_seconds
 def worker(
     study_name: str,
     storage: str | None,
@@ -175,14 +203,18 @@ def worker(
     threads: int,
     corpus_path: str | None,
     worker_id: str,
+    checkpoint_seconds: float,
 ) -> None:
     """One worker process; started by `run` and `work`."""
+    import faulthandler
+
     from models.stopping import stop_requests
     from tuner.worker import work as work_on
 
     def say(text: str) -> None:
         click.echo(f"{time.strftime('%H:%M:%S')} {text}", err=True)
 
+    faulthandler.enable()
     with stop_requests() as requested, _opened(storage, data_folder) as opened:
         reason = work_on(
             opened,
@@ -193,6 +225,7 @@ def worker(
             requested=requested,
             say=say,
             worker_id=worker_id,
+            checkpoint_seconds=checkpoint_seconds,
             corpus_path=corpus_path,
         )
     say(f"ended: {reason}")
@@ -202,7 +235,8 @@ def worker(
 @click.argument("study_name", metavar="[STUDY]", required=False)
 @_storage
 @_data
-def status(study_name: str | None, storage: str | None, data_folder: Path | None) -> None:
+@click.option("--failed", is_flag=True, help="Why trials of STUDY failed or crashed, with what their code said.")
+def status(study_name: str | None, storage: str | None, data_folder: Path | None, failed: bool) -> None:
     """Show all studies, or one: its trials, its best ones, its workers."""
     import optuna
 
@@ -212,11 +246,16 @@ def status(study_name: str | None, storage: str | None, data_folder: Path | None
         if study_name is not None:
             found, study = _find(opened, study_name)
             now = report.snapshot(opened, found, study)
+            if failed:
+                click.echo("\n\n".join(report.failures(now)) or f"No trial of study {study.name} failed.")
+                return
             _show(report.progress(now), report.leaderboard_table(now))
             for trial in now.trials:
                 if trial.state == optuna.trial.TrialState.FAIL:
                     click.echo(report.described(trial, study, None))
             return
+        if failed:
+            raise StudyError("--failed: name the study, as in `tuner status STUDY --failed`")
         names = sorted(optuna.get_all_study_names(opened))
         ours = [(name, optuna.load_study(study_name=name, storage=opened)) for name in names]
         rows = [(name, _snapshot(opened, found)) for name, found in ours if "study" in found.user_attrs]
@@ -258,6 +297,63 @@ def export(
         copy_run(kept, weights, force)
         click.echo(f"{weights}: its run folder")
     click.echo(f"Train it: tuner train {output} -o my-run")
+
+
+def _steers(steer: Callable[..., str]) -> Any:
+    """A command that asks something of a study, from any machine that reaches its database, and says what came of it.
+
+    `steer` gets the storage, Optuna's study, the study, and the command's own arguments.
+    """
+
+    @wraps(steer)
+    def command(study_name: str, storage: str | None, data_folder: Path | None, **own: Any) -> None:
+        with _opened(storage, data_folder) as opened:
+            found, study = _find(opened, study_name)
+            click.echo(f"study {study.name}: {steer(opened, found, study, **own)}")
+
+    return commands.command()(click.argument("study_name", metavar="STUDY")(_storage(_data(command))))
+
+
+@_steers
+def pause(opened: RDBStorage, found: optuna.Study, study: Study) -> str:
+    """Let all workers of a study, on all machines, save their trials and wait."""
+    from tuner import steering
+
+    return steering.pause(opened, found)
+
+
+@_steers
+def resume(opened: RDBStorage, found: optuna.Study, study: Study) -> str:
+    """Let a paused or stopped study go on."""
+    from tuner import steering
+
+    return steering.resume(opened, found)
+
+
+@_steers
+def stop(opened: RDBStorage, found: optuna.Study, study: Study) -> str:
+    """Let all workers of a study, on all machines, save their trials and leave."""
+    from tuner import steering
+
+    return steering.stop(opened, found)
+
+
+@_steers
+@click.option("--trial", "number", type=int, required=True, help="The failed or pruned trial.")
+def retry(opened: RDBStorage, found: optuna.Study, study: Study, number: int) -> str:
+    """Try the configuration of a failed or pruned trial again."""
+    from tuner import steering
+
+    return steering.retry(found, study, number)
+
+
+@_steers
+@click.argument("assignments", metavar="NAME=VALUE...", nargs=-1, required=True)
+def enqueue(opened: RDBStorage, found: optuna.Study, study: Study, assignments: tuple[str, ...]) -> str:
+    """Try these values next, such as learning_rate=0.003; the sampler chooses the others."""
+    from tuner import steering
+
+    return steering.enqueue(found, study, assignments)
 
 
 @commands.command()
@@ -348,9 +444,16 @@ def _artifacts_folder(given: Path | None) -> Path:
     return folder
 
 
-def _environment(storage: str | None, data_folder: Path | None, artifacts: Path) -> dict[str, str]:
+def _environment(
+    storage: str | None, data_folder: Path | None, artifacts: Path, checkpoint_seconds: float
+) -> dict[str, str]:
     """What worker processes are told through their environment: a command line would show the password to all."""
-    given = {"TUNER_STORAGE": storage, "TUNER_DATA": data_folder, "TUNER_ARTIFACTS": artifacts}
+    given = {
+        "TUNER_STORAGE": storage,
+        "TUNER_DATA": data_folder,
+        "TUNER_ARTIFACTS": artifacts,
+        "TUNER_CHECKPOINT_SECONDS": checkpoint_seconds,
+    }
     return {name: str(value) for name, value in given.items() if value is not None}
 
 
@@ -433,33 +536,25 @@ def _supervise(
     places: Any,
     arguments: list[str],
     environment: dict[str, str],
+    grace: float,
 ) -> str:
     """Runs workers until the study ends; on Ctrl-C they save their trials first. Returns why it ended."""
     from models.stopping import stop_requests
-    from tuner.courier import is_outage
     from tuner.launchers import Team
-    from tuner.ledger import Ledger
     from tuner.watching import Watcher
 
-    ledger = Ledger(storage, found._study_id)
-
-    def free_trial(worker_id: str) -> None:
-        try:
-            ledger.leave(worker_id)
-        except Exception as error:
-            if not is_outage(error):
-                raise  # without the database its lease runs out by itself
-
     logs = Path(environment["TUNER_ARTIFACTS"]) / study.name / "logs"
+    revive = _reviver(environment)
     with stop_requests() as requested, Watcher(storage, found, study) as watcher:
-        team = Team(places, arguments, environment, logs, free_trial, watcher.say)
+        team = Team(places, arguments, environment, logs, _undertaker(storage, found, study), watcher.say)
         try:
             while team.watch() and not requested.is_set():
-                watcher.look()
+                if not watcher.look():
+                    revive()
                 requested.wait(REFRESH_SECONDS)
             if requested.is_set():
                 watcher.say("saving the running trials ...")
-            team.stop()
+            team.stop(grace)
             watcher.look()
         finally:
             team.kill()
@@ -469,6 +564,53 @@ def _supervise(
     if team.failed():
         raise WorkerError(f"every worker of study {study.name} ended with an error; see above, and the logs in {logs}")
     return _reason(_snapshot(storage, found))
+
+
+def _reviver(environment: dict[str, str]) -> Callable[[], None]:
+    """What helps when the database is away: starting the embedded one again. A real server is somebody else's."""
+    from tuner.server import default_folder, revive
+
+    if "TUNER_STORAGE" in environment:
+        return lambda: None
+    return lambda: revive(Path(environment.get("TUNER_DATA", default_folder())))
+
+
+def _undertaker(storage: RDBStorage, found: optuna.Study, study: Study) -> Callable[[Death], bool]:
+    """What is done for a worker that died: its trial goes on elsewhere, unless it was to blame."""
+    import optuna
+
+    from tuner import search
+    from tuner.courier import is_outage
+    from tuner.ledger import Ledger, LostLease
+    from tuner.limits import OUT_OF_MEMORY
+
+    ledger = Ledger(storage, found._study_id)
+    found.sampler = search.sampler(study.sampler, study.space, stream=0)  # it writes down which limits were exceeded
+
+    def end_out_of_memory(trial_id: int) -> None:
+        trial = optuna.Trial(found, trial_id)
+        trial.set_user_attr("reason", "out of memory: the system ended the worker")
+        trial.set_user_attr("violations", OUT_OF_MEMORY)
+        found.tell(trial, state=optuna.trial.TrialState.PRUNED)
+
+    def bury(death: Death) -> bool:
+        try:
+            trial_id = ledger.holding(death.worker_id)
+            if trial_id is not None and death.out_of_memory:
+                with ledger.held(trial_id, death.worker_id):
+                    end_out_of_memory(trial_id)
+            elif trial_id is not None and death.crash:
+                reason = f"the worker ended {death.how}"
+                with suppress(LostLease):
+                    ledger.crashed(trial_id, death.worker_id, reason, death.words, study.retries)
+            ledger.leave(death.worker_id)
+        except Exception as error:
+            if not is_outage(error):
+                raise  # without the database its lease runs out by itself
+            return True
+        return trial_id is not None
+
+    return bury
 
 
 def _reason(now: Snapshot) -> str:

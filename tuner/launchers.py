@@ -9,6 +9,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,9 +23,12 @@ MOST_BY_DEFAULT = 8
 """More workers than this make a search of a hundred trials mostly random."""
 
 QUICK_SECONDS = 20.0
-"""A worker that dies sooner than this after its start counts as unable to work here."""
+"""A worker that dies sooner than this after its start, without a trial, counts as unable to work here."""
 
 MOST_QUICK_DEATHS = 5
+
+MOST_WORDS = 8192
+"""Characters at the end of a dead worker's log that are kept with its trial."""
 
 FINAL_CODES = {UserError.exit_code, StorageError.exit_code, WorkerError.exit_code}
 """Exit codes of mistakes that another process would only repeat."""
@@ -39,14 +43,39 @@ class Slot:
     visible: str | None = None
 
 
-def slots(workers: int | None, devices: str, threads: int | None) -> list[Slot]:
-    """Returns a place for each worker: by default one per GPU, else one per core up to eight.
+@dataclass(frozen=True)
+class Death:
+    """How a worker process ended that nobody had asked to."""
+
+    worker_id: str
+    code: int
+    words: str
+    out_of_memory: bool
+
+    @property
+    def killed(self) -> bool:
+        """Whether somebody outside ended it."""
+        return -self.code in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+    @property
+    def crash(self) -> bool:
+        """Whether the trial it had may be to blame."""
+        return not self.killed and self.code not in FINAL_CODES
+
+    @property
+    def how(self) -> str:
+        return f"by {signal.Signals(-self.code).name}" if self.code < 0 else f"with exit code {self.code}"
+
+
+def slots(workers: int | None, devices: str, threads: int | None, per_device: int | None = None) -> list[Slot]:
+    """Returns a place for each worker: `per_device` on each, by default one per GPU, else one per core up to eight.
 
     `devices` is auto, cpu, or a list such as cuda:0,cuda:1. Raises DeviceError when a device is not there.
     """
     chosen = _devices(devices)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    count = workers or (min(cores, MOST_BY_DEFAULT) if chosen == ["cpu"] else len(chosen))
+    usual = min(cores, MOST_BY_DEFAULT) if chosen == ["cpu"] else len(chosen)
+    count = workers or (len(chosen) * per_device if per_device else usual)
     share = threads or max(1, cores // count)
     return [_slot(chosen[index % len(chosen)], share) for index in range(count)]
 
@@ -74,14 +103,16 @@ class Team:
         arguments: Sequence[str],
         environment: Mapping[str, str],
         logs: Path,
-        on_death: Callable[[str], None],
+        on_death: Callable[[Death], bool],
         say: Callable[[str], None],
     ) -> None:
+        """`on_death` frees the trial of a worker and returns whether it had one."""
         logs.mkdir(parents=True, exist_ok=True)
         self._arguments, self._environment = arguments, environment
         self._on_death, self._say = on_death, say
         names = [logs / f"worker-{os.getpid()}-{index + 1}.log" for index in range(len(places))]
         self._members = [_Member(place, log) for place, log in zip(places, names, strict=True)]
+        self._oom_kills = oom_kills()
         for member in self._members:
             self._start(member)
 
@@ -110,7 +141,7 @@ class Team:
                     member.process.kill()
                     member.process.wait()
                 if member.process.returncode != 0:
-                    self._on_death(member.worker_id)
+                    self._on_death(self._death(member, member.process.returncode))
 
     def kill(self) -> None:
         """Ends all workers at once and waits until they are gone: whoever is still there keeps the database up."""
@@ -131,14 +162,20 @@ class Team:
         if code == 0:
             member.given_up, member.quick_deaths = True, 0
             return
-        self._on_death(member.worker_id)
-        lived = time.monotonic() - member.started
-        member.quick_deaths = member.quick_deaths + 1 if lived < QUICK_SECONDS else 1
+        death = self._death(member, code)
+        quick = not self._on_death(death) and not death.killed and time.monotonic() - member.started < QUICK_SECONDS
+        member.quick_deaths = member.quick_deaths + 1 if quick else 1
         member.given_up = code in FINAL_CODES or member.quick_deaths >= MOST_QUICK_DEATHS
         pause = min(2.0 ** (member.quick_deaths - 1) - 1, 60.0)
         member.restart_at = time.monotonic() + pause
         then = "giving up" if member.given_up else "starting another" + (f" in {pause:.0f} s" if pause else "")
-        self._say(f"worker on {member.place.device} ended {_how(code)}, {then}: {_last_words(member.log)}")
+        last = death.words.splitlines()[-1] if death.words else "it said nothing"
+        self._say(f"worker on {member.place.device} ended {death.how}, {then}: {last} (all of it: {member.log})")
+
+    def _death(self, member: _Member, code: int) -> Death:
+        before, self._oom_kills = self._oom_kills, oom_kills()
+        words = member.log.read_text(errors="replace")[-MOST_WORDS:].strip()
+        return Death(member.worker_id, code, words, code == -signal.SIGKILL and self._oom_kills > before)
 
     def _signal(self, number: signal.Signals) -> None:
         for member in self._members:
@@ -194,11 +231,11 @@ def _slot(device: str, threads: int) -> Slot:
     return Slot("cuda:0", threads, names[int(index or 0)])
 
 
-def _how(code: int) -> str:
-    return f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
-
-
-def _last_words(log: Path) -> str:
-    text = log.read_text(errors="replace").strip()
-    last = text.splitlines()[-1] if text else "it said nothing"
-    return f"{last} (all of it: {log})"
+def oom_kills() -> int:
+    """Returns how many processes the kernel has killed for want of memory; 0 where it does not tell."""
+    count = 0
+    for place in ("/proc/vmstat", "/sys/fs/cgroup/memory.events"):
+        with suppress(OSError):
+            lines = Path(place).read_text().splitlines()
+            count += sum(int(line.split()[1]) for line in lines if line.startswith("oom_kill "))
+    return count

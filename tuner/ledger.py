@@ -15,6 +15,7 @@ from typing import Any
 import optuna
 import sqlalchemy as sql
 from optuna.storages import RDBStorage
+from optuna.trial import TrialState
 from sqlalchemy import Connection, func
 
 BEAT_SECONDS = 5.0
@@ -33,6 +34,9 @@ is anyone taken for dead. A dead worker's trial is thus free after at most LEASE
 NEVER_FINISHED = 5
 """Failed trials, without one finished, after which a study stops."""
 
+RUNNING, PAUSED, STOPPED = "running", "paused", "stopped"
+"""What a person can ask of a study."""
+
 _CLAIM_LOCK = 5206127
 _CREATE_LOCK = 5206128
 
@@ -41,7 +45,8 @@ studies = sql.Table(
     "tuner_studies",
     _metadata,
     sql.Column("study_id", sql.Integer, primary_key=True),
-    sql.Column("state", sql.Text, nullable=False, server_default="running"),
+    sql.Column("state", sql.Text, nullable=False, server_default=RUNNING),
+    sql.Column("forgiven", sql.Integer, nullable=False, server_default="0"),  # failures before somebody said: go on
     sql.Column("active_seconds", sql.Float, nullable=False, server_default="0"),
     sql.Column("ticked_at", sql.DateTime(timezone=True), nullable=False, server_default=func.now()),
 )
@@ -168,6 +173,13 @@ class Ledger:
         with self.engine.begin() as connection:
             return int(connection.execute(entry.returning(workers.c.number)).scalar_one())
 
+    def holding(self, worker_id: str) -> int | None:
+        """Returns the id of the trial that a worker holds."""
+        trial = sql.select(_trials.c.trial_id).join_from(_trials, leases, leases.c.trial_id == _trials.c.trial_id)
+        mine = trial.where(leases.c.worker_id == worker_id, sql.cast(_trials.c.state, sql.Text) == "RUNNING")
+        with self.engine.begin() as connection:
+            return connection.execute(mine).scalar()
+
     def leave(self, worker_id: str) -> None:
         """Strikes a worker off and frees the trial it holds."""
         with self.engine.begin() as connection:
@@ -181,12 +193,13 @@ class Ledger:
             own = workers.c.worker_id == worker_id
             connection.execute(workers.update().where(own).values(seen_at=func.now(), **asdict(activity)))
             since = func.extract("epoch", func.now() - studies.c.ticked_at)
+            passed = func.greatest(0, func.least(since, 3 * BEAT_SECONDS))
             tick = (
                 studies.update()
-                .where(studies.c.study_id == self.study_id)
+                .where(self._own())
                 .values(
-                    # However many workers tick, time passes once; a pause in which nobody ticked does not count.
-                    active_seconds=studies.c.active_seconds + func.greatest(0, func.least(since, 3 * BEAT_SECONDS)),
+                    # However many workers tick, time passes once; a pause, or time without a worker, does not count.
+                    active_seconds=studies.c.active_seconds + sql.case((studies.c.state == PAUSED, 0), else_=passed),
                     ticked_at=func.now(),
                 )
             )
@@ -228,12 +241,34 @@ class Ledger:
     def hand_back(self, trial_id: int, worker_id: str) -> None:
         """Puts a running trial back into the queue, for whoever comes first. Raises LostLease."""
         with self.held(trial_id, worker_id):
-            self.storage.set_trial_state_values(trial_id, optuna.trial.TrialState.WAITING)
+            self.storage.set_trial_state_values(trial_id, TrialState.WAITING)
+
+    def crashed(self, trial_id: int, worker_id: str, reason: str, traceback: str, retries: int) -> bool:
+        """Puts a trial that crashed back into the queue, or fails it when that happened too often. Raises LostLease.
+
+        Returns whether it failed.
+        """
+        with self.held(trial_id, worker_id):
+            crashes = self.storage.get_trial(trial_id).user_attrs.get("crashes", 0) + 1
+            failed: bool = crashes > retries
+            facts = {"crashes": crashes, "traceback": traceback} | ({"reason": reason} if failed else {})
+            for name, value in facts.items():
+                self.storage.set_trial_user_attr(trial_id, name, value)
+            self.storage.set_trial_state_values(trial_id, TrialState.FAIL if failed else TrialState.WAITING)
+        return failed
 
     def set_state(self, state: str) -> None:
-        """Tells all workers of the study, on all machines: running, paused or stopped."""
+        """Tells all workers of the study, on all machines: running, paused or stopped. Running forgives failures."""
+        values: dict[str, Any] = {"state": state}
+        if state == RUNNING:
+            values["forgiven"] = self.counts().fail
         with self.engine.begin() as connection:
-            connection.execute(studies.update().where(studies.c.study_id == self.study_id).values(state=state))
+            connection.execute(studies.update().where(self._own()).values(**values))
+
+    def state(self) -> str:
+        """Returns what was last asked of the study: running, paused or stopped."""
+        with self.engine.begin() as connection:
+            return str(connection.execute(sql.select(studies.c.state).where(self._own())).scalar_one())
 
     def counts(self, connection: Connection | None = None) -> Counts:
         """Returns how many trials are in which state."""
@@ -247,7 +282,7 @@ class Ledger:
     def active_seconds(self) -> float:
         """Returns for how long at least one worker has been at work."""
         with self.engine.begin() as connection:
-            query = sql.select(studies.c.active_seconds).where(studies.c.study_id == self.study_id)
+            query = sql.select(studies.c.active_seconds).where(self._own())
             return float(connection.execute(query).scalar_one())
 
     def alive(self) -> list[Worker]:
@@ -265,19 +300,22 @@ class Ledger:
         with self.engine.begin() as connection:
             return {row.trial_id: row.attempt for row in connection.execute(query)}
 
+    def _own(self) -> Any:
+        return studies.c.study_id == self.study_id
+
     def _ended(
         self, connection: Connection, counts: Counts, trials: int | None, hours: float | None
     ) -> Ended | Wait | None:
-        line = connection.execute(studies.select().where(studies.c.study_id == self.study_id)).one()
+        line = connection.execute(studies.select().where(self._own())).one()
         if trials is not None and counts.finished >= trials:
             return Ended(f"all {trials} trials are finished")
         if hours is not None and line.active_seconds >= hours * 3600:
             return Ended(f"the {hours:g} hours are spent")
-        if line.state == "stopped":
+        if line.state == STOPPED:
             return Ended("the study was stopped")
-        if counts.fail >= NEVER_FINISHED and counts.finished == 0:
+        if counts.fail - line.forgiven >= NEVER_FINISHED and counts.finished == 0:
             return Ended(f"all of its {counts.fail} trials failed")
-        return Wait("the study is paused") if line.state == "paused" else None
+        return Wait("the study is paused") if line.state == PAUSED else None
 
     def _orphan(self, connection: Connection) -> int | None:
         """A running trial whose worker is gone: its lease expired some time ago, or was never entered."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import shutil
+import statistics
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +17,18 @@ import torch
 from models import corpus as corpora
 from models.config import Config, Recipe
 from models.corpus import EncodedCorpus
-from models.network import parameter_count
+from models.memory import training_bytes
+from models.network import build, parameter_count
 from models.run import append_metrics, with_facts, write_model, write_start
+from models.sampling import tokens
 from models.training import Evaluation, Trained, Training, train
 from tuner.decoding import calibrate
 from tuner.errors import StudyError
+from tuner.limits import DoesNotFit
 from tuner.study import Study
 
 CHECKPOINT_SECONDS = 30.0
+TIMED_TOKENS = 32
 
 
 class Pruned(Exception):
@@ -41,8 +47,16 @@ class Outcome:
 class Objective:
     """Trains the configurations of one study on one device."""
 
-    def __init__(self, study: Study, fingerprint: str, device: str, folder: Path) -> None:
+    def __init__(
+        self,
+        study: Study,
+        fingerprint: str,
+        device: str,
+        folder: Path,
+        checkpoint_seconds: float = CHECKPOINT_SECONDS,
+    ) -> None:
         self.study, self.fingerprint, self.device, self.folder = study, fingerprint, device, folder
+        self.checkpoint_seconds = checkpoint_seconds
         self._corpora: dict[tuple[str, int], EncodedCorpus] = {}
 
     def corpus(self, config: Config) -> EncodedCorpus:
@@ -76,7 +90,8 @@ class Objective:
         checkpoints = Checkpoints(self.folder, number, attempt, warn)
 
         def keep(training: Training) -> None:
-            checkpoints.keep(training)
+            if checkpoints.age > self.checkpoint_seconds:
+                checkpoints.save(training)
             on_step(training, lambda: checkpoints.save(training))
 
         trained = train(
@@ -89,8 +104,38 @@ class Objective:
             checkpoints=checkpoints.newest_first(),
         )
         config = calibrate(trained.model, corpus, config, self.study.space)
-        self._write_run(number, config, corpus, trained)
+        try:
+            self._write_run(number, config, corpus, trained)
+        except OSError as error:  # a full disk takes no trial's result away
+            shutil.rmtree(self.run_folder(number), ignore_errors=True)
+            warn(f"the weights of trial {number} are not kept: {error.strerror} ({self.folder})")
         return Outcome(trained.best.bits_per_byte, config, self._facts(config, corpus, trained))
+
+    def require_fit(self, config: Config) -> None:
+        """Raises DoesNotFit when `config` needs more than the study's limits; trains nothing to find out."""
+        limits = self.study.limits
+        if limits.model_dump(exclude_none=True):
+            needs = self._needs(config, self.corpus(config), timed=limits.milliseconds_per_token is not None)
+            if limits.violations(needs):
+                raise DoesNotFit(limits, needs)
+
+    def _needs(self, config: Config, corpus: EncodedCorpus, timed: bool) -> dict[str, float]:
+        size = corpus.tokenizer.vocabulary_size
+        own = 0 if self.device.startswith("cuda") else memory_in_use()
+        estimate = training_bytes(config, size)
+        return (
+            {"parameters": parameter_count(config, size)}
+            | ({} if estimate is None else {"memory": own + estimate})
+            | ({"milliseconds_per_token": self._milliseconds_per_token(config, corpus)} if timed else {})
+        )
+
+    def _milliseconds_per_token(self, config: Config, corpus: EncodedCorpus) -> float:
+        """The median of some tokens written by an untrained model, which takes as long as a trained one."""
+        model = build(config, corpus.tokenizer.vocabulary_size).to(self.device)
+        times = [time.perf_counter()]
+        for _ in tokens(model, [corpus.tokenizer.end_of_text], TIMED_TOKENS, Config()):
+            times.append(time.perf_counter())
+        return 1000 * statistics.median(after - before for before, after in pairwise(times))
 
     def run_folder(self, number: int) -> Path:
         """Where a completed trial's run is kept."""
@@ -138,10 +183,10 @@ class Checkpoints:
         """Returns the files that a training may go on from."""
         return sorted(self._files(), key=lambda path: int(path.name.split(".")[1]), reverse=True)
 
-    def keep(self, training: Training) -> None:
-        """Saves a checkpoint when the last one is old."""
-        if time.monotonic() - self.saved > CHECKPOINT_SECONDS:
-            self.save(training)
+    @property
+    def age(self) -> float:
+        """Seconds since the last checkpoint, or since the attempt began."""
+        return time.monotonic() - self.saved
 
     def save(self, training: Training) -> None:
         """Saves a checkpoint; a full disk is no reason to stop, the one before stays."""
@@ -165,11 +210,20 @@ def peak_memory(device: str) -> int | None:
     """Returns the most memory in use since the trial began, in bytes: the GPU's, or the process's own."""
     if device.startswith("cuda"):
         return int(torch.cuda.max_memory_allocated(device))
+    return _of_process("VmHWM")
+
+
+def memory_in_use() -> int:
+    """Returns the memory of this process, in bytes; 0 where the system does not tell."""
+    return _of_process("VmRSS") or 0
+
+
+def _of_process(what: str) -> int | None:
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
     except OSError:
         return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")), None)
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(what)), None)
 
 
 def _reset_peak_memory(device: str) -> None:

@@ -73,7 +73,19 @@ def described(trial: FrozenTrial, study: Study, best: FrozenTrial | None) -> str
         TrialState.FAIL: f"failed    {reason}",
     }.get(trial.state, trial.state.name.lower())
     star = "  * best so far" if best is not None and best.number == trial.number else ""
-    return f"trial {trial.number:>3}  {what}  {configured(trial)}{star}"
+    attempts = trial.user_attrs.get("attempts", 1)
+    again = f"  ({attempts} attempts)" if attempts > 1 else ""
+    return f"trial {trial.number:>3}  {what}  {configured(trial)}{again}{star}"
+
+
+def failures(now: Snapshot) -> list[str]:
+    """Returns a paragraph about each trial that failed, crashed or was too much: why, and what its code said."""
+    facts = [(trial, trial.user_attrs) for trial in now.trials]
+    return [
+        "\n".join([described(trial, now.study, None), *str(fact.get("traceback", "")).strip().splitlines()])
+        for trial, fact in facts
+        if trial.state == TrialState.FAIL or fact.keys() & {"reason", "crashes"}
+    ]
 
 
 def configured(trial: FrozenTrial) -> str:

@@ -89,6 +89,14 @@ def attached(folder: Path) -> Iterator[dict[str, str]]:
         yield server.address()
 
 
+def revive(folder: Path) -> None:
+    """Starts the server of a folder again if it died, at the same address; for a process that is attached to it."""
+    server = _prepare(folder.resolve())
+    with _explaining(folder), _opened(server.folder / "change.lock") as change:
+        fcntl.flock(change, fcntl.LOCK_EX)
+        server._ensure_running()
+
+
 @dataclass(frozen=True)
 class _Server:
     """The server of one folder. Three kernel locks, which end with their holders even at kill -9, say all about it:
@@ -207,10 +215,11 @@ class _Server:
 
     def _make_socket_folder(self) -> None:
         """A fresh one: in the old one a killed server left files that PostgreSQL may take for a living one's."""
-        self._remove_socket_folder()
         place = self.folder / "socket"
+        before = place.readlink() if place.is_symlink() else None
+        self._remove_socket_folder()
         if len(os.fsencode(place / f".s.PGSQL.{PORT}")) > LONGEST_SOCKET or "," in str(place):  # libpq's separator
-            place.symlink_to(tempfile.mkdtemp(prefix="tuner-", dir="/tmp"))
+            place.symlink_to(_short_folder(before))
         else:
             place.mkdir()
         self._make_private(self._socket_folder())
@@ -252,6 +261,15 @@ class _Server:
         log = self.folder / "server.log"
         last = log.read_text(errors="replace").splitlines()[-8:]
         return StorageError("\n  ".join([f"{what}; the end of {log}:", *last]))
+
+
+def _short_folder(before: Path | None) -> Path:
+    """A new folder with a short path; the one of before, if nobody took its name: others still look there."""
+    if before is not None:
+        with suppress(FileExistsError):
+            before.mkdir(0o700)
+            return before
+    return Path(tempfile.mkdtemp(prefix="tuner-", dir="/tmp"))
 
 
 def _prepare(folder: Path) -> _Server:

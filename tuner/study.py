@@ -12,10 +12,14 @@ from ruamel.yaml.comments import CommentedMap
 from models.config import Budget, Corpus, resolve_path
 from models.reader import Problem, dump, parse, read_text, validate
 from tuner import search
+from tuner.limits import Limits
 from tuner.space import Space, problems_of
 
 MOVED = {("corpus", "tokenizer"): ("parameters", "tokenizer"), ("pruner", "rungs"): ("trial", "rungs")}
 """Keys that may also be written where they are often looked for: there -> where they belong."""
+
+FREE = ("budget", "threads", "retries", "timeout")
+"""Sections that may change while a study goes on: its results stay comparable."""
 
 
 class StudyBudget(BaseModel):
@@ -47,6 +51,9 @@ class Study(BaseModel):
     pruner: dict[str, Any] = Field({"type": "successive_halving"}, description="Which trials are stopped early.")
     parameters: dict[str, Any] = Field({}, description="Hyperparameters, each a plain value or a range.")
     threads: int | None = Field(None, ge=1, description="CPU threads of each trial; by default the worker's share.")
+    limits: Limits = Field(Limits(), description="What a configuration may need at most.")
+    retries: int = Field(2, ge=0, description="How often a trial that crashes is tried again.")
+    timeout: float = Field(600.0, gt=0, description="Seconds after which a training step counts as a crash.")
     provenance: dict[str, Any] | None = Field(None, description="Written by export; read by people.")
 
     @field_validator("sampler", "pruner", mode="before")
@@ -98,12 +105,12 @@ def stored_study(values: dict[str, Any]) -> Study:
 
 
 def differences(before: Study, after: Study) -> list[str]:
-    """Says, a line each, what changed between two readings of a study; a larger or smaller budget may."""
+    """Says, a line each, what changed between two readings of a study and must not."""
     old, new = (_leaves(study.stored()) for study in (before, after))
     return [
         f"{'.'.join(place)}: was {old.get(place, 'not given')}, is {new.get(place, 'not given')}"
         for place in sorted(old.keys() | new.keys())
-        if old.get(place) != new.get(place) and place[0] not in ("budget", "threads") and place != ("corpus", "path")
+        if old.get(place) != new.get(place) and place[0] not in FREE and place != ("corpus", "path")
     ]
 
 

@@ -44,20 +44,21 @@ class Watcher:
         """Prints a line above the live view."""
         self.console.print(text, soft_wrap=True)
 
-    def look(self) -> None:
-        """Reads the study and shows it; an outage of the database is waited for."""
+    def look(self) -> bool:
+        """Reads the study and shows it; returns False when the database is away."""
         try:
             now = snapshot(self.storage, self.found, self.study)
         except Exception as error:
             if not is_outage(error):
                 raise
-            return
+            return False
         self._tell_finished(now)
         if self.live:
             self.live.update(progress(now), refresh=True)
         elif time.monotonic() - self.spoke > PLAIN_SECONDS:
             self.say(_line(now))
             self.spoke = time.monotonic()
+        return True
 
     def _tell_finished(self, now: Snapshot) -> None:
         fresh = [trial for trial in now.trials if trial.state.is_finished() and trial.number not in self.told]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import gc
 import os
 import shutil
@@ -10,10 +11,10 @@ import threading
 import time
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NoAnswer
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,8 @@ from models.training import Diverged, Evaluation, Training
 from tuner import search
 from tuner.courier import PATIENCE_SECONDS, Away, Courier
 from tuner.errors import StorageError, StudyError, WorkerError
-from tuner.ledger import Activity, Claim, Ended, Ledger, LostLease
+from tuner.ledger import PAUSED, STOPPED, Activity, Claim, Ended, Ledger, LostLease
+from tuner.limits import OUT_OF_MEMORY, DoesNotFit
 from tuner.objective import Objective, Outcome, Pruned, peak_memory
 from tuner.study import Study, stored_study
 
@@ -49,7 +51,7 @@ POLL_SECONDS = 0.5
 
 
 class HandBack(Exception):
-    """The worker is asked to stop: the trial is saved and goes back into the queue."""
+    """The worker is asked to stop or to pause: the trial is saved and goes back into the queue."""
 
 
 def work(
@@ -62,6 +64,7 @@ def work(
     requested: threading.Event,
     say: Callable[[str], None],
     worker_id: str,
+    checkpoint_seconds: float,
     corpus_path: str | None = None,
 ) -> str:
     """Works on a study until it ends or `requested` is set; returns why it stopped.
@@ -75,7 +78,7 @@ def work(
         definition = definition.model_copy(
             update={"corpus": definition.corpus.model_copy(update={"path": corpus_path})}
         )
-    objective = Objective(definition, study.user_attrs["fingerprint"], device, artifacts / name)
+    objective = Objective(definition, study.user_attrs["fingerprint"], device, artifacts / name, checkpoint_seconds)
     worker = Worker(study, definition, objective, storage, threads, requested, say, worker_id)
     return worker.run()
 
@@ -102,6 +105,7 @@ class Worker:
         self.activity = Activity()
         self.trial_id: int | None = None
         self.lost = threading.Event()
+        self.paused = False
         self.failures: list[str] = []
         self.parent = os.getppid()
 
@@ -152,8 +156,10 @@ class Worker:
         self.activity = Activity(number, "starting")
         try:
             config = self.courier.ask(lambda: self._configure(trial, claim.attempt))
+            self.objective.require_fit(config)
             training = _Conversation(self, trial)
-            outcome = self.objective(number, claim.attempt, config, training.report, training.look, self.say)
+            with training.watched():
+                outcome = self.objective(number, claim.attempt, config, training.report, training.look, self.say)
             training.settle()
             self.courier.ask(lambda: self._complete(trial, outcome))
             self._keep_best()
@@ -205,23 +211,25 @@ class Worker:
             self.storage.set_trial_param(trial._trial_id, name, distribution.to_internal_repr(value), distribution)
 
     def _hand_back(self, trial: optuna.Trial) -> None:
-        try:
+        with self._if_still_held():
             self.courier.ask(lambda: self.ledger.hand_back(trial._trial_id, self.id), FAREWELL_SECONDS)
-        except LostLease as error:
-            self.say(str(error))
 
     def _end_badly(self, trial: optuna.Trial, error: BaseException) -> None:
         """Writes down what ended a trial: its configuration, or a mistake."""
         blamed = _blamed(error)
         if blamed is not None:
             # Counted as pruned, so that the sampler learns to stay away: a failed trial teaches it nothing.
-            self.say(f"trial {trial.number}: {blamed} ({error})")
-            self._end(trial, TrialState.PRUNED, {"reason": f"{blamed}: {error}"})
+            self.say(f"trial {trial.number}: {blamed['reason']}")
+            self._end(trial, TrialState.PRUNED, blamed)
             return
-        reason = f"{type(error).__name__}: {error}"
-        self.say(f"trial {trial.number} failed: {reason}")
-        self._end(trial, TrialState.FAIL, {"reason": reason, "traceback": traceback.format_exc()})
-        self.failures.append(reason)
+        reason, trace = f"{type(error).__name__}: {error}", traceback.format_exc()
+        retries = self.definition.retries
+        with self._if_still_held():
+            if self.courier.ask(lambda: self.ledger.crashed(trial._trial_id, self.id, reason, trace, retries)):
+                self.say(f"trial {trial.number} failed: {reason}")
+                self.failures.append(reason)
+            else:
+                self.say(f"trial {trial.number} crashed and is tried again: {reason}")
 
     def _end(self, trial: optuna.Trial, state: TrialState, facts: dict[str, Any]) -> None:
         facts = facts | {"peak_memory_bytes": peak_memory(self.objective.device)}
@@ -235,8 +243,14 @@ class Worker:
                         trial.set_user_attr(name, value)
                     self._tell(trial, state, None)
 
-        try:
+        with self._if_still_held():
             self.courier.ask(write)
+
+    @contextmanager
+    def _if_still_held(self) -> Iterator[None]:
+        """Says so when the trial is another worker's by now; then there is nothing more to do here."""
+        try:
+            yield
         except LostLease as error:
             self.say(str(error))
 
@@ -259,7 +273,8 @@ class Worker:
             return
         hours = self.definition.budget.hours
         spent = hours is not None and active_seconds >= 3600 * hours
-        if spent or state == "stopped" or os.getppid() != self.parent:  # another parent: the supervisor was killed
+        self.paused = state == PAUSED
+        if spent or state == STOPPED or os.getppid() != self.parent:  # another parent: the supervisor was killed
             self.requested.set()
 
 
@@ -286,17 +301,38 @@ class _Conversation:
         """Is called after each step: leaves when the worker must, and says how far it is."""
         if self.worker.lost.is_set():
             raise LostLease(f"trial {self.trial.number} was taken over by another worker")
-        if self.worker.requested.is_set():
+        if self.worker.requested.is_set() or self.worker.paused:
             save()
             raise HandBack
         now = time.monotonic()
         if now - self.looked > 0.5:
             self.looked = now
+            self._wind_up()
             self._heed()
             rate = training.tokens / training.seconds if training.seconds else None
             memory = peak_memory(self.worker.objective.device)
+            if memory is not None:
+                self._require_fit(memory)
             doing = str(training.config.architecture)
             self.worker.activity = Activity(self.trial.number, doing, training.progress, rate, memory)
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Ends the process, and says where it stood, when training hangs: nothing gentler stops a thread."""
+        self._wind_up()
+        try:
+            yield
+        finally:
+            faulthandler.cancel_dump_traceback_later()
+
+    def _wind_up(self) -> None:
+        faulthandler.dump_traceback_later(self.worker.definition.timeout, exit=True)
+
+    def _require_fit(self, memory: int) -> None:
+        needs = {"memory": float(memory)}
+        limits = self.worker.definition.limits
+        if limits.violations(needs):
+            raise DoesNotFit(limits, needs)
 
     def settle(self) -> None:
         """Waits until every rung is written."""
@@ -333,12 +369,16 @@ def load_study(storage: RDBStorage, name: str) -> optuna.Study:
     return study
 
 
-def _blamed(error: BaseException) -> str | None:
-    """What a configuration has done wrong, if it is to blame for an error."""
+def _blamed(error: BaseException) -> dict[str, Any] | None:
+    """What a configuration has done wrong, if it is to blame for an error: facts to store with its trial."""
+    if isinstance(error, DoesNotFit):
+        return {"reason": str(error), "violations": error.violations}
     if isinstance(error, Diverged):
-        return "diverged"
+        return {"reason": f"diverged: {error}"}
     no_memory = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)  # torch says so on a CPU
-    return "out of memory" if no_memory or isinstance(error, torch.OutOfMemoryError | MemoryError) else None
+    if no_memory or isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return {"reason": f"out of memory: {error}", "violations": OUT_OF_MEMORY}
+    return None
 
 
 def _is_finished(storage: RDBStorage, trial: optuna.Trial) -> bool:

@@ -13,7 +13,7 @@ import pytest
 
 from models.errors import DeviceError
 from tuner import launchers
-from tuner.launchers import MOST_BY_DEFAULT, MOST_QUICK_DEATHS, QUICK_SECONDS, Slot, Team, slots
+from tuner.launchers import MOST_BY_DEFAULT, MOST_QUICK_DEATHS, QUICK_SECONDS, Death, Slot, Team, slots
 
 CORES = len(os.sched_getaffinity(0))
 
@@ -55,16 +55,25 @@ class Theatre:
     def __init__(self, place: Path) -> None:
         self.notes, self.logs = place / "notes", place / "logs"
         self.notes.mkdir()
-        self.dead: list[str] = []
+        self.deaths: list[Death] = []
+        self.had_trial = False
         self.said: list[str] = []
         self.teams: list[Team] = []
 
     def team(self, behaviour: str, count: int = 1, **environment: str) -> Team:
         environment = {"BEHAVIOUR": behaviour, "NOTES": str(self.notes), **environment}
         places = [Slot("cpu", 3, "")] * count
-        team = Team(places, ["my-study"], environment, self.logs, self.dead.append, self.said.append)
+        team = Team(places, ["my-study"], environment, self.logs, self.bury, self.said.append)
         self.teams.append(team)
         return team
+
+    def bury(self, death: Death) -> bool:
+        self.deaths.append(death)
+        return self.had_trial
+
+    @property
+    def dead(self) -> list[str]:
+        return [death.worker_id for death in self.deaths]
 
     def started(self, count: int) -> list[dict[str, Any]]:
         """What the first `count` processes noted, once all of them have."""
@@ -171,6 +180,14 @@ def test_a_device_that_is_not_there_is_refused(gpus: Callable[[int], None], devi
     assert str(caught.value).startswith(message)
 
 
+def test_small_models_share_a_device(gpus: Callable[[int], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    gpus(2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert [each.visible for each in slots(None, "auto", 1, per_device=3)] == ["0", "1"] * 3
+    assert slots(None, "cpu", 1, per_device=3) == [Slot("cpu", 1, "")] * 3
+    assert [each.visible for each in slots(1, "auto", 1, per_device=3)] == ["0"]
+
+
 # Teams.
 
 
@@ -259,6 +276,42 @@ def test_a_worker_that_keeps_dying_is_given_up_after_longer_and_longer_pauses(th
     assert pauses == [0, 1, 3, 7]
     assert len(theatre.dead) == MOST_QUICK_DEATHS
     assert ["giving up" in line for line in theatre.said] == [False] * (MOST_QUICK_DEATHS - 1) + [True]
+
+
+def test_a_worker_that_dies_with_a_trial_is_replaced_at_once_for_its_trial_is_to_blame(
+    theatre: Theatre, clock: Clock
+) -> None:
+    theatre.had_trial = True
+    team = theatre.team("exit 1")
+    for _ in range(2 * MOST_QUICK_DEATHS):
+        wait_for(lambda: has_ended(team))
+        assert team.watch()
+    death = theatre.deaths[0]
+    assert (death.code, death.how, death.crash) == (1, "with exit code 1", True)
+    assert death.words.endswith("these are my last words")
+
+
+@pytest.mark.parametrize(
+    ("code", "crash"),
+    [(1, True), (-signal.SIGSEGV, True), (-signal.SIGABRT, True), (-signal.SIGKILL, False), (2, False), (3, False)],
+)
+def test_what_was_done_to_a_worker_is_no_crash_of_its_trial(code: int, crash: bool) -> None:
+    assert Death("one", code, "", out_of_memory=False).crash == crash
+
+
+def test_the_kernels_kills_for_want_of_memory_are_told_from_others(
+    theatre: Theatre, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts = iter([4, 4, 5])
+    monkeypatch.setattr(launchers, "oom_kills", lambda: next(counts))
+    team = theatre.team("obey")
+    for number in (1, 2):
+        facts = theatre.started(number)
+        newest = next(each["pid"] for each in facts if psutil.pid_exists(each["pid"]))
+        os.kill(newest, signal.SIGKILL)
+        wait_for(lambda: has_ended(team))
+        team.watch()
+    assert [death.out_of_memory for death in theatre.deaths] == [False, True]
 
 
 def test_a_worker_that_dies_now_and_then_is_replaced_for_ever(theatre: Theatre, clock: Clock) -> None:

@@ -1,0 +1,139 @@
+"""What a person asks of a study: pause, resume, stop, retry, enqueue; on a real database."""
+
+import threading
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
+import optuna
+import pytest
+from optuna.storages import RDBStorage
+from optuna.trial import TrialState
+
+from models.config import Config
+from tuner import courier, steering
+from tuner.errors import StudyError
+from tuner.ledger import Ledger
+from tuner.study import Study
+
+Small = Callable[..., Study]
+Enter = Callable[[Study], optuna.Study]
+
+
+@pytest.fixture(autouse=True)
+def _quick_beat(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(courier, "BEAT_SECONDS", 0.01)
+
+
+def test_a_pause_frees_the_trial_in_the_middle_and_resume_goes_on_with_it(
+    crew: Any, small: Small, enter: Enter, storage: RDBStorage
+) -> None:
+    study = small(2, pruner="none")
+    found = enter(study)
+    ledger = Ledger(storage, found._study_id)
+    calls: list[tuple[int, int]] = []
+
+    with ExitStack() as stack:
+
+        def score(number: int, config: Config, rung: int) -> float:
+            calls.append((number, rung))
+            if calls == [(0, 1), (0, 2)]:
+                assert steering.pause(storage, found).startswith("1 worker save their trials and wait")
+                until(lambda: worker.paused)
+            return 1.0
+
+        worker = crew.worker(stack, study, score)
+        thread = threading.Thread(target=worker.run)
+        thread.start()
+        until(lambda: [each.doing for each in ledger.alive()] == ["the study is paused"])
+        assert [trial.state for trial in found.trials] == [TrialState.WAITING]
+        assert worker.objective.saved == [0]
+        spent = ledger.active_seconds()
+        until(lambda: ledger.alive()[0].seen < 0.005)  # a beat later
+        assert ledger.active_seconds() == spent
+        assert steering.resume(storage, found) == "1 worker go on"
+        thread.join(30)
+    assert [trial.state for trial in found.trials] == [TrialState.COMPLETE] * 2
+    assert found.trials[0].user_attrs["attempts"] == 2
+
+
+def until(condition: Callable[[], Any]) -> None:
+    gone_by = threading.Event()
+    for _ in range(3000):
+        if condition():
+            return
+        gone_by.wait(0.01)
+    raise AssertionError("it did not happen")
+
+
+def test_a_stopped_study_ends_for_every_worker_until_it_is_resumed(
+    crew: Any, small: Small, enter: Enter, storage: RDBStorage
+) -> None:
+    study = small(2)
+    found = enter(study)
+    assert "nothing is lost" in steering.stop(storage, found)
+    assert crew.work(study, lambda number, config, rung: 1.0) == ["the study was stopped"]
+    assert steering.resume(storage, found) == f"no worker is there; start some with: tuner work {study.name}"
+    assert crew.work(study, lambda number, config, rung: 1.0) == ["all 2 trials are finished"]
+
+
+def test_enqueued_values_are_tried_next_and_the_sampler_adds_the_others(
+    crew: Any, small: Small, enter: Enter, storage: RDBStorage
+) -> None:
+    study = small(2)
+    found = enter(study)
+    assert steering.enqueue(found, study, ["learning_rate=3e-3"]) == "trial 0 waits for a worker"
+    assert steering.enqueue(found, study, ["architecture=gru", "learning_rate=0.1"]) == "trial 1 waits for a worker"
+    crew.work(study, lambda number, config, rung: 1.0)
+    first, second = found.trials
+    assert first.params["learning_rate"] == 0.003
+    assert first.params["architecture"] in ("rnn", "gru")
+    assert second.params == {"architecture": "gru", "learning_rate": 0.1}
+    assert len(found.trials) == 2
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("learning_rate", "write name=value"),
+        ("learning_rat=0.01", "does not search 'learning_rat'; did you mean learning_rate?"),
+        ("hidden_size=16", "hidden_size is fixed at 8"),
+        ("temperature=0.5", "temperature is chosen on the trained model"),
+        ("learning_rate=2", "learning_rate=2 is outside of what the study searches"),
+        ("learning_rate=fast", "learning_rate=fast is outside"),
+        ("learning_rate=[1", "is outside"),
+        ("architecture=lstm", "architecture=lstm is outside of what the study searches"),
+        ("learning_rate=", "is outside"),
+    ],
+)
+def test_values_that_no_trial_could_have_are_refused(small: Small, enter: Enter, assignment: str, message: str) -> None:
+    from tests.tuner.conftest import PARAMETERS
+
+    study = small(parameters=PARAMETERS | {"temperature": {"type": "float", "low": 0.3, "high": 1.5}})
+    found = enter(study)
+    with pytest.raises(StudyError) as caught:
+        steering.enqueue(found, study, ["architecture=gru", assignment])
+    assert message in str(caught.value)
+    assert found.trials == []
+
+
+def test_a_failed_trial_is_tried_again_and_the_study_gets_another_chance(
+    crew: Any, small: Small, enter: Enter, storage: RDBStorage
+) -> None:
+    study = small(1, retries=0)
+    found = enter(study)
+
+    def broken(number: int, config: Config, rung: int) -> float:
+        raise RuntimeError("a bug in a generator")
+
+    assert crew.work(study, broken) == ["all of its 5 trials failed"]
+    assert crew.work(study, lambda number, config, rung: 1.0) == ["all of its 5 trials failed"]
+    assert steering.retry(found, study, 3) == "trial 3 is tried again as trial 5"
+    steering.resume(storage, found)
+    assert crew.work(study, lambda number, config, rung: 1.0) == ["all 1 trials are finished"]
+    assert found.trials[5].params == found.trials[3].params
+    assert found.trials[5].user_attrs["retry_of"] == 3
+    with pytest.raises(StudyError, match="trial 5 is complete; only a failed or pruned one"):
+        steering.retry(found, study, 5)
+    with pytest.raises(StudyError, match=f"study {study.name} has no trial 6; it has 6, counted from 0"):
+        steering.retry(found, study, 6)

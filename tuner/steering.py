@@ -1,0 +1,104 @@
+"""What a person asks of a running study, from any machine: pause, resume, stop, retry, enqueue."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import optuna
+from optuna.storages import RDBStorage
+from optuna.trial import TrialState
+
+from models.errors import ConfigError
+from models.reader import nearest, parse, plain
+from tuner.errors import StudyError
+from tuner.ledger import PAUSED, RUNNING, STOPPED, Ledger
+from tuner.study import Study
+
+RETRIED = (TrialState.FAIL, TrialState.PRUNED)
+
+
+def pause(storage: RDBStorage, found: optuna.Study) -> str:
+    """Lets all workers save their trials and wait; returns what to tell the person."""
+    _ledger(storage, found).set_state(PAUSED)
+    return f"{_workers(storage, found)} save their trials and wait; go on with: tuner resume {found.study_name}"
+
+
+def resume(storage: RDBStorage, found: optuna.Study) -> str:
+    """Lets a paused or stopped study go on; returns what to tell the person."""
+    _ledger(storage, found).set_state(RUNNING)
+    if _ledger(storage, found).alive():
+        return f"{_workers(storage, found)} go on"
+    return f"no worker is there; start some with: tuner work {found.study_name}"
+
+
+def stop(storage: RDBStorage, found: optuna.Study) -> str:
+    """Lets all workers save their trials and leave; returns what to tell the person."""
+    _ledger(storage, found).set_state(STOPPED)
+    return f"{_workers(storage, found)} save their trials and leave; nothing is lost"
+
+
+def retry(found: optuna.Study, study: Study, number: int) -> str:
+    """Puts the configuration of a failed or pruned trial into the queue again. Raises StudyError."""
+    trials = found.get_trials(deepcopy=False)
+    if not 0 <= number < len(trials):
+        raise StudyError(f"study {study.name} has no trial {number}; it has {len(trials)}, counted from 0")
+    if trials[number].state not in RETRIED:
+        state = trials[number].state.name.lower()
+        raise StudyError(f"trial {number} is {state}; only a failed or pruned one can be tried again")
+    parameters = {name: value for name, value in trials[number].params.items() if name in study.space.trained}
+    return f"trial {number} is tried again as trial {_enqueue(found, parameters, {'retry_of': number})}"
+
+
+def enqueue(found: optuna.Study, study: Study, assignments: Sequence[str]) -> str:
+    """Puts a trial with these values, `name=value` each, into the queue; the sampler adds what is missing.
+
+    Raises StudyError when a name is not searched or a value is outside its range.
+    """
+    chosen = [_assignment(study, text) for text in assignments]
+    return f"trial {_enqueue(found, dict(chosen), {'enqueued': True})} waits for a worker"
+
+
+def _assignment(study: Study, text: str) -> tuple[str, Any]:
+    name, equals, written = text.partition("=")
+    space = study.space
+    if not equals:
+        raise StudyError(f"{text!r}: write name=value, such as learning_rate=0.003")
+    if name in space.decoded:
+        raise StudyError(f"{name} is chosen on the trained model; it cannot be given to a trial")
+    if name in space.fixed:
+        raise StudyError(f"{name} is fixed at {space.fixed[name]!r} in study {study.name}")
+    if name not in space.trained:
+        raise StudyError(f"study {study.name} does not search {name!r}{nearest(name, space.trained)}")
+    return name, _value(name, written, space.trained[name].distribution())
+
+
+def _value(name: str, written: str, distribution: optuna.distributions.BaseDistribution) -> Any:
+    try:
+        value = plain(parse(f"value: {written}", name))["value"]
+        if isinstance(value, int) and isinstance(distribution, optuna.distributions.FloatDistribution):
+            value = float(value)
+        fits = distribution._contains(distribution.to_internal_repr(value))
+    except (ConfigError, ValueError, TypeError):
+        fits = False
+    if not fits:
+        raise StudyError(f"{name}={written} is outside of what the study searches: {distribution}")
+    return value
+
+
+def _enqueue(found: optuna.Study, parameters: Mapping[str, Any], facts: dict[str, Any]) -> int:
+    """What Optuna's enqueue_trial does, and the trial's number."""
+    waiting = optuna.trial.create_trial(
+        state=TrialState.WAITING, system_attrs={"fixed_params": dict(parameters)}, user_attrs=facts
+    )
+    storage = found._storage
+    return storage.get_trial(storage.create_new_trial(found._study_id, template_trial=waiting)).number
+
+
+def _workers(storage: RDBStorage, found: optuna.Study) -> str:
+    count = len(_ledger(storage, found).alive())
+    return f"{count} worker{'' if count == 1 else 's'}"
+
+
+def _ledger(storage: RDBStorage, found: optuna.Study) -> Ledger:
+    return Ledger(storage, found._study_id)
