@@ -579,18 +579,16 @@ def _undertaker(storage: RDBStorage, found: optuna.Study, study: Study) -> Calla
     """What is done for a worker that died: its trial goes on elsewhere, unless it was to blame."""
     import optuna
 
-    from tuner import search
     from tuner.courier import is_outage
     from tuner.ledger import Ledger, LostLease
-    from tuner.limits import OUT_OF_MEMORY
+    from tuner.limits import OUT_OF_MEMORY, mark
 
     ledger = Ledger(storage, found._study_id)
-    found.sampler = search.sampler(study.sampler, study.space, stream=0)  # it writes down which limits were exceeded
 
     def end_out_of_memory(trial_id: int) -> None:
         trial = optuna.Trial(found, trial_id)
         trial.set_user_attr("reason", "out of memory: the system ended the worker")
-        trial.set_user_attr("violations", OUT_OF_MEMORY)
+        mark(trial, OUT_OF_MEMORY)
         found.tell(trial, state=optuna.trial.TrialState.PRUNED)
 
     def bury(death: Death) -> bool:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+if TYPE_CHECKING:
+    import optuna
 
 UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9}
 BYTES = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "kB": 10**3, "MB": 10**6, "GB": 10**9}
@@ -62,10 +65,15 @@ OUT_OF_MEMORY = {"memory": 1.0}
 """The violation of a trial for which memory did not suffice: how much it lacked, nobody knows."""
 
 
-def constraints(trial: Any) -> list[float]:
-    """Optuna's view: one number for each limit, above 0 where a trial exceeds it."""
-    violations = trial.user_attrs.get("violations", {})
-    return [violations.get(name, 0.0) for name in Limits.model_fields]
+def mark(trial: optuna.Trial, violations: dict[str, float]) -> None:
+    """Writes down which limits a trial exceeds, so that a sampler learns to stay away; may be repeated.
+
+    tpe and nsga2 do; gp learns from completed trials alone.
+    """
+    known = trial.storage.get_trial(trial._trial_id).constraints
+    for name, by in violations.items():
+        if name not in known:
+            trial.set_constraint(name, by)
 
 
 def _short(name: str, value: float) -> str:

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from models.reader import Problem, nearest
-from tuner.limits import constraints
 from tuner.space import Float, Space
 
 if TYPE_CHECKING:
@@ -35,9 +34,6 @@ PRUNERS = {
     "threshold": "ThresholdPruner",
     "none": "NopPruner",
 }
-CONSTRAINED = ("tpe", "nsga2")
-"""Samplers that learn from a trial that exceeds a limit; gp learns from completed trials alone."""
-
 OURS = {"search_space", "seed_offset", "constraints_func", "wrapped_pruner"}
 """Options that are derived from the study, or that no file can hold."""
 
@@ -51,8 +47,6 @@ def sampler(options: dict[str, Any], space: Space, stream: int) -> optuna.sample
         return _grid(space, keywords)
     if "seed" in keywords:
         keywords["seed"] += stream
-    if options["type"] in CONSTRAINED:
-        keywords["constraints_func"] = constraints
     if options["type"] in ("qmc", "cmaes", "gp"):  # their notes on single parameters are no news to a user
         keywords = {"warn_independent_sampling": False} | keywords
     with warnings.catch_warnings():

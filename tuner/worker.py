@@ -30,8 +30,8 @@ from tuner import search
 from tuner.courier import PATIENCE_SECONDS, Away, Courier
 from tuner.errors import StorageError, StudyError, WorkerError
 from tuner.ledger import PAUSED, STOPPED, Activity, Claim, Ended, Ledger, LostLease
-from tuner.limits import OUT_OF_MEMORY, DoesNotFit
-from tuner.objective import Objective, Outcome, Pruned, peak_memory
+from tuner.limits import OUT_OF_MEMORY, DoesNotFit, mark
+from tuner.objective import CHECKPOINT_SECONDS, Objective, Outcome, Pruned, peak_memory
 from tuner.study import Study, stored_study
 
 KEPT = 3
@@ -45,6 +45,8 @@ FAREWELL_SECONDS = 5.0
 
 MOST_FAILURES = 10
 """Trials that may fail in a row before a worker gives up: they are no part of the budget, so it would never end."""
+
+STDERR = 2
 
 POLL_SECONDS = 0.5
 """How often a worker that has nothing to do looks again."""
@@ -64,7 +66,7 @@ def work(
     requested: threading.Event,
     say: Callable[[str], None],
     worker_id: str,
-    checkpoint_seconds: float,
+    checkpoint_seconds: float = CHECKPOINT_SECONDS,
     corpus_path: str | None = None,
 ) -> str:
     """Works on a study until it ends or `requested` is set; returns why it stopped.
@@ -219,8 +221,9 @@ class Worker:
         blamed = _blamed(error)
         if blamed is not None:
             # Counted as pruned, so that the sampler learns to stay away: a failed trial teaches it nothing.
-            self.say(f"trial {trial.number}: {blamed['reason']}")
-            self._end(trial, TrialState.PRUNED, blamed)
+            reason, violations = blamed
+            self.say(f"trial {trial.number}: {reason}")
+            self._end(trial, TrialState.PRUNED, {"reason": reason}, violations)
             return
         reason, trace = f"{type(error).__name__}: {error}", traceback.format_exc()
         retries = self.definition.retries
@@ -231,7 +234,9 @@ class Worker:
             else:
                 self.say(f"trial {trial.number} crashed and is tried again: {reason}")
 
-    def _end(self, trial: optuna.Trial, state: TrialState, facts: dict[str, Any]) -> None:
+    def _end(
+        self, trial: optuna.Trial, state: TrialState, facts: dict[str, Any], violations: dict[str, float] | None = None
+    ) -> None:
         facts = facts | {"peak_memory_bytes": peak_memory(self.objective.device)}
         if self.activity.tokens_per_second:
             facts["tokens_per_second"] = round(self.activity.tokens_per_second)
@@ -239,6 +244,7 @@ class Worker:
         def write() -> None:
             with self.ledger.held(trial._trial_id, self.id):
                 if not _is_finished(self.storage, trial):
+                    mark(trial, violations or {})
                     for name, value in facts.items():
                         trial.set_user_attr(name, value)
                     self._tell(trial, state, None)
@@ -326,7 +332,7 @@ class _Conversation:
             faulthandler.cancel_dump_traceback_later()
 
     def _wind_up(self) -> None:
-        faulthandler.dump_traceback_later(self.worker.definition.timeout, exit=True)
+        faulthandler.dump_traceback_later(self.worker.definition.timeout, exit=True, file=STDERR)
 
     def _require_fit(self, memory: int) -> None:
         needs = {"memory": float(memory)}
@@ -369,15 +375,15 @@ def load_study(storage: RDBStorage, name: str) -> optuna.Study:
     return study
 
 
-def _blamed(error: BaseException) -> dict[str, Any] | None:
-    """What a configuration has done wrong, if it is to blame for an error: facts to store with its trial."""
+def _blamed(error: BaseException) -> tuple[str, dict[str, float]] | None:
+    """What a configuration has done wrong, if it is to blame for an error, and the limits it exceeds."""
     if isinstance(error, DoesNotFit):
-        return {"reason": str(error), "violations": error.violations}
+        return str(error), error.violations
     if isinstance(error, Diverged):
-        return {"reason": f"diverged: {error}"}
+        return f"diverged: {error}", {}
     no_memory = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)  # torch says so on a CPU
     if no_memory or isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return {"reason": f"out of memory: {error}", "violations": OUT_OF_MEMORY}
+        return f"out of memory: {error}", OUT_OF_MEMORY
     return None
 
 

@@ -141,6 +141,9 @@ class Instant:
             on_evaluation(Evaluation(rung, rung, 1.0, value, value, value, value))
         return Outcome(value, config, {"threads": 1})
 
+    def require_fit(self, config: Config) -> None:
+        pass
+
     def run_folder(self, number: int) -> Path:
         return self.folder / f"trial-{number}"
 

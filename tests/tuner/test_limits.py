@@ -14,7 +14,7 @@ from models.memory import training_bytes
 from models.network import parameter_count
 from tuner import search
 from tuner.errors import StudyError
-from tuner.limits import OUT_OF_MEMORY, Limits
+from tuner.limits import OUT_OF_MEMORY, Limits, mark
 from tuner.objective import Objective
 from tuner.study import Study, parse_study
 
@@ -90,7 +90,7 @@ def test_what_cannot_fit_is_not_trained_and_not_failed(
     assert all(not trial.intermediate_values for trial in large)
     assert large[0].user_attrs["reason"].startswith("does not fit: parameters ")
     assert large[0].user_attrs["reason"].endswith(" of at most 4,000")
-    assert large[0].user_attrs["violations"]["parameters"] > 1
+    assert large[0].constraints["parameters"] > 1
     assert {trial.state for trial in found.trials if trial not in large} == {TrialState.COMPLETE}
 
 
@@ -115,7 +115,7 @@ def test_a_training_that_takes_more_memory_than_was_foreseen_ends_as_one_that_do
     (trial,) = found.trials
     assert trial.state == TrialState.PRUNED
     assert trial.user_attrs["reason"].startswith("does not fit: memory ")
-    assert trial.system_attrs["constraints"][1] > 0
+    assert trial.constraints["memory"] > 0
 
 
 def proposals_beyond(state: TrialState, taught: bool, seed: int) -> list[int]:
@@ -135,7 +135,7 @@ def proposals_beyond(state: TrialState, taught: bool, seed: int) -> list[int]:
         if config.hidden_size * config.batch_size > 16_000:
             beyond[number // 20] += 1
             if taught:
-                trial.set_user_attr("violations", OUT_OF_MEMORY)
+                mark(trial, OUT_OF_MEMORY)
             study.tell(trial, state=state)
         else:
             study.tell(trial, -config.hidden_size / 1000)  # larger is better: the search is drawn to the edge

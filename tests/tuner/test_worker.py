@@ -300,7 +300,7 @@ def test_a_real_divergence_is_noticed(crew: Any, small: Small, enter: Enter, tmp
 def test_an_error_fails_a_trial_with_its_traceback_and_the_worker_goes_on(
     crew: Any, small: Small, enter: Enter, storage: RDBStorage
 ) -> None:
-    study = small(3)
+    study = small(3, retries=0)
     found = enter(study)
 
     def score(number: int, config: Config, rung: int) -> float:
@@ -318,6 +318,29 @@ def test_an_error_fails_a_trial_with_its_traceback_and_the_worker_goes_on(
     assert "in score" in facts["traceback"]
     assert found.trials[2].user_attrs["reason"] == "SystemExit: 3"
     assert crew.said == ["trial 1 failed: ZeroDivisionError: what a pity", "trial 2 failed: SystemExit: 3"]
+
+
+@pytest.mark.parametrize("crashes", [1, 2, 3])
+def test_a_trial_that_crashes_is_tried_again_under_its_number_a_set_number_of_times(
+    crew: Any, small: Small, enter: Enter, crashes: int
+) -> None:
+    study = small(2, pruner="none")
+    found = enter(study)
+    calls: list[int] = []
+
+    def score(number: int, config: Config, rung: int) -> float:
+        if number == 0 and rung == 2 and len(calls) < crashes:
+            calls.append(rung)
+            raise ZeroDivisionError("now and then")
+        return 1.0
+
+    assert crew.work(study, score) == ["all 2 trials are finished"]
+    trial = found.trials[0]
+    assert trial.state == (COMPLETE if crashes <= study.retries else TrialState.FAIL)
+    assert (trial.user_attrs["crashes"], trial.user_attrs["attempts"]) == (crashes, min(crashes + 1, 3))
+    assert "ZeroDivisionError: now and then" in trial.user_attrs["traceback"]
+    assert ("reason" in trial.user_attrs) == (trial.state == TrialState.FAIL)
+    assert len(found.trials) == (2 if trial.state == COMPLETE else 3)
 
 
 def test_a_study_whose_trials_all_fail_ends_and_says_so(
@@ -410,6 +433,7 @@ class Interrupted:
         self.device, self.after, self.what = "cpu", after, what
         self.steps: list[int] = []
         self.run_folder, self.forget = self.objective.run_folder, self.objective.forget
+        self.require_fit = self.objective.require_fit
 
     def __call__(self, number: int, attempt: int, config: Config, report: Any, look: Any, say: Any) -> Any:
         def count(training: Training, save: Callable[[], None]) -> None:
@@ -477,10 +501,9 @@ def test_a_damaged_checkpoint_costs_time_and_nothing_else(
 def test_a_full_disk_costs_a_checkpoint_and_not_the_trial(
     crew: Any, one: Study, enter: Enter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tuner.objective.CHECKPOINT_SECONDS", 0.0)
     monkeypatch.setattr(Training, "save", lambda self, path: (_ for _ in ()).throw(OSError(28, "No space left")))
     found = enter(one)
-    crew.work(one, Objective(one, found.user_attrs["fingerprint"], "cpu", tmp_path))
+    crew.work(one, Objective(one, found.user_attrs["fingerprint"], "cpu", tmp_path, checkpoint_seconds=0.0))
     assert found.trials[0].state == COMPLETE
     assert crew.said[0].startswith("no checkpoint of trial 0: No space left")
 
@@ -534,6 +557,9 @@ def test_a_takeover_is_noticed_by_the_next_beat(
                     steal(storage, found, f"{study.name}-0")
                 look(SimpleTraining(config), lambda: None)
 
+        def require_fit(self, config: Config) -> None:
+            pass
+
         def forget(self, number: int) -> None:
             raise AssertionError("the trial is not over")
 
@@ -563,6 +589,9 @@ def test_a_worker_asked_to_stop_whose_trial_is_gone_leaves_quietly(
 
     class Gone:
         device = "cpu"
+
+        def require_fit(self, config: Config) -> None:
+            pass
 
         def __call__(self, number: int, attempt: int, config: Config, report: Any, look: Any, say: Any) -> Any:
             if lost == "before":
