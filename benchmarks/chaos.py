@@ -125,7 +125,7 @@ class Losses:
     """How much training each kill of a worker cost: the time since its trial was saved, or taken up."""
 
     def __init__(self, url: str, artifacts: Path) -> None:
-        self.engine = sqlalchemy.create_engine(url)
+        self.engine = sqlalchemy.create_engine(url.replace("postgresql:", "postgresql+psycopg2:"))
         self.checkpoints = artifacts / "chaos" / "checkpoints"
         self.since: dict[tuple[str, int], float] = {}
         self.seconds: list[float] = []
