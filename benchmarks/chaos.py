@@ -210,9 +210,9 @@ def disturb(team: Team, server: Server, artifacts: Path, disk: bool, wanted: arg
 def strike(
     team: Team, losses: Losses, held: dict[str, tuple[int, int]], dice: random.Random, done: dict[str, int]
 ) -> None:
-    """Nine times in ten a worker is killed; else a command is killed or asked to leave."""
+    """Four times in five a worker is killed; else a command is asked to leave, or killed with its worker left alone."""
     chance = dice.random()
-    if chance < 0.9:
+    if chance < 0.8:
         workers = team.workers()
         for worker in dice.sample(sorted(workers), min(1, len(workers))):
             losses.note(worker, held)
@@ -222,8 +222,8 @@ def strike(
         return
     command = team.commands[dice.randrange(team.size)]
     if command.poll() is None:
-        command.send_signal(signal.SIGTERM if chance < 0.95 else signal.SIGKILL)
-        done["SIGTERMs" if chance < 0.95 else "supervisors killed"] += 1
+        command.send_signal(signal.SIGTERM if chance < 0.93 else signal.SIGKILL)
+        done["SIGTERMs" if chance < 0.93 else "supervisors killed"] += 1
 
 
 def fill(artifacts: Path) -> None:
