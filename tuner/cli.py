@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import optuna
     from optuna.storages import RDBStorage
 
+    from tuner.artifacts import Artifacts
     from tuner.launchers import Death
     from tuner.report import Snapshot
     from tuner.study import Study
@@ -47,7 +48,7 @@ _data = click.option(
 )
 _artifacts = click.option(
     "--artifacts",
-    type=click.Path(path_type=Path),
+    metavar="FOLDER|s3://...",
     envvar="TUNER_ARTIFACTS",
     help="Where checkpoints and the best weights are kept; shared by the machines of a study. [env: TUNER_ARTIFACTS]",
 )
@@ -118,7 +119,7 @@ def run(
     study_file: str,
     storage: str | None,
     data_folder: Path | None,
-    artifacts: Path | None,
+    artifacts: str | None,
     workers: int | None,
     devices: str,
     per_device: int | None,
@@ -146,13 +147,13 @@ def run(
     require_free(output, force, study.name)
     require_run_free(run_folder, force=force or run_folder == Path("runs") / study.name)
     places = slots(workers, devices, threads or study.threads, per_device)
-    folder = _artifacts_folder(artifacts)
+    kept = _artifacts_of(artifacts, study.name)
     with _opened(storage, data_folder) as opened:
         found = _enter(opened, study)
         click.echo(f"study {study.name}: {len(places)} workers on {', '.join(sorted({p.device for p in places}))}")
-        environment = _environment(storage, data_folder, folder, checkpoint_seconds)
-        reason = _supervise(opened, found, study, places, [study.name], environment, grace)
-        _finish(opened, found, study, folder, output, run_folder, reason)
+        environment = _environment(storage, data_folder, artifacts, checkpoint_seconds)
+        reason = _supervise(opened, found, study, places, kept, [study.name], environment, grace)
+        _finish(opened, found, study, kept, output, run_folder, reason)
 
 
 @commands.command()
@@ -164,7 +165,7 @@ def work(
     study_name: str,
     storage: str | None,
     data_folder: Path | None,
-    artifacts: Path | None,
+    artifacts: str | None,
     workers: int | None,
     devices: str,
     per_device: int | None,
@@ -179,10 +180,11 @@ def work(
     with _opened(storage, data_folder) as opened:
         found, study = _find(opened, study_name)
         places = slots(workers, devices, threads or study.threads, per_device)
+        kept = _artifacts_of(artifacts, study.name)
         arguments = [found.study_name, *(["--corpus", corpus_path] if corpus_path else [])]
-        environment = _environment(storage, data_folder, _artifacts_folder(artifacts), checkpoint_seconds)
+        environment = _environment(storage, data_folder, artifacts, checkpoint_seconds)
         click.echo(f"study {study.name}: {len(places)} workers join")
-        reason = _supervise(opened, found, study, places, arguments, environment, grace)
+        reason = _supervise(opened, found, study, places, kept, arguments, environment, grace)
         click.echo(f"Done: {reason}.")
 
 
@@ -198,7 +200,7 @@ def worker(
     study_name: str,
     storage: str | None,
     data_folder: Path | None,
-    artifacts: Path | None,
+    artifacts: str | None,
     device: str,
     threads: int,
     corpus_path: str | None,
@@ -221,7 +223,7 @@ def worker(
             study_name,
             device=device,
             threads=threads,
-            artifacts=artifacts or _default_artifacts(),
+            artifacts=_artifacts_of(artifacts, study_name),
             requested=requested,
             say=say,
             worker_id=worker_id,
@@ -276,7 +278,7 @@ def export(
     study_name: str,
     storage: str | None,
     data_folder: Path | None,
-    artifacts: Path | None,
+    artifacts: str | None,
     output: Path,
     number: int | None,
     weights: Path | None,
@@ -288,13 +290,14 @@ def export(
     with _opened(storage, data_folder) as opened:
         found, study = _find(opened, study_name)
         trial = chosen_trial(found, number)
-        kept = (artifacts or _default_artifacts()) / study.name / f"trial-{trial.number}"
         if weights is not None:
-            require_copiable(kept, weights, force)
+            kept = _artifacts_of(artifacts, study.name)
+            run_folder = kept.fetch_run(trial.number) or kept.run_folder(trial.number)
+            require_copiable(run_folder, weights, force)
         write_new(output, exported(found, study, trial, output), force)
     click.echo(f"{output}: trial {trial.number}, {trial.value:.4f} bits per byte")
     if weights is not None:
-        copy_run(kept, weights, force)
+        copy_run(run_folder, weights, force)
         click.echo(f"{weights}: its run folder")
     click.echo(f"Train it: tuner train {output} -o my-run")
 
@@ -428,24 +431,23 @@ def _changed(study: Study, corpus_path: Path | None, trials: int | None, hours: 
     return study.model_copy(update=changes)
 
 
-def _default_artifacts() -> Path:
+def _artifacts_of(place: str | None, study_name: str) -> Artifacts:
+    """A study's artifacts, in a place that can be written to. Raises WorkerError."""
     import platformdirs
 
-    return platformdirs.user_data_path("textgen-tuner") / "artifacts"
+    from tuner.artifacts import artifacts_of
 
-
-def _artifacts_folder(given: Path | None) -> Path:
-    """The folder for checkpoints and weights, made if it is missing."""
-    folder = (given or _default_artifacts()).absolute()
+    default = platformdirs.user_data_path("textgen-tuner") / "artifacts"
+    found = artifacts_of(place or str(default), study_name, default)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        found.folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise WorkerError(f"{folder}: cannot be made ({error.strerror}); choose other --artifacts") from error
-    return folder
+        raise WorkerError(f"{found.folder}: cannot be made ({error.strerror}); choose other --artifacts") from error
+    return found
 
 
 def _environment(
-    storage: str | None, data_folder: Path | None, artifacts: Path, checkpoint_seconds: float
+    storage: str | None, data_folder: Path | None, artifacts: str | None, checkpoint_seconds: float
 ) -> dict[str, str]:
     """What worker processes are told through their environment: a command line would show the password to all."""
     given = {
@@ -534,6 +536,7 @@ def _supervise(
     found: optuna.Study,
     study: Study,
     places: Any,
+    kept: Artifacts,
     arguments: list[str],
     environment: dict[str, str],
     grace: float,
@@ -543,7 +546,7 @@ def _supervise(
     from tuner.launchers import Team
     from tuner.watching import Watcher
 
-    logs = Path(environment["TUNER_ARTIFACTS"]) / study.name / "logs"
+    logs = kept.folder / "logs"
     revive = _reviver(environment)
     with stop_requests() as requested, Watcher(storage, found, study) as watcher:
         team = Team(places, arguments, environment, logs, _undertaker(storage, found, study), watcher.say)
@@ -627,7 +630,7 @@ def _finish(
     storage: RDBStorage,
     found: optuna.Study,
     study: Study,
-    artifacts: Path,
+    artifacts: Artifacts,
     output: Path,
     run_folder: Path,
     reason: str,
@@ -647,15 +650,15 @@ def _finish(
     click.echo(f"\nDone: {reason}. {now.counts.complete} complete, {now.counts.pruned} pruned.\n")
     _show(leaderboard_table(now))
     click.echo(f"\nBest configuration: {output}")
-    kept = artifacts / study.name / f"trial-{trial.number}"
-    if kept.is_dir():
+    kept = artifacts.fetch_run(trial.number)
+    if kept is not None:
         copy_run(kept, run_folder, force=True)
         click.echo(f"Its trained model:  {run_folder}\n\nIt writes:\n")
         click.echo(_indented(load(run_folder, "cpu").generate("The ", 300, seed=1)))
     else:
         click.echo("Its trained model was kept by a worker elsewhere; with shared --artifacts it would be here, too.")
     click.echo(f"\nNext:\n  tuner dashboard {study.name}\n  tuner train {output} -o my-run --tokens 5000000")
-    if kept.is_dir():
+    if kept is not None:
         click.echo(f'  tuner generate {run_folder} --prompt "The "')
 
 

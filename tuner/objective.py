@@ -22,6 +22,7 @@ from models.network import build, parameter_count
 from models.run import append_metrics, with_facts, write_model, write_start
 from models.sampling import tokens
 from models.training import Evaluation, Trained, Training, train
+from tuner.artifacts import Artifacts
 from tuner.decoding import calibrate
 from tuner.errors import StudyError
 from tuner.limits import DoesNotFit
@@ -52,10 +53,10 @@ class Objective:
         study: Study,
         fingerprint: str,
         device: str,
-        folder: Path,
+        artifacts: Artifacts,
         checkpoint_seconds: float = CHECKPOINT_SECONDS,
     ) -> None:
-        self.study, self.fingerprint, self.device, self.folder = study, fingerprint, device, folder
+        self.study, self.fingerprint, self.device, self.artifacts = study, fingerprint, device, artifacts
         self.checkpoint_seconds = checkpoint_seconds
         self._corpora: dict[tuple[str, int], EncodedCorpus] = {}
 
@@ -87,7 +88,7 @@ class Objective:
         """
         corpus = self.corpus(config)
         _reset_peak_memory(self.device)
-        checkpoints = Checkpoints(self.folder, number, attempt, warn)
+        checkpoints = Checkpoints(self.artifacts, number, attempt, warn)
 
         def keep(training: Training) -> None:
             if checkpoints.age > self.checkpoint_seconds:
@@ -107,8 +108,8 @@ class Objective:
         try:
             self._write_run(number, config, corpus, trained)
         except OSError as error:  # a full disk takes no trial's result away
-            shutil.rmtree(self.run_folder(number), ignore_errors=True)
-            warn(f"the weights of trial {number} are not kept: {error.strerror} ({self.folder})")
+            self.forget_run(number)
+            warn(f"the weights of trial {number} are not kept: {error.strerror} ({self.artifacts.folder})")
         return Outcome(trained.best.bits_per_byte, config, self._facts(config, corpus, trained))
 
     def require_fit(self, config: Config) -> None:
@@ -137,13 +138,13 @@ class Objective:
             times.append(time.perf_counter())
         return 1000 * statistics.median(after - before for before, after in pairwise(times))
 
-    def run_folder(self, number: int) -> Path:
-        """Where a completed trial's run is kept."""
-        return self.folder / f"trial-{number}"
+    def forget(self, number: int, attempts: int) -> None:
+        """Deletes the checkpoints of a trial that ended in that attempt."""
+        Checkpoints(self.artifacts, number, attempts, lambda text: None).delete()
 
-    def forget(self, number: int) -> None:
-        """Deletes the checkpoints of a trial that ended."""
-        Checkpoints(self.folder, number, 0, lambda text: None).delete()
+    def forget_run(self, number: int) -> None:
+        """Deletes the run of a completed trial."""
+        self.artifacts.remove_run(number)
 
     def recipe(self, config: Config) -> Recipe:
         """Returns all that one run of `config` needs."""
@@ -151,13 +152,14 @@ class Objective:
         return with_facts(Recipe(corpus=corpus, trial=self.study.trial, parameters=config), self.fingerprint)
 
     def _write_run(self, number: int, config: Config, corpus: EncodedCorpus, trained: Trained) -> None:
-        folder = self.run_folder(number)
+        folder = self.artifacts.run_folder(number)
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         write_start(folder, self.recipe(config), corpus.tokenizer)
         for evaluation in trained.evaluations:
             append_metrics(folder, evaluation)
         write_model(folder, trained.model)
+        self.artifacts.share_run(number)
 
     def _facts(self, config: Config, corpus: EncodedCorpus, trained: Trained) -> dict[str, Any]:
         return {
@@ -174,14 +176,21 @@ class Objective:
 class Checkpoints:
     """The checkpoints of one trial, each attempt with a file of its own, so that no worker spoils another's."""
 
-    def __init__(self, folder: Path, number: int, attempt: int, warn: Callable[[str], None]) -> None:
-        self.folder, self.number, self.warn = folder / "checkpoints", number, warn
-        self.path = self.folder / f"trial-{number}.{attempt}.safetensors"
+    def __init__(self, artifacts: Artifacts, number: int, attempt: int, warn: Callable[[str], None]) -> None:
+        self.artifacts, self.number, self.attempt, self.warn = artifacts, number, attempt, warn
         self.saved = time.monotonic()
 
     def newest_first(self) -> list[Path]:
-        """Returns the files that a training may go on from."""
-        return sorted(self._files(), key=lambda path: int(path.name.split(".")[1]), reverse=True)
+        """Returns the files of earlier attempts, which a training may go on from."""
+        found = []
+        for attempt in range(self.attempt - 1, 0, -1):
+            try:
+                self.artifacts.fetch(self._name(attempt))
+            except OSError as error:
+                self.warn(f"a checkpoint of trial {self.number} cannot be read: {error.strerror}")
+            path = self.artifacts.folder / self._name(attempt)
+            found += [path] if path.exists() else []
+        return found
 
     @property
     def age(self) -> float:
@@ -190,20 +199,23 @@ class Checkpoints:
 
     def save(self, training: Training) -> None:
         """Saves a checkpoint; a full disk is no reason to stop, the one before stays."""
-        self.saved = time.monotonic()
+        path = self.artifacts.folder / self._name(self.attempt)
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            training.save(self.path)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            training.save(path)
+            self.artifacts.share(self._name(self.attempt))
         except OSError as error:
-            self.warn(f"no checkpoint of trial {self.number}: {error.strerror} ({self.folder}); training goes on")
+            self.warn(f"no checkpoint of trial {self.number}: {error.strerror} ({path.parent}); training goes on")
+        self.saved = time.monotonic()
 
     def delete(self) -> None:
-        """Deletes them all."""
-        for path in self._files():
-            path.unlink(missing_ok=True)
+        """Deletes them all; one that cannot be reached is left where it is."""
+        for attempt in range(1, self.attempt + 1):
+            with suppress(OSError):
+                self.artifacts.remove(self._name(attempt))
 
-    def _files(self) -> list[Path]:
-        return list(self.folder.glob(f"trial-{self.number}.*.safetensors"))
+    def _name(self, attempt: int) -> str:
+        return f"checkpoints/trial-{self.number}.{attempt}.safetensors"
 
 
 def peak_memory(device: str) -> int | None:

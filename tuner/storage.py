@@ -20,13 +20,14 @@ SCHEMES = ("postgresql", "postgres", "postgresql+psycopg2")
 OLDEST_VERSION = 14
 CREATION_LOCK = 7083725462  # any number will do that all our processes, and nobody else, ask this database to lock
 
-# What libpq is told unless the URL says otherwise: a dead server or network is noticed within a minute.
+# What libpq is told unless the URL says otherwise: a dead server or network is noticed within half a minute.
 CONNECTION = {
     "application_name": "textgen-tuner",
     "connect_timeout": "10",
-    "keepalives_idle": "30",
+    "keepalives_idle": "10",
     "keepalives_interval": "10",
-    "keepalives_count": "3",
+    "keepalives_count": "2",
+    "tcp_user_timeout": "30000",  # milliseconds that a question may stay unacknowledged
 }
 
 # The words of libpq and of the server for what went wrong, and what to do about it.

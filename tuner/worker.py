@@ -5,7 +5,6 @@ from __future__ import annotations
 import faulthandler
 import gc
 import os
-import shutil
 import socket
 import threading
 import time
@@ -15,7 +14,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NoAnswer
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import Any
 
 import optuna
@@ -27,6 +25,7 @@ from models.config import DECODING, Config
 from models.errors import UserError
 from models.training import Diverged, Evaluation, Training
 from tuner import search
+from tuner.artifacts import Artifacts
 from tuner.courier import PATIENCE_SECONDS, Away, Courier
 from tuner.errors import StorageError, StudyError, WorkerError
 from tuner.ledger import PAUSED, STOPPED, Activity, Claim, Ended, Ledger, LostLease
@@ -62,7 +61,7 @@ def work(
     *,
     device: str,
     threads: int,
-    artifacts: Path,
+    artifacts: Artifacts,
     requested: threading.Event,
     say: Callable[[str], None],
     worker_id: str,
@@ -80,7 +79,7 @@ def work(
         definition = definition.model_copy(
             update={"corpus": definition.corpus.model_copy(update={"path": corpus_path})}
         )
-    objective = Objective(definition, study.user_attrs["fingerprint"], device, artifacts / name, checkpoint_seconds)
+    objective = Objective(definition, study.user_attrs["fingerprint"], device, artifacts, checkpoint_seconds)
     worker = Worker(study, definition, objective, storage, threads, requested, say, worker_id)
     return worker.run()
 
@@ -108,6 +107,7 @@ class Worker:
         self.trial_id: int | None = None
         self.lost = threading.Event()
         self.paused = False
+        self.forgotten: set[int] = set()
         self.failures: list[str] = []
         self.parent = os.getppid()
 
@@ -185,7 +185,7 @@ class Worker:
             self.trial_id = None
             self.activity = Activity()
             gc.collect()  # an exception's frames hold the model; the next one needs its memory
-        self.objective.forget(number)
+        self.objective.forget(number, claim.attempt)
 
     def _configure(self, trial: optuna.Trial, attempt: int) -> Config:
         """Asks the sampler for a configuration, or finds the one an earlier attempt got."""
@@ -269,7 +269,9 @@ class Worker:
         """Deletes the weights of completed trials that are no longer among the best."""
         done = self.courier.ask(lambda: self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)))
         for trial in sorted(done, key=lambda one: one.value or 0.0)[KEPT:]:
-            shutil.rmtree(self.objective.run_folder(trial.number), ignore_errors=True)
+            if trial.number not in self.forgotten:
+                self.objective.forget_run(trial.number)
+                self.forgotten.add(trial.number)
 
     def _beat(self) -> None:
         try:
@@ -290,14 +292,14 @@ class _Conversation:
     def __init__(self, worker: Worker, trial: optuna.Trial) -> None:
         self.worker, self.trial = worker, trial
         stored = worker.courier.ask(lambda: worker.storage.get_trial(trial._trial_id))
-        self.told = max(stored.intermediate_values, default=0)
+        self.told = set(stored.intermediate_values)
         self.verdicts: list[Future[bool]] = []
         self.looked = 0.0
 
     def report(self, evaluation: Evaluation) -> None:
         """Sends a rung and waits a moment for the verdict; raises Pruned."""
-        if evaluation.rung <= self.told:
-            return  # an earlier attempt got this far after its last checkpoint
+        if evaluation.rung in self.told:
+            return  # by an earlier attempt
         self.verdicts.append(self.worker.courier.send(lambda: self._write(evaluation)))
         with suppress(NoAnswer):
             self.verdicts[-1].result(timeout=ANSWER_SECONDS)

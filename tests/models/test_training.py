@@ -143,7 +143,7 @@ def test_a_run_that_was_stopped_ends_as_if_it_was_not(
     assert_same(train_with_stops(small(**RUNS[name]), rhyme, budget_of(name), stops, path), undisturbed(name))
 
 
-def test_a_run_saved_at_a_rung_does_not_repeat_it(rhyme: EncodedCorpus, tmp_path: Path) -> None:
+def test_a_run_saved_at_a_rung_tells_of_it_and_does_not_repeat_it(rhyme: EncodedCorpus, tmp_path: Path) -> None:
     for evaluated in (2, 4):
         first = Training(small(), rhyme, steps(8), CPU)
         while len(first.evaluations) < evaluated:
@@ -151,7 +151,8 @@ def test_a_run_saved_at_a_rung_does_not_repeat_it(rhyme: EncodedCorpus, tmp_path
         first.save(tmp_path / "checkpoint")
         again: list[Evaluation] = []
         trained = train(small(), rhyme, steps(8), on_evaluation=again.append, checkpoints=[tmp_path / "checkpoint"])
-        assert [evaluation.rung for evaluation in again] == list(range(evaluated + 1, 5))
+        assert [evaluation.rung for evaluation in again] == [1, 2, 3, 4]
+        assert again[:evaluated] == first.evaluations
         assert_same(trained, train(small(), rhyme, steps(8)))
 
 

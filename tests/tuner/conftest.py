@@ -144,10 +144,10 @@ class Instant:
     def require_fit(self, config: Config) -> None:
         pass
 
-    def run_folder(self, number: int) -> Path:
-        return self.folder / f"trial-{number}"
+    def forget(self, number: int, attempts: int) -> None:
+        pass
 
-    def forget(self, number: int) -> None:
+    def forget_run(self, number: int) -> None:
         pass
 
 

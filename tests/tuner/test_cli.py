@@ -254,7 +254,7 @@ def test_a_place_where_no_artifacts_can_be_kept_is_refused(
 ) -> None:
     Path("file").touch()
     said = refused("run", study_file(), "--artifacts", "file/artifacts", code=4)
-    assert said.endswith("file/artifacts: cannot be made (Not a directory); choose other --artifacts")
+    assert said.endswith("cannot be made (Not a directory); choose other --artifacts")
 
 
 @pytest.mark.parametrize("command", ["status", "export", "work", "dashboard"])
@@ -341,7 +341,7 @@ def test_a_run_says_what_came_out_and_what_is_next(
     assert recipe.provenance is not None
     assert (recipe.provenance["trial"], recipe.provenance["value"]) == (best.number, best.value)
     assert recipe.parameters == Config.model_validate(best.user_attrs["configuration"])
-    assert set(workers.environment) == {"TUNER_DATA", "TUNER_ARTIFACTS"}
+    assert set(workers.environment) == {"TUNER_DATA", "TUNER_ARTIFACTS", "TUNER_CHECKPOINT_SECONDS"}
 
 
 def test_a_run_again_replaces_its_own_export_and_no_other(

@@ -13,6 +13,7 @@ from models.config import Config
 from models.memory import training_bytes
 from models.network import parameter_count
 from tuner import search
+from tuner.artifacts import Artifacts
 from tuner.errors import StudyError
 from tuner.limits import OUT_OF_MEMORY, Limits, mark
 from tuner.objective import Objective
@@ -81,7 +82,7 @@ def test_what_cannot_fit_is_not_trained_and_not_failed(
     sizes = {"hidden_size": {"type": "categorical", "choices": [8, 64]}, "batch_size": 8, "sequence_length": 16}
     study = small(8, parameters=sizes, limits={"parameters": 4000})
     found = enter(study)
-    objective = Objective(study, found.user_attrs["fingerprint"], "cpu", tmp_path)
+    objective = Objective(study, found.user_attrs["fingerprint"], "cpu", Artifacts(tmp_path))
     crew.work(study, objective)
     assert len(found.trials) == 8
     large = [trial for trial in found.trials if trial.params["hidden_size"] == 64]
@@ -100,7 +101,7 @@ def test_memory_and_time_are_looked_at_before_a_step_is_trained(
 ) -> None:
     study = small(2, limits=limits)
     found = enter(study)
-    crew.work(study, Objective(study, found.user_attrs["fingerprint"], "cpu", tmp_path))
+    crew.work(study, Objective(study, found.user_attrs["fingerprint"], "cpu", Artifacts(tmp_path)))
     assert [trial.state for trial in found.trials] == [TrialState.PRUNED] * 2
     assert all(next(iter(limits)) in trial.user_attrs["reason"] for trial in found.trials)
     assert not any(trial.intermediate_values for trial in found.trials)

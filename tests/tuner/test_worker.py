@@ -10,6 +10,7 @@ from typing import Any
 
 import optuna
 import pytest
+import sqlalchemy
 import torch
 from optuna.storages import RDBStorage
 from optuna.trial import FixedTrial, FrozenTrial, TrialState
@@ -23,6 +24,7 @@ from models.run import load, read_recipe, train_run
 from models.training import Diverged, Training, train
 from tuner import courier, search, worker
 from tuner import ledger as books
+from tuner.artifacts import Artifacts
 from tuner.errors import StorageError, StudyError, WorkerError
 from tuner.ledger import Counts, Ledger
 from tuner.objective import Objective
@@ -51,7 +53,12 @@ class Finished:
     def __init__(self, storage: RDBStorage, found: optuna.Study, study: Study, artifacts: Path) -> None:
         self.study, self.artifacts, self.folder = study, artifacts, artifacts / study.name
         self.said: list[str] = []
-        options = {"device": "cpu", "threads": 1, "artifacts": artifacts, "worker_id": study.name}
+        options = {
+            "device": "cpu",
+            "threads": 1,
+            "artifacts": Artifacts(artifacts / study.name),
+            "worker_id": study.name,
+        }
         self.reason = work(storage, study.name, requested=threading.Event(), say=self.said.append, **options)  # type: ignore[arg-type]
         self.trials: list[FrozenTrial] = found.trials
 
@@ -292,7 +299,7 @@ def test_a_real_divergence_is_noticed(crew: Any, small: Small, enter: Enter, tmp
     }
     study = small(1, parameters=wild | {"hidden_size": 8, "heads": 2, "batch_size": 8, "sequence_length": 16})
     found = enter(study)
-    crew.work(study, Objective(study, found.user_attrs["fingerprint"], "cpu", tmp_path / "artifacts"))
+    crew.work(study, Objective(study, found.user_attrs["fingerprint"], "cpu", Artifacts(tmp_path / "artifacts")))
     assert found.trials[0].state == PRUNED
     assert found.trials[0].user_attrs["reason"].startswith("diverged: the ")
 
@@ -396,7 +403,7 @@ def test_another_text_than_the_studys_is_refused(
             study.name,
             device="cpu",
             threads=torch.get_num_threads(),
-            artifacts=tmp_path,
+            artifacts=Artifacts(tmp_path),
             requested=threading.Event(),
             say=print,
             worker_id=study.name,
@@ -429,10 +436,10 @@ class Interrupted:
     """Real training that does something after so many steps, and counts its steps."""
 
     def __init__(self, study: Study, fingerprint: str, folder: Path, after: int, what: Callable[[], None]) -> None:
-        self.objective = Objective(study, fingerprint, "cpu", folder)
+        self.objective = Objective(study, fingerprint, "cpu", Artifacts(folder))
         self.device, self.after, self.what = "cpu", after, what
         self.steps: list[int] = []
-        self.run_folder, self.forget = self.objective.run_folder, self.objective.forget
+        self.forget, self.forget_run = self.objective.forget, self.objective.forget_run
         self.require_fit = self.objective.require_fit
 
     def __call__(self, number: int, attempt: int, config: Config, report: Any, look: Any, say: Any) -> Any:
@@ -480,6 +487,22 @@ def test_a_trial_that_was_handed_back_goes_on_from_its_checkpoint_to_the_same_bi
     assert not list((tmp_path / "checkpoints").iterdir())
 
 
+def test_a_rung_that_never_arrived_although_the_checkpoint_is_behind_it_is_reported_by_the_next_attempt(
+    crew: Any, one: Study, enter: Enter, uninterrupted: list[float], tmp_path: Path, storage: RDBStorage
+) -> None:
+    found = enter(one)
+    fingerprint = found.user_attrs["fingerprint"]
+    crew.work(one, Interrupted(one, fingerprint, tmp_path, 25, crew.requested.set))
+    assert list(found.trials[0].intermediate_values) == [1, 2]
+    with storage.engine.begin() as connection:  # as if the worker had died while the database was away
+        lost = "delete from trial_intermediate_values where step = 1 and trial_id = :trial"
+        connection.execute(sqlalchemy.text(lost), {"trial": found.trials[0]._trial_id})
+    crew.requested.clear()
+    crew.work(one, Interrupted(one, fingerprint, tmp_path, 99, lambda: None))
+    values = found.trials[0].intermediate_values
+    assert [values[rung] for rung in (1, 2, 3)] == uninterrupted
+
+
 def test_a_damaged_checkpoint_costs_time_and_nothing_else(
     crew: Any, one: Study, enter: Enter, uninterrupted: list[float], tmp_path: Path
 ) -> None:
@@ -503,7 +526,7 @@ def test_a_full_disk_costs_a_checkpoint_and_not_the_trial(
 ) -> None:
     monkeypatch.setattr(Training, "save", lambda self, path: (_ for _ in ()).throw(OSError(28, "No space left")))
     found = enter(one)
-    crew.work(one, Objective(one, found.user_attrs["fingerprint"], "cpu", tmp_path, checkpoint_seconds=0.0))
+    crew.work(one, Objective(one, found.user_attrs["fingerprint"], "cpu", Artifacts(tmp_path), checkpoint_seconds=0.0))
     assert found.trials[0].state == COMPLETE
     assert crew.said[0].startswith("no checkpoint of trial 0: No space left")
 
@@ -560,7 +583,7 @@ def test_a_takeover_is_noticed_by_the_next_beat(
         def require_fit(self, config: Config) -> None:
             pass
 
-        def forget(self, number: int) -> None:
+        def forget(self, number: int, attempts: int) -> None:
             raise AssertionError("the trial is not over")
 
     stopper = threading.Thread(target=stop_when_it_speaks, args=[crew])

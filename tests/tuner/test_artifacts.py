@@ -1,0 +1,125 @@
+"""Artifacts in a folder and in an S3 bucket (a real HTTP server of the S3 protocol); two machines with one bucket."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.request import Request, urlopen
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from tuner.artifacts import Artifacts, artifacts_of
+from tuner.errors import WorkerError
+from tuner.objective import Objective
+from tuner.study import Study
+
+Small = Callable[..., Study]
+Enter = Callable[[Study], optuna.Study]
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A bucket called `studies`."""
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "ada")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    client = boto3.client("s3")
+    client.create_bucket(Bucket="studies")
+    yield client
+    client.close()
+    urlopen(Request(f"http://{host}:{port}/moto-api/reset", method="POST")).close()  # the next server remembers
+    server.stop()
+
+
+def keys(client: Any) -> list[str]:
+    return [one["Key"] for one in client.list_objects_v2(Bucket="studies").get("Contents", [])]
+
+
+def test_a_file_that_one_machine_shares_another_fetches(bucket: Any, tmp_path: Path) -> None:
+    here, there = (artifacts_of("s3://studies/team", "my study", tmp_path / name) for name in ("here", "there"))
+    here.folder.mkdir(parents=True)
+    (here.folder / "notes").write_bytes(b"x" * 100_000)
+    here.share("notes")
+    assert keys(bucket) == ["team/my study/notes"]
+    there.fetch("notes")
+    assert (there.folder / "notes").read_bytes() == b"x" * 100_000
+    there.fetch("what nobody shared")
+    assert [path.name for path in there.folder.iterdir()] == ["notes"]
+    there.remove("notes")
+    assert keys(bucket) == []
+    there.remove("notes")
+
+
+def test_a_trial_goes_on_on_another_machine_from_a_checkpoint_in_the_bucket(
+    crew: Any, small: Small, enter: Enter, bucket: Any, tmp_path: Path
+) -> None:
+    study = small(2, pruner="none")
+    found = enter(study)
+    machines = []
+    for name in ("here", "there"):
+        artifacts = artifacts_of("s3://studies", study.name, tmp_path / name)
+        machines.append(Objective(study, found.user_attrs["fingerprint"], "cpu", artifacts, checkpoint_seconds=0.0))
+
+    class Leaving:
+        """An objective that asks its worker to stop in the middle of a trial."""
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(machines[0], name)
+
+        def __call__(self, number: int, attempt: int, config: Any, report: Any, look: Any, say: Any) -> Any:
+            def leave(training: Any, save: Any) -> None:
+                if training.step == 20:
+                    crew.requested.set()
+                look(training, save)
+
+            return machines[0](number, attempt, config, report, leave, say)
+
+    crew.work(study, Leaving())
+    assert [trial.state for trial in found.trials] == [TrialState.WAITING]
+    assert keys(bucket) == [f"{study.name}/checkpoints/trial-0.1.safetensors"]
+    crew.requested.clear()
+    crew.work(study, machines[1])
+    assert [trial.state for trial in found.trials] == [TrialState.COMPLETE] * 2
+    assert found.trials[0].user_attrs["tokens"] == 4_096
+    assert not [key for key in keys(bucket) if "checkpoints" in key]
+    assert len([key for key in keys(bucket) if "trial-0/" in key]) == 4
+    run = machines[0].artifacts.fetch_run(0)
+    assert run is not None
+    assert (run / "model.safetensors").stat().st_size > 0
+    assert machines[0].artifacts.fetch_run(7) is None
+    assert crew.said == []
+
+
+def test_a_bucket_that_goes_away_costs_checkpoints_and_weights_and_not_the_trial(
+    crew: Any, small: Small, enter: Enter, bucket: Any, tmp_path: Path
+) -> None:
+    study = small(1)
+    found = enter(study)
+    artifacts = artifacts_of("s3://studies", study.name, tmp_path)
+    bucket.delete_bucket(Bucket="studies")
+    crew.work(study, Objective(study, found.user_attrs["fingerprint"], "cpu", artifacts, checkpoint_seconds=0.0))
+    assert found.trials[0].state == TrialState.COMPLETE
+    assert crew.said[0].startswith("no checkpoint of trial 0: ")
+    assert "NoSuchBucket" in crew.said[0]
+    assert crew.said[-1].startswith("the weights of trial 0 are not kept: ")
+
+
+def test_a_bucket_that_is_not_there_is_refused_at_the_start(bucket: Any, tmp_path: Path) -> None:
+    with pytest.raises(
+        WorkerError, match=r"^s3://elsewhere/x: cannot be reached \(.*404.*\); check the bucket and the AWS_"
+    ):
+        artifacts_of("s3://elsewhere/x", "study", tmp_path)
+
+
+def test_names_in_a_folder_stay_in_it(tmp_path: Path) -> None:
+    artifacts = artifacts_of(str(tmp_path / "shared"), "study", tmp_path / "default")
+    assert type(artifacts) is Artifacts
+    assert artifacts.folder == tmp_path / "shared" / "study"

@@ -1,0 +1,134 @@
+"""Where checkpoints and weights are kept: a folder, or an S3 bucket with a folder here as its antechamber."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+
+from tuner.errors import WorkerError
+
+if TYPE_CHECKING:
+    from optuna.artifacts import Boto3ArtifactStore
+
+SCHEME = "s3://"
+RUN = ("config.yaml", "tokenizer.json", "metrics.jsonl", "model.safetensors")
+"""The files of a run folder (models.run, which imports torch), in the order they are shared."""
+
+
+class Artifacts:
+    """The files of one study. They are written and read in `folder`; `share`, `fetch` and `remove` reach the others.
+
+    With a folder that all machines see there is nothing to do for them. What goes wrong with a bucket is an OSError,
+    as with a disk.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def share(self, name: str) -> None:
+        """Makes a file, complete in `folder` under this relative name, known to all workers."""
+
+    def fetch(self, name: str) -> None:
+        """Brings a file that another worker shared into `folder`, if there is one and it is not here."""
+
+    def remove(self, name: str) -> None:
+        """Deletes a file for all workers."""
+        (self.folder / name).unlink(missing_ok=True)
+
+    def run_folder(self, number: int) -> Path:
+        """Where the run of a completed trial is, if it is kept and fetched."""
+        return self.folder / f"trial-{number}"
+
+    def share_run(self, number: int) -> None:
+        """Shares all files of a run; the weights last, without which it is none."""
+        for name in RUN:
+            self.share(f"trial-{number}/{name}")
+
+    def fetch_run(self, number: int) -> Path | None:
+        """Returns the folder of a trial's run, complete, or None when it is not kept."""
+        for name in RUN:
+            self.fetch(f"trial-{number}/{name}")
+        folder = self.run_folder(number)
+        return folder if all((folder / name).exists() for name in RUN) else None
+
+    def remove_run(self, number: int) -> None:
+        """Deletes a run; what cannot be reached is left where it is."""
+        for name in reversed(RUN):
+            with suppress(OSError):
+                self.remove(f"trial-{number}/{name}")
+        shutil.rmtree(self.run_folder(number), ignore_errors=True)
+
+
+class Bucket(Artifacts):
+    """The files of one study in an S3 bucket, through Optuna's artifact store; names begin with `prefix`."""
+
+    def __init__(self, folder: Path, store: Boto3ArtifactStore, prefix: str) -> None:
+        super().__init__(folder)
+        self.store, self.prefix = store, prefix
+
+    def share(self, name: str) -> None:
+        with _as_os_errors(name), (self.folder / name).open("rb") as body:
+            self.store.write(self._key(name), body)
+
+    def fetch(self, name: str) -> None:
+        from optuna.artifacts.exceptions import ArtifactNotFound
+
+        target = self.folder / name
+        if target.exists():
+            return
+        target.parent.mkdir(parents=True, exist_ok=True)
+        draft = target.with_name(f".{target.name}")
+        try:
+            with _as_os_errors(name), self.store.open_reader(self._key(name)) as body, draft.open("wb") as file:
+                shutil.copyfileobj(body, file)
+        except ArtifactNotFound:
+            return
+        draft.replace(target)
+
+    def remove(self, name: str) -> None:
+        super().remove(name)
+        with _as_os_errors(name):
+            self.store.remove(self._key(name))
+
+    def _key(self, name: str) -> str:
+        return str(PurePosixPath(self.prefix, name))
+
+
+def artifacts_of(place: str, study: str, default: Path) -> Artifacts:
+    """Returns a study's artifacts in a folder, or at s3://bucket/prefix with `default` as the folder here.
+
+    Raises WorkerError when the place cannot be used.
+    """
+    if not place.startswith(SCHEME):
+        return Artifacts(Path(place).absolute() / study)
+    bucket, _, prefix = place.removeprefix(SCHEME).partition("/")
+    try:
+        import boto3
+        from botocore.config import Config
+        from botocore.exceptions import BotoCoreError, ClientError
+        from optuna.artifacts import Boto3ArtifactStore
+    except ImportError as error:
+        raise WorkerError(f"{place}: needs boto3; pip install 'textgen-tuner[s3]'") from error
+    try:
+        # Training waits for an upload: not for minutes when the bucket is away.
+        client = boto3.client("s3", config=Config(connect_timeout=5, read_timeout=30, retries={"max_attempts": 2}))
+        client.head_bucket(Bucket=bucket)
+    except (BotoCoreError, ClientError, ValueError) as error:
+        raise WorkerError(
+            f"{place}: cannot be reached ({error}); check the bucket and the AWS_... variables"
+        ) from error
+    key = str(PurePosixPath(prefix, study))
+    return Bucket(default / "s3" / bucket / key, Boto3ArtifactStore(bucket, client, avoid_buf_copy=True), key)
+
+
+@contextmanager
+def _as_os_errors(name: str) -> Iterator[None]:
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    try:
+        yield
+    except (BotoCoreError, ClientError) as error:
+        raise OSError(0, f"{type(error).__name__}: {error}", name) from error
