@@ -505,7 +505,8 @@ def _enter(storage: RDBStorage, study: Study) -> optuna.Study:
     import optuna
     from optuna.study import StudyDirection
 
-    from tuner.ledger import Ledger
+    from tuner.ledger import RUNNING, Ledger
+    from tuner.steering import queue
     from tuner.study import differences, stored_study
 
     _require_generators(study)
@@ -524,8 +525,10 @@ def _enter(storage: RDBStorage, study: Study) -> optuna.Study:
             + "\nGive the changed study another name, or change it back; only its budget may change."
         )
     ledger = Ledger(storage, found._study_id)
-    ledger.open()
-    ledger.set_state("running")
+    if ledger.open():
+        for values in study.start:
+            queue(found, values, {"start": True})
+    ledger.set_state(RUNNING)
     found.set_user_attr("fingerprint", corpus.fingerprint)
     found.set_user_attr("study", study.stored())
     return found

@@ -159,12 +159,12 @@ class Ledger:
         self.storage, self.engine, self.study_id = storage, storage.engine, study_id
         self._suspects: dict[tuple[int, Any], float] = {}
 
-    def open(self) -> None:
-        """Makes the tables and the study's line where they are missing."""
+    def open(self) -> bool:
+        """Makes the tables and the study's line where they are missing; returns whether the line was."""
         with self.engine.begin() as connection:
             _lock(connection, _CREATE_LOCK, 0)
             _metadata.create_all(connection)
-            connection.execute(_unless_there(studies, study_id=self.study_id))
+            return connection.execute(_unless_there(studies, study_id=self.study_id)).rowcount == 1
 
     def join(self, worker_id: str, host: str, process: int, device: str, threads: int) -> int:
         """Enters a worker; returns its number, which no other worker of this database has."""

@@ -150,6 +150,24 @@ class Space:
         return all(values.get(name, _default(name)) in _listed(wanted) for name, wanted in searched.when.items())
 
 
+def chosen_problem(space: Space, name: str, value: Any) -> str | None:
+    """Says why a trial cannot be given this value of a parameter, or None."""
+    if name in space.decoded:
+        return "is chosen on the trained model; no trial can be given one"
+    if name in space.fixed:
+        return f"is fixed at {space.fixed[name]!r}"
+    if name not in space.trained:
+        return f"is not searched{nearest(name, space.trained)}"
+    searched = space.trained[name]
+    distribution = searched.distribution()
+    kinds = {"float": (int, float), "int": (int,)}.get(searched.type)
+    try:
+        fits = (kinds is None or type(value) in kinds) and distribution._contains(distribution.to_internal_repr(value))
+    except (ValueError, TypeError):
+        fits = False
+    return None if fits else f"{value!r} is outside of what is searched: {distribution}"
+
+
 def _exact(number: float) -> Decimal:
     """A number as it is written: three steps of 0.1 end at 0.3, which in binary they miss."""
     return Decimal(str(number))

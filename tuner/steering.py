@@ -10,9 +10,10 @@ from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 
 from models.errors import ConfigError
-from models.reader import nearest, parse, plain
+from models.reader import parse, plain
 from tuner.errors import StudyError
 from tuner.ledger import PAUSED, RUNNING, STOPPED, Ledger
+from tuner.space import chosen_problem
 from tuner.study import Study
 
 RETRIED = (TrialState.FAIL, TrialState.PRUNED)
@@ -47,7 +48,7 @@ def retry(found: optuna.Study, study: Study, number: int) -> str:
         state = trials[number].state.name.lower()
         raise StudyError(f"trial {number} is {state}; only a failed or pruned one can be tried again")
     parameters = {name: value for name, value in trials[number].params.items() if name in study.space.trained}
-    return f"trial {number} is tried again as trial {_enqueue(found, parameters, {'retry_of': number})}"
+    return f"trial {number} is tried again as trial {queue(found, parameters, {'retry_of': number})}"
 
 
 def enqueue(found: optuna.Study, study: Study, assignments: Sequence[str]) -> str:
@@ -56,38 +57,25 @@ def enqueue(found: optuna.Study, study: Study, assignments: Sequence[str]) -> st
     Raises StudyError when a name is not searched or a value is outside its range.
     """
     chosen = [_assignment(study, text) for text in assignments]
-    return f"trial {_enqueue(found, dict(chosen), {'enqueued': True})} waits for a worker"
+    return f"trial {queue(found, dict(chosen), {'enqueued': True})} waits for a worker"
 
 
 def _assignment(study: Study, text: str) -> tuple[str, Any]:
     name, equals, written = text.partition("=")
-    space = study.space
     if not equals:
         raise StudyError(f"{text!r}: write name=value, such as learning_rate=0.003")
-    if name in space.decoded:
-        raise StudyError(f"{name} is chosen on the trained model; it cannot be given to a trial")
-    if name in space.fixed:
-        raise StudyError(f"{name} is fixed at {space.fixed[name]!r} in study {study.name}")
-    if name not in space.trained:
-        raise StudyError(f"study {study.name} does not search {name!r}{nearest(name, space.trained)}")
-    return name, _value(name, written, space.trained[name].distribution())
-
-
-def _value(name: str, written: str, distribution: optuna.distributions.BaseDistribution) -> Any:
     try:
         value = plain(parse(f"value: {written}", name))["value"]
-        if isinstance(value, int) and isinstance(distribution, optuna.distributions.FloatDistribution):
-            value = float(value)
-        fits = distribution._contains(distribution.to_internal_repr(value))
-    except (ConfigError, ValueError, TypeError):
-        fits = False
-    if not fits:
-        raise StudyError(f"{name}={written} is outside of what the study searches: {distribution}")
-    return value
+    except ConfigError:
+        value = written
+    problem = chosen_problem(study.space, name, value)
+    if problem is not None:
+        raise StudyError(f"study {study.name}: {name} {problem}")
+    return name, value
 
 
-def _enqueue(found: optuna.Study, parameters: Mapping[str, Any], facts: dict[str, Any]) -> int:
-    """What Optuna's enqueue_trial does, and the trial's number."""
+def queue(found: optuna.Study, parameters: Mapping[str, Any], facts: dict[str, Any]) -> int:
+    """Puts a trial with these values into the queue and returns its number, which Optuna's enqueue_trial does not."""
     waiting = optuna.trial.create_trial(
         state=TrialState.WAITING, system_attrs={"fixed_params": dict(parameters)}, user_attrs=facts
     )

@@ -13,12 +13,12 @@ from models.config import Budget, Corpus, resolve_path
 from models.reader import Problem, dump, parse, read_text, validate
 from tuner import search
 from tuner.limits import Limits
-from tuner.space import Space, problems_of
+from tuner.space import Space, chosen_problem, problems_of
 
 MOVED = {("corpus", "tokenizer"): ("parameters", "tokenizer"), ("pruner", "rungs"): ("trial", "rungs")}
 """Keys that may also be written where they are often looked for: there -> where they belong."""
 
-FREE = ("budget", "threads", "retries", "timeout")
+FREE = ("budget", "start", "threads", "retries", "timeout")
 """Sections that may change while a study goes on: its results stay comparable."""
 
 
@@ -50,6 +50,7 @@ class Study(BaseModel):
     sampler: dict[str, Any] = Field({"type": "tpe"}, description="How the next trial is proposed.")
     pruner: dict[str, Any] = Field({"type": "successive_halving"}, description="Which trials are stopped early.")
     parameters: dict[str, Any] = Field({}, description="Hyperparameters, each a plain value or a range.")
+    start: list[dict[str, Any]] = Field([], description="Values that are tried first, a mapping for each trial.")
     threads: int | None = Field(None, ge=1, description="CPU threads of each trial; by default the worker's share.")
     limits: Limits = Field(Limits(), description="What a configuration may need at most.")
     retries: int = Field(2, ge=0, description="How often a trial that crashes is tried again.")
@@ -140,11 +141,20 @@ def _problems(values: dict[str, Any]) -> Iterator[Problem]:
     trial: dict[str, Any] = values["trial"] if isinstance(values.get("trial"), dict) else {}
     rungs = trial.get("rungs", Budget.model_fields["rungs"].default)
     if space is not None:
+        yield from _start_problems(space, values.get("start"))
         yield from _budget_problems(space, trial.get("tokens"), rungs)
     for section, problems in (("sampler", search.sampler_problems), ("pruner", search.pruner_problems)):
         chosen = values.get(section)
         for place, what in problems(chosen, space, rungs) if chosen is not None else ():
             yield (section, *place), what
+
+
+def _start_problems(space: Space, start: Any) -> Iterator[Problem]:
+    for index, values in enumerate(start if isinstance(start, list) else []):
+        for name, value in values.items() if isinstance(values, dict) else ():
+            problem = chosen_problem(space, name, value)
+            if problem is not None:
+                yield ("start", index, name), problem
 
 
 def _budget_problems(space: Space, tokens: Any, rungs: Any) -> Iterator[Problem]:

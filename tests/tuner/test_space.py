@@ -11,7 +11,7 @@ from optuna.trial import FixedTrial
 
 from models.config import DECODING, Config
 from models.reader import parse, plain
-from tuner.space import Categorical, Float, Int, Space, problems_of
+from tuner.space import Categorical, Float, Int, Space, chosen_problem, problems_of
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -152,3 +152,20 @@ def test_every_value_of_a_stepped_range_is_one_that_optuna_takes() -> None:
 def test_the_largest_value_of_a_parameter() -> None:
     space = space_of("batch_size: {type: categorical, choices: [8, 32, 16]}\nsequence_length: 48\n")
     assert [space.largest(name) for name in ("batch_size", "sequence_length", "layers")] == [32, 48, 1]
+
+
+def test_a_trial_can_be_given_what_could_be_proposed_and_nothing_else() -> None:
+    space = Space.of(
+        {
+            "hidden_size": {"type": "int", "low": 64, "high": 256, "step": 64},
+            "dropout": {"type": "float", "low": 0.0, "high": 0.5},
+            "tied_embeddings": {"type": "categorical", "choices": [True, False]},
+            "top_k": {"type": "categorical", "choices": [5, 20]},
+            "layers": 2,
+        }
+    )
+    fine = [("hidden_size", 128), ("dropout", 0), ("dropout", 0.25), ("tied_embeddings", True)]
+    wrong = [("hidden_size", 100), ("hidden_size", 128.0), ("hidden_size", 512), ("dropout", True), ("dropout", 0.6)]
+    wrong += [("tied_embeddings", "yes"), ("layers", 2), ("top_k", 5), ("momentum", 0.9)]
+    assert [chosen_problem(space, *one) for one in fine] == [None] * 4
+    assert all(chosen_problem(space, *one) for one in wrong)

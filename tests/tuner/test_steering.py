@@ -99,13 +99,14 @@ def test_enqueued_values_are_tried_next_and_the_sampler_adds_the_others(
     ("assignment", "message"),
     [
         ("learning_rate", "write name=value"),
-        ("learning_rat=0.01", "does not search 'learning_rat'; did you mean learning_rate?"),
+        ("learning_rat=0.01", "learning_rat is not searched; did you mean learning_rate?"),
         ("hidden_size=16", "hidden_size is fixed at 8"),
         ("temperature=0.5", "temperature is chosen on the trained model"),
-        ("learning_rate=2", "learning_rate=2 is outside of what the study searches"),
-        ("learning_rate=fast", "learning_rate=fast is outside"),
+        ("learning_rate=2", "learning_rate 2 is outside of what is searched"),
+        ("learning_rate=fast", "learning_rate 'fast' is outside"),
+        ("learning_rate=true", "learning_rate True is outside"),
         ("learning_rate=[1", "is outside"),
-        ("architecture=lstm", "architecture=lstm is outside of what the study searches"),
+        ("architecture=lstm", "architecture 'lstm' is outside of what is searched"),
         ("learning_rate=", "is outside"),
     ],
 )
@@ -118,6 +119,18 @@ def test_values_that_no_trial_could_have_are_refused(small: Small, enter: Enter,
         steering.enqueue(found, study, ["architecture=gru", assignment])
     assert message in str(caught.value)
     assert found.trials == []
+
+
+def test_a_study_begins_with_its_starting_points_once(
+    crew: Any, small: Small, enter: Enter, storage: RDBStorage
+) -> None:
+    study = small(3, start=[{"learning_rate": 0.003, "architecture": "gru"}, {"learning_rate": 0.01}])
+    found = enter(study)
+    enter(study)
+    crew.work(study, lambda number, config, rung: 1.0)
+    assert [trial.params["learning_rate"] for trial in found.trials][:2] == [0.003, 0.01]
+    assert found.trials[0].params["architecture"] == "gru"
+    assert len(found.trials) == 3
 
 
 def test_a_failed_trial_is_tried_again_and_the_study_gets_another_chance(
