@@ -57,13 +57,18 @@ _threads = click.option("--threads", type=click.IntRange(min=1), help="CPU threa
 _workers = click.option(
     "-n", "--workers", type=click.IntRange(min=1), help="Worker processes; default: one per GPU, or one per core."
 )
-_per_device = click.option("--per-device", type=click.IntRange(min=1), help="Workers on each device, for small models.")
+_per_device = click.option(
+    "--per-device", type=click.IntRange(min=1), help="Workers on each device, for small models; a CPU is one device."
+)
 _grace = click.option(
     "--grace",
     type=click.FloatRange(min=0),
     default=10.0,
     show_default=True,
     help="Seconds that workers have to save their trials when asked to stop.",
+)
+_corpus = click.option(
+    "--corpus", "corpus_path", type=click.Path(path_type=Path), help="This text instead of the file's."
 )
 _force = click.option("--force", is_flag=True, help="Replace what is in the way.")
 
@@ -109,7 +114,7 @@ commands.add_command(single.generate)
     help="Where the best configuration goes.",
 )
 @click.option("--run-folder", type=click.Path(path_type=Path), help="Where its run goes. [default: runs/STUDY]")
-@click.option("--corpus", "corpus_path", type=click.Path(path_type=Path), help="This text instead of the file's.")
+@_corpus
 @click.option("--trials", type=click.IntRange(min=1), help="So many finished trials instead of the file's budget.")
 @click.option(
     "--hours", type=click.FloatRange(min=0, min_open=True), help="So many hours instead of the file's budget."
@@ -294,7 +299,7 @@ def export(
             kept = _artifacts_of(artifacts, study.name)
             run_folder = kept.fetch_run(trial.number) or kept.run_folder(trial.number)
             require_copiable(run_folder, weights, force)
-        write_new(output, exported(found, study, trial, output), force)
+        write_new(output, exported(found, study, trial, output), force, study.name)
     click.echo(f"{output}: trial {trial.number}, {trial.value:.4f} bits per byte")
     if weights is not None:
         copy_run(run_folder, weights, force)
@@ -347,7 +352,7 @@ def retry(opened: RDBStorage, found: optuna.Study, study: Study, number: int) ->
     """Try the configuration of a failed or pruned trial again."""
     from tuner import steering
 
-    return steering.retry(found, study, number)
+    return steering.retry(opened, found, study, number)
 
 
 @_steers
@@ -356,17 +361,18 @@ def enqueue(opened: RDBStorage, found: optuna.Study, study: Study, assignments: 
     """Try these values next, such as learning_rate=0.003; the sampler chooses the others."""
     from tuner import steering
 
-    return steering.enqueue(found, study, assignments)
+    return steering.enqueue(opened, found, study, assignments)
 
 
 @commands.command()
 @click.argument("study_file", metavar="STUDY.yaml")
-def check(study_file: str) -> None:
+@_corpus
+def check(study_file: str, corpus_path: Path | None) -> None:
     """Read a study file and its corpus, and say all that is wrong with them."""
     from tuner.study import read_study
 
     path = _study_path(study_file)
-    study = read_study(path)
+    study = _changed(read_study(path), corpus_path, None, None)
     _require_generators(study)
     _first_corpus(study)
     searched, fixed = len(study.space.searched), len(study.space.fixed)

@@ -30,8 +30,11 @@ MOST_QUICK_DEATHS = 5
 MOST_WORDS = 8192
 """Characters at the end of a dead worker's log that are kept with its trial."""
 
-FINAL_CODES = {UserError.exit_code, StorageError.exit_code, WorkerError.exit_code}
+FINAL_CODES = {UserError.exit_code, WorkerError.exit_code}
 """Exit codes of mistakes that another process would only repeat."""
+
+AWAY_SECONDS, AWAY_PAUSE = 600.0, 5.0
+"""How long workers that cannot reach the database are started again, and after which pauses."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,13 @@ class Death:
     @property
     def crash(self) -> bool:
         """Whether the trial it had may be to blame."""
-        return not self.killed and self.code not in FINAL_CODES
+        return not self.killed and self.code not in {StorageError.exit_code, *FINAL_CODES}
+
+    @property
+    def last_words(self) -> str:
+        """The line that says most: an error's first, or the last of all."""
+        lines = self.words.splitlines() or ["it said nothing"]
+        return next((line for line in reversed(lines) if line.startswith("Error: ")), lines[-1])
 
     @property
     def how(self) -> str:
@@ -90,8 +99,10 @@ class _Member:
     worker_id: str = ""
     started: float = 0.0
     quick_deaths: int = 0
+    away_since: float | None = None
     restart_at: float = 0.0
     given_up: bool = False
+    done: bool = False
 
 
 class Team:
@@ -127,7 +138,7 @@ class Team:
 
     def failed(self) -> bool:
         """Whether no worker ended as it should."""
-        return all(member.given_up and member.quick_deaths for member in self._members)
+        return all(member.given_up and not member.done for member in self._members)
 
     def stop(self, grace: float = GRACE_SECONDS) -> None:
         """Asks all workers to save their trials and leave; after `grace` seconds they are killed, the trials freed."""
@@ -160,17 +171,23 @@ class Team:
         assert member.process is not None  # seen by the only caller
         code, member.process = member.process.returncode, None
         if code == 0:
-            member.given_up, member.quick_deaths = True, 0
+            member.given_up = member.done = True
             return
         death = self._death(member, code)
-        quick = not self._on_death(death) and not death.killed and time.monotonic() - member.started < QUICK_SECONDS
-        member.quick_deaths = member.quick_deaths + 1 if quick else 1
-        member.given_up = code in FINAL_CODES or member.quick_deaths >= MOST_QUICK_DEATHS
-        pause = min(2.0 ** (member.quick_deaths - 1) - 1, 60.0)
-        member.restart_at = time.monotonic() + pause
+        had_trial = self._on_death(death)
+        now = time.monotonic()
+        if code == StorageError.exit_code:
+            member.away_since = member.started if member.away_since is None else member.away_since
+            member.given_up, pause = now - member.away_since > AWAY_SECONDS, AWAY_PAUSE
+        else:
+            quick = not had_trial and not death.killed and now - member.started < QUICK_SECONDS
+            member.away_since, member.quick_deaths = None, member.quick_deaths + 1 if quick else 1
+            member.given_up = code in FINAL_CODES or member.quick_deaths >= MOST_QUICK_DEATHS
+            pause = min(2.0 ** (member.quick_deaths - 1) - 1, 60.0)
+        member.restart_at = now + pause
         then = "giving up" if member.given_up else "starting another" + (f" in {pause:.0f} s" if pause else "")
-        last = death.words.splitlines()[-1] if death.words else "it said nothing"
-        self._say(f"worker on {member.place.device} ended {death.how}, {then}: {last} (all of it: {member.log})")
+        where = f"(all of it: {member.log})"
+        self._say(f"worker on {member.place.device} ended {death.how}, {then}: {death.last_words} {where}")
 
     def _death(self, member: _Member, code: int) -> Death:
         before, self._oom_kills = self._oom_kills, oom_kills()

@@ -56,6 +56,10 @@ class Float(_Range):
 
         return FloatDistribution(self.low, self.high, log=self.log, step=self.step)
 
+    def described(self) -> str:
+        """The range in words."""
+        return f"{self.low:g} to {self.high:g}" + (f" in steps of {self.step:g}" if self.step else "")
+
     def values(self) -> list[Value]:
         """All values, or the two ends of what has no end of values."""
         if self.step is None:
@@ -76,6 +80,10 @@ class Int(_Range):
         from optuna.distributions import IntDistribution
 
         return IntDistribution(self.low, self.high, log=self.log, step=self.step or 1)
+
+    def described(self) -> str:
+        """The range in words."""
+        return f"{self.low} to {self.high}" + (f" in steps of {self.step}" if self.step else "")
 
     def values(self) -> list[Value]:
         """All values."""
@@ -98,6 +106,10 @@ class Categorical(_Searched):
         from optuna.distributions import CategoricalDistribution
 
         return CategoricalDistribution(self.choices)
+
+    def described(self) -> str:
+        """The choices in words."""
+        return _joined(self.choices)
 
     def values(self) -> list[Value]:
         """All values."""
@@ -165,7 +177,7 @@ def chosen_problem(space: Space, name: str, value: Any) -> str | None:
         fits = (kinds is None or type(value) in kinds) and distribution._contains(distribution.to_internal_repr(value))
     except (ValueError, TypeError):
         fits = False
-    return None if fits else f"{value!r} is outside of what is searched: {distribution}"
+    return None if fits else f"{value!r} is not among what is searched: {searched.described()}"
 
 
 def _exact(number: float) -> Decimal:

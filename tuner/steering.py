@@ -22,24 +22,23 @@ RETRIED = (TrialState.FAIL, TrialState.PRUNED)
 def pause(storage: RDBStorage, found: optuna.Study) -> str:
     """Lets all workers save their trials and wait; returns what to tell the person."""
     _ledger(storage, found).set_state(PAUSED)
-    return f"{_workers(storage, found)} save their trials and wait; go on with: tuner resume {found.study_name}"
+    return f"paused; {_workers(storage, found, 'save their trials and wait')}; tuner resume {found.study_name} goes on"
 
 
 def resume(storage: RDBStorage, found: optuna.Study) -> str:
     """Lets a paused or stopped study go on; returns what to tell the person."""
     _ledger(storage, found).set_state(RUNNING)
-    if _ledger(storage, found).alive():
-        return f"{_workers(storage, found)} go on"
-    return f"no worker is there; start some with: tuner work {found.study_name}"
+    start = "" if _ledger(storage, found).alive() else f"; start some with: tuner work {found.study_name}"
+    return f"running; {_workers(storage, found, 'go on')}{start}"
 
 
 def stop(storage: RDBStorage, found: optuna.Study) -> str:
     """Lets all workers save their trials and leave; returns what to tell the person."""
     _ledger(storage, found).set_state(STOPPED)
-    return f"{_workers(storage, found)} save their trials and leave; nothing is lost"
+    return f"stopped; {_workers(storage, found, 'save their trials and leave')}"
 
 
-def retry(found: optuna.Study, study: Study, number: int) -> str:
+def retry(storage: RDBStorage, found: optuna.Study, study: Study, number: int) -> str:
     """Puts the configuration of a failed or pruned trial into the queue again. Raises StudyError."""
     trials = found.get_trials(deepcopy=False)
     if not 0 <= number < len(trials):
@@ -48,16 +47,17 @@ def retry(found: optuna.Study, study: Study, number: int) -> str:
         state = trials[number].state.name.lower()
         raise StudyError(f"trial {number} is {state}; only a failed or pruned one can be tried again")
     parameters = {name: value for name, value in trials[number].params.items() if name in study.space.trained}
-    return f"trial {number} is tried again as trial {queue(found, parameters, {'retry_of': number})}"
+    again = queue(found, parameters, {"retry_of": number})
+    return f"trial {number} is tried again as trial {again}{_room(storage, found, study)}"
 
 
-def enqueue(found: optuna.Study, study: Study, assignments: Sequence[str]) -> str:
+def enqueue(storage: RDBStorage, found: optuna.Study, study: Study, assignments: Sequence[str]) -> str:
     """Puts a trial with these values, `name=value` each, into the queue; the sampler adds what is missing.
 
     Raises StudyError when a name is not searched or a value is outside its range.
     """
     chosen = [_assignment(study, text) for text in assignments]
-    return f"trial {queue(found, dict(chosen), {'enqueued': True})} waits for a worker"
+    return f"trial {queue(found, dict(chosen), {'enqueued': True})} waits for a worker{_room(storage, found, study)}"
 
 
 def _assignment(study: Study, text: str) -> tuple[str, Any]:
@@ -83,9 +83,16 @@ def queue(found: optuna.Study, parameters: Mapping[str, Any], facts: dict[str, A
     return storage.get_trial(storage.create_new_trial(found._study_id, template_trial=waiting)).number
 
 
-def _workers(storage: RDBStorage, found: optuna.Study) -> str:
+def _room(storage: RDBStorage, found: optuna.Study, study: Study) -> str:
+    """What a queued trial must still wait for, besides a worker."""
+    if study.trials is None or _ledger(storage, found).counts().finished < study.trials:
+        return ""
+    return f"; the {study.trials} trials of the budget are finished: raise it with `tuner run --trials` or in the file"
+
+
+def _workers(storage: RDBStorage, found: optuna.Study, do: str) -> str:
     count = len(_ledger(storage, found).alive())
-    return f"{count} worker{'' if count == 1 else 's'}"
+    return f"{count} worker{'' if count == 1 else 's'} {do}" if count else "no worker is there"
 
 
 def _ledger(storage: RDBStorage, found: optuna.Study) -> Ledger:

@@ -135,6 +135,7 @@ class Worker:
             if isinstance(claim, Ended):
                 return claim.reason
             if isinstance(claim, Claim):
+                self.paused = False  # the answer is newer than the last beat
                 self._work_on(claim)
                 self._require_success()
             else:

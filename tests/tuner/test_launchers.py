@@ -13,7 +13,17 @@ import pytest
 
 from models.errors import DeviceError
 from tuner import launchers
-from tuner.launchers import MOST_BY_DEFAULT, MOST_QUICK_DEATHS, QUICK_SECONDS, Death, Slot, Team, slots
+from tuner.launchers import (
+    AWAY_PAUSE,
+    AWAY_SECONDS,
+    MOST_BY_DEFAULT,
+    MOST_QUICK_DEATHS,
+    QUICK_SECONDS,
+    Death,
+    Slot,
+    Team,
+    slots,
+)
 
 CORES = len(os.sched_getaffinity(0))
 
@@ -243,7 +253,21 @@ def test_a_worker_that_is_done_is_not_replaced(theatre: Theatre) -> None:
     assert len(theatre.started(2)) == 2
 
 
-@pytest.mark.parametrize("code", [2, 3, 4])
+def test_workers_are_started_again_while_the_database_is_away_but_not_for_ever(theatre: Theatre, clock: Clock) -> None:
+    team = theatre.team("exit 3")
+    for _ in range(3 * MOST_QUICK_DEATHS):
+        wait_for(lambda: has_ended(team))
+        team.watch()
+        clock.now += AWAY_PAUSE
+        assert team.watch()
+    wait_for(lambda: has_ended(team))
+    clock.now += AWAY_SECONDS
+    assert not team.watch()
+    assert team.failed()
+    assert not any(death.crash for death in theatre.deaths)
+
+
+@pytest.mark.parametrize("code", [2, 4])
 def test_a_mistake_that_another_process_would_repeat_is_not_repeated(theatre: Theatre, code: int) -> None:
     team = theatre.team(f"exit {code}")
     wait_for(lambda: not team.watch())

@@ -38,7 +38,7 @@ def test_a_pause_frees_the_trial_in_the_middle_and_resume_goes_on_with_it(
         def score(number: int, config: Config, rung: int) -> float:
             calls.append((number, rung))
             if calls == [(0, 1), (0, 2)]:
-                assert steering.pause(storage, found).startswith("1 worker save their trials and wait")
+                assert steering.pause(storage, found).startswith("paused; 1 worker save their trials and wait")
                 until(lambda: worker.paused)
             return 1.0
 
@@ -51,10 +51,10 @@ def test_a_pause_frees_the_trial_in_the_middle_and_resume_goes_on_with_it(
         spent = ledger.active_seconds()
         until(lambda: ledger.alive()[0].seen < 0.005)  # a beat later
         assert ledger.active_seconds() == spent
-        assert steering.resume(storage, found) == "1 worker go on"
+        assert steering.resume(storage, found) == "running; 1 worker go on"
         thread.join(30)
     assert [trial.state for trial in found.trials] == [TrialState.COMPLETE] * 2
-    assert found.trials[0].user_attrs["attempts"] == 2
+    assert found.trials[0].user_attrs["attempts"] == 2  # a worker that is told to go on goes on at once
 
 
 def until(condition: Callable[[], Any]) -> None:
@@ -71,12 +71,12 @@ def test_a_stopped_study_ends_for_every_worker_until_it_is_resumed(
 ) -> None:
     study = small(2)
     found = enter(study)
-    assert "nothing is lost" in steering.stop(storage, found)
+    assert steering.stop(storage, found) == "stopped; no worker is there"
     (reason,) = crew.work(study, lambda number, config, rung: 1.0)
     assert reason in ("the study was stopped", "asked to stop")  # whichever comes first, the answer or a beat
     assert found.trials == []
     crew.requested.clear()
-    assert steering.resume(storage, found) == f"no worker is there; start some with: tuner work {study.name}"
+    assert steering.resume(storage, found).endswith(f"no worker is there; start some with: tuner work {study.name}")
     assert crew.work(study, lambda number, config, rung: 1.0) == ["all 2 trials are finished"]
 
 
@@ -85,14 +85,19 @@ def test_enqueued_values_are_tried_next_and_the_sampler_adds_the_others(
 ) -> None:
     study = small(2)
     found = enter(study)
-    assert steering.enqueue(found, study, ["learning_rate=3e-3"]) == "trial 0 waits for a worker"
-    assert steering.enqueue(found, study, ["architecture=gru", "learning_rate=0.1"]) == "trial 1 waits for a worker"
+    assert steering.enqueue(storage, found, study, ["learning_rate=3e-3"]) == "trial 0 waits for a worker"
+    assert (
+        steering.enqueue(storage, found, study, ["architecture=gru", "learning_rate=0.1"])
+        == "trial 1 waits for a worker"
+    )
     crew.work(study, lambda number, config, rung: 1.0)
     first, second = found.trials
     assert first.params["learning_rate"] == 0.003
     assert first.params["architecture"] in ("rnn", "gru")
     assert second.params == {"architecture": "gru", "learning_rate": 0.1}
     assert len(found.trials) == 2
+    late = steering.enqueue(storage, found, study, ["architecture=gru"])
+    assert late.startswith("trial 2 waits for a worker; the 2 trials of the budget are finished: raise it with")
 
 
 @pytest.mark.parametrize(
@@ -102,21 +107,23 @@ def test_enqueued_values_are_tried_next_and_the_sampler_adds_the_others(
         ("learning_rat=0.01", "learning_rat is not searched; did you mean learning_rate?"),
         ("hidden_size=16", "hidden_size is fixed at 8"),
         ("temperature=0.5", "temperature is chosen on the trained model"),
-        ("learning_rate=2", "learning_rate 2 is outside of what is searched"),
-        ("learning_rate=fast", "learning_rate 'fast' is outside"),
-        ("learning_rate=true", "learning_rate True is outside"),
-        ("learning_rate=[1", "is outside"),
-        ("architecture=lstm", "architecture 'lstm' is outside of what is searched"),
-        ("learning_rate=", "is outside"),
+        ("learning_rate=2", "learning_rate 2 is not among what is searched"),
+        ("learning_rate=fast", "learning_rate 'fast' is not among"),
+        ("learning_rate=true", "learning_rate True is not among"),
+        ("learning_rate=[1", "is not among what is searched: 0.001 to 0.1"),
+        ("architecture=lstm", "architecture 'lstm' is not among what is searched"),
+        ("learning_rate=", "is not among what is searched: 0.001 to 0.1"),
     ],
 )
-def test_values_that_no_trial_could_have_are_refused(small: Small, enter: Enter, assignment: str, message: str) -> None:
+def test_values_that_no_trial_could_have_are_refused(
+    small: Small, enter: Enter, storage: RDBStorage, assignment: str, message: str
+) -> None:
     from tests.tuner.conftest import PARAMETERS
 
     study = small(parameters=PARAMETERS | {"temperature": {"type": "float", "low": 0.3, "high": 1.5}})
     found = enter(study)
     with pytest.raises(StudyError) as caught:
-        steering.enqueue(found, study, ["architecture=gru", assignment])
+        steering.enqueue(storage, found, study, ["architecture=gru", assignment])
     assert message in str(caught.value)
     assert found.trials == []
 
@@ -144,12 +151,12 @@ def test_a_failed_trial_is_tried_again_and_the_study_gets_another_chance(
 
     assert crew.work(study, broken) == ["all of its 5 trials failed"]
     assert crew.work(study, lambda number, config, rung: 1.0) == ["all of its 5 trials failed"]
-    assert steering.retry(found, study, 3) == "trial 3 is tried again as trial 5"
+    assert steering.retry(storage, found, study, 3) == "trial 3 is tried again as trial 5"
     steering.resume(storage, found)
     assert crew.work(study, lambda number, config, rung: 1.0) == ["all 1 trials are finished"]
     assert found.trials[5].params == found.trials[3].params
     assert found.trials[5].user_attrs["retry_of"] == 3
     with pytest.raises(StudyError, match="trial 5 is complete; only a failed or pruned one"):
-        steering.retry(found, study, 5)
+        steering.retry(storage, found, study, 5)
     with pytest.raises(StudyError, match=f"study {study.name} has no trial 6; it has 6, counted from 0"):
-        steering.retry(found, study, 6)
+        steering.retry(storage, found, study, 6)
