@@ -299,6 +299,9 @@ def main() -> None:
         with open_storage(server.url) as storage:
             trials = optuna.load_study(study_name="chaos", storage=storage).trials
         result = judge(read_study(folder / "chaos.yaml"), trials)
+    for trial in trials:
+        if trial.state.name not in ("COMPLETE", "PRUNED"):
+            print(trial.number, trial.state.name, trial.user_attrs, file=sys.stderr)
     attempts = [trial.user_attrs.get("attempts", 1) for trial in trials]
     show(
         [{"of": name, "count": value} for name, value in {**done, **result}.items()], seconds=seconds, attempts=attempts

@@ -25,9 +25,19 @@ def write_checkpoint(path: Path, tensors: dict[str, Tensor], facts: dict[str, An
     """Writes tensors and facts beside `path` and puts them in place in one move."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     text = json.dumps(facts)
+    write_tensors(path, tensors, {"facts": text, "digest": _digest(tensors, text)})
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Writes a safetensors file aside and puts it in place in one move; raises OSError, and leaves nothing then."""
     draft = path.with_name(f".{path.name}.{os.getpid()}")
-    save_file(tensors, draft, metadata={"facts": text, "digest": _digest(tensors, text)})
-    draft.replace(path)
+    try:
+        save_file(tensors, draft, metadata)
+        draft.replace(path)
+    except SafetensorError as error:  # what the library makes of a full disk
+        raise OSError(0, str(error), str(path)) from error
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

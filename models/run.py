@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 
 from models import tokenizers
-from models.checkpoint import load_weights, weights
+from models.checkpoint import load_weights, weights, write_tensors
 from models.config import Config, Recipe, resolve_path
 from models.corpus import load_corpus, require_room
 from models.errors import ConfigError, RunError
@@ -131,9 +131,7 @@ def append_metrics(folder: Path, evaluation: Evaluation) -> None:
 def write_model(folder: Path, model: nn.Module) -> None:
     """Writes the weights; a run folder that has them is complete."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights(model).items()}
-    draft = folder / f".{MODEL}"
-    save_file(tensors, draft)
-    draft.replace(folder / MODEL)
+    write_tensors(folder / MODEL, tensors)
 
 
 @dataclass(frozen=True)

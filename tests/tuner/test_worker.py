@@ -1,6 +1,7 @@
 """Workers on a real database: exact budgets, early pruning, every way a trial can end, and trials that go on."""
 
 import os
+import resource
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -521,14 +522,24 @@ def test_a_damaged_checkpoint_costs_time_and_nothing_else(
     assert list(found.trials[0].intermediate_values.values()) == uninterrupted
 
 
-def test_a_full_disk_costs_a_checkpoint_and_not_the_trial(
-    crew: Any, one: Study, enter: Enter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_full_disk_costs_checkpoints_and_weights_and_not_the_trial(
+    crew: Any, one: Study, enter: Enter, uninterrupted: list[float], tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(Training, "save", lambda self, path: (_ for _ in ()).throw(OSError(28, "No space left")))
     found = enter(one)
-    crew.work(one, Objective(one, found.user_attrs["fingerprint"], "cpu", Artifacts(tmp_path), checkpoint_seconds=0.0))
-    assert found.trials[0].state == COMPLETE
-    assert crew.said[0].startswith("no checkpoint of trial 0: No space left")
+    objective = Objective(one, found.user_attrs["fingerprint"], "cpu", Artifacts(tmp_path), checkpoint_seconds=0.0)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2048, hard))  # the kernel takes no more of any file
+    try:
+        crew.work(one, objective)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    (trial,) = found.trials
+    assert (trial.state, trial.user_attrs["attempts"]) == (COMPLETE, 1)
+    assert list(trial.intermediate_values.values()) == uninterrupted
+    assert crew.said[0].startswith("no checkpoint of trial 0: ")
+    assert crew.said[0].endswith("; training goes on")
+    assert crew.said[-1].startswith("the weights of trial 0 are not kept: ")
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
 def steal(storage: RDBStorage, found: optuna.Study, worker_id: str) -> None:
