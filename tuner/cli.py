@@ -566,12 +566,17 @@ def _supervise(
                 requested.wait(REFRESH_SECONDS)
             if requested.is_set():
                 watcher.say("saving the running trials ...")
-            team.stop(grace)
+            killed = team.stop(grace)
             watcher.look()
         finally:
             team.kill()
-    if requested.is_set():
-        click.echo(f"Stopped; nothing is lost. Go on with the same command: {_same_command()}", err=True)
+    if requested.is_set() and _snapshot(storage, found).spent < 1:
+        lost = (
+            f"the last seconds of {killed} trials that were not saved within {grace:g} s are"
+            if killed
+            else "nothing is"
+        )
+        click.echo(f"Stopped; {lost} lost. Go on with the same command: {_same_command()}", err=True)
         sys.exit(STOPPED)
     if team.failed():
         raise WorkerError(f"every worker of study {study.name} ended with an error; see above, and the logs in {logs}")

@@ -140,10 +140,13 @@ class Team:
         """Whether no worker ended as it should."""
         return all(member.given_up and not member.done for member in self._members)
 
-    def stop(self, grace: float = GRACE_SECONDS) -> None:
-        """Asks all workers to save their trials and leave; after `grace` seconds they are killed, the trials freed."""
+    def stop(self, grace: float = GRACE_SECONDS) -> int:
+        """Asks all workers to save their trials and leave; after `grace` seconds they are killed, the trials freed.
+
+        Returns how many were killed.
+        """
         self._signal(signal.SIGTERM)
-        deadline = time.monotonic() + grace
+        deadline, killed = time.monotonic() + grace, 0
         for member in self._members:
             if member.process is not None:
                 try:
@@ -151,8 +154,10 @@ class Team:
                 except subprocess.TimeoutExpired:
                     member.process.kill()
                     member.process.wait()
+                    killed += 1
                 if member.process.returncode != 0:
                     self._on_death(self._death(member, member.process.returncode))
+        return killed
 
     def kill(self) -> None:
         """Ends all workers at once and waits until they are gone: whoever is still there keeps the database up."""

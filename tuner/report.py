@@ -14,7 +14,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from tuner.ledger import Counts, Ledger, Worker
+from tuner.ledger import RUNNING, Counts, Ledger, Worker
 from tuner.study import Study
 
 
@@ -28,6 +28,7 @@ class Snapshot:
     workers: list[Worker]
     active_seconds: float
     trials: list[FrozenTrial]
+    state: str = RUNNING
 
     @property
     def spent(self) -> float:
@@ -41,7 +42,9 @@ class Snapshot:
 
     @property
     def seconds_left(self) -> float | None:
-        """A guess from how the budget was spent so far; None before anything was, and when all is."""
+        """A guess from how the budget was spent so far; None before anything was, when all is, or nobody works."""
+        if self.state != RUNNING or not self.workers:
+            return None
         return self.active_seconds * (1 - self.spent) / self.spent if 0 < self.spent < 1 else None
 
 
@@ -51,7 +54,13 @@ def snapshot(storage: RDBStorage, optuna_study: optuna.Study, study: Study) -> S
     trials = optuna_study.get_trials(deepcopy=False)
     board = leaderboard(trials)
     return Snapshot(
-        study, ledger.counts(), board[0] if board else None, ledger.alive(), ledger.active_seconds(), trials
+        study,
+        ledger.counts(),
+        board[0] if board else None,
+        ledger.alive(),
+        ledger.active_seconds(),
+        trials,
+        ledger.state(),
     )
 
 
@@ -98,7 +107,9 @@ def progress(now: Snapshot) -> RenderableType:
     counts = now.counts
     done = f"{counts.finished}/{now.study.trials}" if now.study.trials is not None else str(counts.finished)
     states = f"{done} trials  ({counts.complete} complete, {counts.pruned} pruned"
-    states += f", {counts.fail} failed)" if counts.fail else ")"
+    states += f", {counts.fail} failed" if counts.fail else ""
+    states += f", {counts.waiting} waiting)" if counts.waiting else ")"
+    states += f"  {now.state}" if now.state != RUNNING and now.spent < 1 else ""
     left = "" if now.seconds_left is None else f"  about {duration(now.seconds_left)} left"
     head = Table.grid(padding=(0, 2))
     head.add_row(Text(now.study.name, style="bold"), ProgressBar(1.0, now.spent, width=30), states + left)

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.live import Live
 
 from tuner.courier import is_outage
+from tuner.ledger import RUNNING
 from tuner.report import Snapshot, configured, described, duration, progress, snapshot
 from tuner.study import Study
 
@@ -28,6 +29,7 @@ class Watcher:
         self.live = Live(console=self.console, auto_refresh=False, transient=True) if self.console.is_terminal else None
         self.told = {trial.number for trial in found.get_trials(deepcopy=False) if trial.state.is_finished()}
         self.spoke = time.monotonic()
+        self.state = RUNNING
 
     def __enter__(self) -> Self:
         if self.live:
@@ -53,6 +55,9 @@ class Watcher:
                 raise
             return False
         self._tell_finished(now)
+        if now.state != self.state:
+            self.state = now.state
+            self.say(f"the study is {now.state}")
         if self.live:
             self.live.update(progress(now), refresh=True)
         elif time.monotonic() - self.spoke > PLAIN_SECONDS:

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +154,6 @@ def test_an_embedded_server_that_dies_under_a_study_is_started_again(place: Any)
 def test_chaos_loses_nothing(place: Any) -> None:
     script = Path(__file__).parents[2] / "benchmarks" / "chaos.py"
     small = ("--trials", 6, "--workers", 2, "--tokens", 60_000, "--restarts", 1, "--outage", 3, "--kill-every", 5)
-    done = place.run(*small, command=("python", script))
+    done = place.run(*small, command=(sys.executable, script))
     assert done.code == 0, done
     assert "| finished | 6 |" in done.said

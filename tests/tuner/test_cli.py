@@ -117,7 +117,8 @@ class Workers:
     def failed(self) -> bool:
         return self.all_failed
 
-    def stop(self, grace: float) -> None: ...
+    def stop(self, grace: float) -> int:
+        return 0
 
     def kill(self) -> None: ...
 

@@ -227,7 +227,7 @@ def test_a_team_that_is_asked_to_stop_saves_and_leaves(theatre: Theatre) -> None
 def test_a_worker_that_does_not_stop_is_killed_and_its_trial_freed(theatre: Theatre) -> None:
     team = theatre.team("go on")
     (facts,) = theatre.started(1)
-    team.stop(grace=0.1)
+    assert team.stop(grace=0.1) == 1
     assert not psutil.pid_exists(facts["pid"])
     assert theatre.dead == [facts["arguments"][6]]
 

@@ -115,7 +115,7 @@ def test_nothing_is_guessed_before_a_trial_is_finished(small: Callable[..., Stud
 
 def test_progress_says_how_far_how_good_and_who(small: Callable[..., Study]) -> None:
     text = shown(report.progress(snapshot(small(10))))
-    assert "5/10 trials  (3 complete, 2 pruned, 1 failed)  about 0:00:50 left" in text
+    assert "5/10 trials  (3 complete, 2 pruned, 1 failed, 1 waiting)  about 0:00:50 left" in text
     assert "best: 2.2500 bits per byte, trial 1  learning_rate=0.01234" in text
     worker = [part for part in text.splitlines()[-1].split("  ") if part]
     assert [part.strip() for part in worker] == [
