@@ -6,6 +6,7 @@ import shlex
 import signal
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import wraps
@@ -532,6 +533,9 @@ def _enter(storage: RDBStorage, study: Study) -> optuna.Study:
         )
     ledger = Ledger(storage, found._study_id)
     if ledger.open():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            found.set_metric_names([study.objective])  # what the dashboard writes at its axes
         for values in study.start:
             queue(found, values, {"start": True})
     ledger.set_state(RUNNING)
