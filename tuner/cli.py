@@ -156,9 +156,9 @@ def run(
     kept = _artifacts_of(artifacts, study.name)
     with _opened(storage, data_folder) as opened:
         found = _enter(opened, study)
-        click.echo(f"study {study.name}: {len(places)} workers on {', '.join(sorted({p.device for p in places}))}")
         environment = _environment(storage, data_folder, artifacts, checkpoint_seconds)
-        reason = _supervise(opened, found, study, places, kept, [study.name], environment, grace)
+        begins = f"{len(places)} workers on {', '.join(sorted({place.device for place in places}))}"
+        reason = _supervise(opened, found, study, begins, places, kept, [study.name], environment, grace)
         _finish(opened, found, study, kept, output, run_folder, reason)
 
 
@@ -189,8 +189,8 @@ def work(
         kept = _artifacts_of(artifacts, study.name)
         arguments = [found.study_name, *(["--corpus", corpus_path] if corpus_path else [])]
         environment = _environment(storage, data_folder, artifacts, checkpoint_seconds)
-        click.echo(f"study {study.name}: {len(places)} workers join")
-        reason = _supervise(opened, found, study, places, kept, arguments, environment, grace)
+        begins = f"{len(places)} workers join"
+        reason = _supervise(opened, found, study, begins, places, kept, arguments, environment, grace)
         click.echo(f"Done: {reason}.")
 
 
@@ -548,6 +548,7 @@ def _supervise(
     storage: RDBStorage,
     found: optuna.Study,
     study: Study,
+    begins: str,
     places: Any,
     kept: Artifacts,
     arguments: list[str],
@@ -562,6 +563,7 @@ def _supervise(
     logs = kept.folder / "logs"
     revive = _reviver(environment)
     with stop_requests() as requested, Watcher(storage, found, study) as watcher:
+        watcher.say(f"study {study.name}: {begins}")
         team = Team(places, arguments, environment, logs, _undertaker(storage, found, study), watcher.say)
         try:
             while team.watch() and not requested.is_set():

@@ -141,9 +141,11 @@ def test_status_and_export_after_a_run(journey: Journey) -> None:
     assert f"{journey.best.value:.4f}" in place.run("status").said
     shown = place.run("status", "small").said
     assert f"best: {journey.best.value:.4f} bits per byte, trial {journey.best.number}" in shown
-    refused = place.run("export", "small")
+    assert place.run("export", "small").code == 0  # what is there is an export of the same study
+    place.write("theirs.yaml", "name: theirs\n")
+    refused = place.run("export", "small", "-o", "theirs.yaml")
     assert refused.code == 2
-    assert refused.said == "Error: best.yaml: exists already; name another file with -o, or replace it with --force\n"
+    assert refused.said == "Error: theirs.yaml: exists already; name another file with -o, or replace it with --force\n"
     done = place.run("export", "small", "-o", "mine/best.yaml", "--weights", "mine/run")
     assert done.code == 0, done
     assert journey.file("mine/best.yaml") == journey.file("best.yaml")

@@ -13,6 +13,7 @@ import pytest
 import sqlalchemy as sql
 from optuna.trial import TrialState
 
+from tests.end_to_end.conftest import TUNER
 from tests.end_to_end.test_interruptions import Paced, worth
 from tuner import server
 from tuner.ledger import leases
@@ -86,7 +87,7 @@ def test_a_host_that_is_cut_off_in_the_middle_of_a_trial_loses_nothing_and_doubl
     study = Paced(place, 4)
 
     def start(name: str, *words: object) -> Any:
-        inside = ("ip", "netns", "exec", f"{BRIDGE}-{name}", shutil.which("tuner"))
+        inside = ("ip", "netns", "exec", f"{BRIDGE}-{name}", TUNER)
         return place.start(*words, "-n", 1, command=inside, TUNER_STORAGE=url)
 
     study.hold()
