@@ -26,7 +26,7 @@ from models.errors import UserError
 from models.training import Diverged, Evaluation, Training
 from tuner import search
 from tuner.artifacts import Artifacts
-from tuner.courier import PATIENCE_SECONDS, Away, Courier
+from tuner.courier import PATIENCE_SECONDS, Away, Courier, Result
 from tuner.errors import StorageError, StudyError, WorkerError
 from tuner.ledger import PAUSED, STOPPED, Activity, Claim, Ended, Ledger, LostLease
 from tuner.limits import OUT_OF_MEMORY, DoesNotFit, mark
@@ -178,10 +178,12 @@ class Worker:
             self.say(str(error))
             return
         except Pruned:
-            self._end(trial, TrialState.PRUNED, {})
             self.failures.clear()
+            if not self._end(trial, TrialState.PRUNED, {}):
+                return
         except (Exception, SystemExit) as error:
-            self._end_badly(trial, error)
+            if not self._end_badly(trial, error):
+                return
         finally:
             self.trial_id = None
             self.activity = Activity()
@@ -214,52 +216,52 @@ class Worker:
             self.storage.set_trial_param(trial._trial_id, name, distribution.to_internal_repr(value), distribution)
 
     def _hand_back(self, trial: optuna.Trial) -> None:
-        with self._if_still_held():
-            self.courier.ask(lambda: self.ledger.hand_back(trial._trial_id, self.id), FAREWELL_SECONDS)
+        self._if_held(lambda: self.ledger.hand_back(trial._trial_id, self.id), FAREWELL_SECONDS)
 
-    def _end_badly(self, trial: optuna.Trial, error: BaseException) -> None:
-        """Writes down what ended a trial: its configuration, or a mistake."""
+    def _end_badly(self, trial: optuna.Trial, error: BaseException) -> bool:
+        """Writes down what ended a trial: its configuration, or a mistake. Returns whether the trial is over."""
         blamed = _blamed(error)
         if blamed is not None:
             # Counted as pruned, so that the sampler learns to stay away: a failed trial teaches it nothing.
             reason, violations = blamed
             self.say(f"trial {trial.number}: {reason}")
-            self._end(trial, TrialState.PRUNED, {"reason": reason}, violations)
-            return
+            return self._end(trial, TrialState.PRUNED, {"reason": reason}, violations)
         reason, trace = f"{type(error).__name__}: {error}", traceback.format_exc()
         retries = self.definition.retries
-        with self._if_still_held():
-            if self.courier.ask(lambda: self.ledger.crashed(trial._trial_id, self.id, reason, trace, retries)):
-                self.say(f"trial {trial.number} failed: {reason}")
-                self.failures.append(reason)
-            else:
-                self.say(f"trial {trial.number} crashed and is tried again: {reason}")
+        failed = self._if_held(lambda: self.ledger.crashed(trial._trial_id, self.id, reason, trace, retries))
+        if failed:
+            self.say(f"trial {trial.number} failed: {reason}")
+            self.failures.append(reason)
+        elif failed is not None:
+            self.say(f"trial {trial.number} crashed and is tried again: {reason}")
+        return bool(failed)
 
     def _end(
         self, trial: optuna.Trial, state: TrialState, facts: dict[str, Any], violations: dict[str, float] | None = None
-    ) -> None:
+    ) -> bool:
+        """Writes down that a trial is over; returns whether it was this worker's to say."""
         facts = facts | {"peak_memory_bytes": peak_memory(self.objective.device)}
         if self.activity.tokens_per_second:
             facts["tokens_per_second"] = round(self.activity.tokens_per_second)
 
-        def write() -> None:
+        def write() -> bool:
             with self.ledger.held(trial._trial_id, self.id):
                 if not _is_finished(self.storage, trial):
                     mark(trial, violations or {})
                     for name, value in facts.items():
                         trial.set_user_attr(name, value)
                     self._tell(trial, state, None)
+            return True
 
-        with self._if_still_held():
-            self.courier.ask(write)
+        return bool(self._if_held(write))
 
-    @contextmanager
-    def _if_still_held(self) -> Iterator[None]:
-        """Says so when the trial is another worker's by now; then there is nothing more to do here."""
+    def _if_held(self, errand: Callable[[], Result], patience: float = PATIENCE_SECONDS) -> Result | None:
+        """Runs an errand about the worker's trial; None, and a word about it, when the trial is another's by now."""
         try:
-            yield
+            return self.courier.ask(errand, patience)
         except LostLease as error:
             self.say(str(error))
+            return None
 
     def _tell(self, trial: optuna.Trial, state: TrialState, value: float | None) -> None:
         with warnings.catch_warnings():
