@@ -122,7 +122,7 @@ class Team:
 
 
 class Losses:
-    """How much training each kill of a worker cost: the time since its trial was saved, or taken up."""
+    """What each kill of a worker cost at most: the time since its trial was saved, or taken up, waiting included."""
 
     def __init__(self, url: str, artifacts: Path) -> None:
         self.engine = sqlalchemy.create_engine(url.replace("postgresql:", "postgresql+psycopg2:"))
@@ -202,7 +202,7 @@ def disturb(team: Team, server: Server, artifacts: Path, disk: bool, wanted: arg
                 strike(team, losses, held, dice, done)
             time.sleep(0.2)
     return done | {
-        "training lost per kill, mean s": mean(losses.seconds or [0.0]),
+        "seconds since the last checkpoint, per kill, mean": mean(losses.seconds or [0.0]),
         "most": max(losses.seconds, default=0.0),
     }
 
