@@ -1,6 +1,7 @@
 """The tuner's own time per trial, and plain Optuna's: workers that train nothing, on one PostgreSQL.
 
-    python benchmarks/storage.py
+    python benchmarks/storage.py                        (some minutes)
+    python benchmarks/storage.py --studies 1000 10000   (most of an hour: it is filled through Optuna)
 
 A study is filled with finished trials first; then simulated workers, each a thread with connections of its own, take
 turns as they would with trials of 30 seconds: as many trials a second come as so many workers would bring.
@@ -182,7 +183,7 @@ def server(url: str | None) -> Iterator[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--storage", help="postgresql://...; its database is written to")
-    parser.add_argument("--studies", type=int, nargs="*", default=[1_000, 10_000], help="finished trials in the study")
+    parser.add_argument("--studies", type=int, nargs="*", default=[1_000], help="finished trials in the study")
     parser.add_argument("--workers", type=int, nargs="*", default=[1, 8, 64])
     parser.add_argument("--trials", type=int, default=64, help="measured in each case")
     wanted = parser.parse_args()
