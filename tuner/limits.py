@@ -39,10 +39,13 @@ class Limits(BaseModel):
         None, gt=0, description="Time the model may take to write one token of one text, on the worker's device."
     )
 
+    def given(self) -> dict[str, float]:
+        """Returns the limits that are set, by name."""
+        return self.model_dump(exclude_none=True)
+
     def violations(self, needs: dict[str, float]) -> dict[str, float]:
         """Returns by how much of itself each limit is exceeded, those that are."""
-        limits = {name: limit for name, limit in self.model_dump().items() if limit is not None}
-        excess = {name: needs[name] / limit - 1 for name, limit in limits.items() if name in needs}
+        excess = {name: needs[name] / limit - 1 for name, limit in self.given().items() if name in needs}
         return {name: by for name, by in excess.items() if by > 0}
 
     def described(self, needs: dict[str, float]) -> str:

@@ -115,20 +115,21 @@ class Objective:
     def require_fit(self, config: Config) -> None:
         """Raises DoesNotFit when `config` needs more than the study's limits; trains nothing to find out."""
         limits = self.study.limits
-        if limits.model_dump(exclude_none=True):
-            needs = self._needs(config, self.corpus(config), timed=limits.milliseconds_per_token is not None)
-            if limits.violations(needs):
-                raise DoesNotFit(limits, needs)
+        needs = {name: self._need(name, config, self.corpus(config)) for name in limits.given()}
+        known = {name: need for name, need in needs.items() if need is not None}
+        if limits.violations(known):
+            raise DoesNotFit(limits, known)
 
-    def _needs(self, config: Config, corpus: EncodedCorpus, timed: bool) -> dict[str, float]:
+    def _need(self, limit: str, config: Config, corpus: EncodedCorpus) -> float | None:
+        """What `config` needs of one thing that is limited; None when nobody can tell without training it."""
+        if limit == "milliseconds_per_token":
+            return self._milliseconds_per_token(config, corpus)
         size = corpus.tokenizer.vocabulary_size
-        own = 0 if self.device.startswith("cuda") else memory_in_use()
+        if limit == "parameters":
+            return parameter_count(config, size)
         estimate = training_bytes(config, size)
-        return (
-            {"parameters": parameter_count(config, size)}
-            | ({} if estimate is None else {"memory": own + estimate})
-            | ({"milliseconds_per_token": self._milliseconds_per_token(config, corpus)} if timed else {})
-        )
+        own = 0 if self.device.startswith("cuda") else memory_in_use()
+        return None if estimate is None else own + estimate
 
     def _milliseconds_per_token(self, config: Config, corpus: EncodedCorpus) -> float:
         """The median of some tokens written by an untrained model, which takes as long as a trained one."""
