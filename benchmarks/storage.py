@@ -1,7 +1,7 @@
 """The tuner's own time per trial, and plain Optuna's: workers that train nothing, on one PostgreSQL.
 
     python benchmarks/storage.py                        (some minutes)
-    python benchmarks/storage.py --studies 1000 10000   (most of an hour: it is filled through Optuna)
+    python benchmarks/storage.py --studies 1000 10000   (most of an hour: each simulated worker reads the study first)
 
 A study is filled with finished trials first; then simulated workers, each a thread with connections of its own, take
 turns as they would with trials of 30 seconds: as many trials a second come as so many workers would bring.
@@ -27,6 +27,7 @@ from machine import show
 from optuna.distributions import BaseDistribution
 from optuna.storages import RDBStorage
 from optuna.trial import TrialState, create_trial
+from sqlalchemy import text
 
 from models.config import Config
 from tuner import search
@@ -37,7 +38,13 @@ from tuner.storage import open_storage
 from tuner.study import Study, parse_study
 
 TRIAL_SECONDS = 30.0
+FILLED_BY_OPTUNA = 500  # trials; more are copies of these, made by the database in no time
 RUNGS = 9
+COPIED = {
+    "trial_params": "param_name, param_value, distribution_json",
+    "trial_values": "objective, value, value_type",
+    "trial_intermediate_values": "step, intermediate_value, intermediate_value_type",
+}
 PARAMETERS = {
     "architecture": {"type": "categorical", "choices": ["rnn", "lstm", "gru", "transformer"]},
     "learning_rate": {"type": "float", "low": 1e-4, "high": 1e-1, "log": True},
@@ -62,6 +69,35 @@ def study_of(name: str) -> Study:
 
 def fill(storage: RDBStorage, found: optuna.Study, study: Study, count: int) -> None:
     """Adds trials as a search leaves them: two thirds pruned at the first rung."""
+    _add(storage, found, study, min(count, FILLED_BY_OPTUNA))
+    for done in range(FILLED_BY_OPTUNA, count, FILLED_BY_OPTUNA):
+        _copy(storage, found._study_id, done, min(count - done, FILLED_BY_OPTUNA))
+
+
+def _copy(storage: RDBStorage, study: int, offset: int, count: int) -> None:
+    """Adds the first `count` trials of the study again, as numbers `offset` and following."""
+    with storage.engine.begin() as connection:
+        connection.execute(
+            text(
+                "INSERT INTO trials (number, study_id, state, datetime_start, datetime_complete)"
+                " SELECT number + :offset, study_id, state, datetime_start, datetime_complete"
+                " FROM trials WHERE study_id = :study AND number < :count ORDER BY number"
+            ),
+            {"study": study, "offset": offset, "count": count},
+        )
+        for table, columns in COPIED.items():
+            connection.execute(
+                text(
+                    f"INSERT INTO {table} (trial_id, {columns}) SELECT copy.trial_id, {columns}"
+                    f" FROM {table} JOIN trials USING (trial_id)"
+                    " JOIN trials AS copy ON copy.study_id = trials.study_id AND copy.number = trials.number + :offset"
+                    " WHERE trials.study_id = :study AND trials.number < :count"
+                ),
+                {"study": study, "offset": offset, "count": count},
+            )
+
+
+def _add(storage: RDBStorage, found: optuna.Study, study: Study, count: int) -> None:
     dice = random.Random(0)
     distributions: dict[str, BaseDistribution] = {
         name: one.distribution() for name, one in study.space.searched.items()

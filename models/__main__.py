@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -16,6 +16,8 @@ from models.errors import ConfigError, UserError
 if TYPE_CHECKING:
     from models.config import Recipe
     from models.training import Evaluation
+
+Command = TypeVar("Command", bound=Callable[..., Any])
 
 STOPPED = 130
 """Exit code of a run that was asked to stop and has been saved."""
@@ -27,6 +29,12 @@ def _require_text(context: click.Context, option: click.Parameter, value: str) -
     except UnicodeEncodeError as error:
         raise click.BadParameter("is not UTF-8 text") from error
     return value
+
+
+def _require_texts(context: click.Context, option: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
+    if not all(values):
+        raise click.BadParameter("is empty; give the text to end before")
+    return tuple(_require_text(context, option, value) for value in values)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -91,25 +99,70 @@ def train(
     click.echo(f'Write with it: {group} generate {output} --prompt "The "')
 
 
+def writing(command: Command) -> Command:
+    """Adds the options of a command that writes text, those of `write_text`."""
+    for option in reversed(
+        [
+            click.option("--prompt", default="", callback=_require_text, help="What the text goes on from."),
+            click.option(
+                "--length", default=400, show_default=True, type=click.IntRange(min=1), help="Tokens to write."
+            ),
+            click.option("--temperature", type=float, help="0 takes the most probable token; default: as exported."),
+            click.option("--top-k", type=int, help="Draw among the k most probable tokens only."),
+            click.option("--top-p", type=float, help="Draw among the fewest tokens of this total probability."),
+            click.option("--min-p", type=float, help="Leave out tokens less probable than this part of the best one."),
+            click.option("--repetition-penalty", type=float, help="Above 1 makes tokens of the text less probable."),
+            click.option(
+                "--stop", multiple=True, callback=_require_texts, help="End before this text; may be repeated."
+            ),
+            click.option(
+                "--beams", type=click.IntRange(min=1), help="Search the most probable text with so many beams."
+            ),
+            click.option("--length-penalty", type=float, help="Above 1 makes beams favour longer texts; default: 1."),
+            click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="The same seed gives the same text."),
+            click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:0, ..."),
+        ]
+    ):
+        command = option(command)
+    return command
+
+
 @commands.command()
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("--prompt", default="", callback=_require_text, help="What the text goes on from.")
-@click.option("--length", default=400, show_default=True, type=click.IntRange(min=1), help="Tokens to write.")
-@click.option("--temperature", type=float, help="0 takes the most probable token; default: as exported.")
-@click.option("--top-k", type=int, help="Draw among the k most probable tokens only.")
-@click.option("--top-p", type=float, help="Draw among the fewest tokens of this total probability.")
-@click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="The same seed gives the same text.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:0, ...")
-def generate(
-    run: Path, prompt: str, length: int, seed: int | None, device: str, **decoding: float | int | None
-) -> None:
+@writing
+def generate(run: Path, **options: Any) -> None:
     """Write text with the model in the run folder RUN."""
+    write_text(run, **options)
+
+
+def write_text(
+    run: Path,
+    prompt: str,
+    length: int,
+    stop: tuple[str, ...],
+    beams: int | None,
+    length_penalty: float | None,
+    seed: int | None,
+    device: str,
+    **decoding: float | int | None,
+) -> None:
+    """Prints what the model in a run folder writes, while it writes it."""
     from models.run import load
 
     given = {name: value for name, value in decoding.items() if value is not None}
+    if length_penalty is not None and beams is None:
+        raise click.UsageError("--length-penalty is for --beams")
+    if beams is not None and given.keys() - {"repetition_penalty"}:
+        raise click.UsageError(
+            "--beams takes the most probable text; leave out --temperature, --top-k, --top-p, --min-p"
+        )
     loaded = load(run, device)
     with options_checked():
-        pieces = loaded.stream(prompt, length, seed=seed, **given)
+        if beams is None:
+            pieces = loaded.stream(prompt, length, seed=seed, stop=stop, **given)
+        else:
+            penalty = 1.0 if length_penalty is None else length_penalty
+            pieces = iter([loaded.beam_search(prompt, length, beams=beams, length_penalty=penalty, stop=stop, **given)])
     click.echo(prompt, nl=False)
     for piece in pieces:
         click.echo(piece, nl=False)

@@ -82,6 +82,15 @@ class Config(_Strict):
     )
     top_k: int | None = _knob(None, "Draw among the k most probable tokens only.", "tokens", ge=1)
     top_p: float | None = _knob(None, "Draw among the fewest tokens of this total probability.", gt=0, le=1)
+    min_p: float | None = _knob(
+        None, "Draw among the tokens at least this probable, relative to the most probable.", ge=0, le=1
+    )
+    repetition_penalty: float = _knob(
+        1.0,
+        "Divides the positive logits of tokens already in the text, and multiplies the others.",
+        gt=0,
+        le=10,
+    )
 
     @field_validator("architecture")
     @classmethod
@@ -113,7 +122,7 @@ def heads_problem(heads: int, hidden_size: int, positions: str) -> str | None:
     return None
 
 
-DECODING = ("temperature", "top_k", "top_p")
+DECODING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 """The fields that change the text drawn from a trained model, never its weights."""
 
 

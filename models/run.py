@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,14 +14,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from models import tokenizers
+from models import sampling, tokenizers
 from models.checkpoint import load_weights, weights, write_tensors
 from models.config import Config, Recipe, resolve_path
 from models.corpus import load_corpus, require_room
 from models.errors import ConfigError, RunError
 from models.network import build, generator_class
 from models.reader import dump, parse, read_text, validate
-from models.sampling import stream
 from models.tokenizers import Tokenizer
 from models.training import Diverged, Evaluation, Trained, Training, train, usable_device
 
@@ -142,17 +141,51 @@ class Run:
     tokenizer: Tokenizer
     model: nn.Module
 
-    def generate(self, prompt: str = "", length: int = 200, *, seed: int | None = None, **decoding: Any) -> str:
-        """Returns up to `length` tokens of text after `prompt`, drawn as the configuration says.
+    def generate(
+        self, prompt: str = "", length: int = 200, *, seed: int | None = None, stop: Sequence[str] = (), **decoding: Any
+    ) -> str:
+        """Returns up to `length` tokens of text after `prompt`, drawn as the configuration says, before a `stop`.
 
-        `decoding` overrides temperature (0 is greedy), top_k or top_p; the same seed gives the same text.
+        `decoding` overrides temperature (0 is greedy), top_k, top_p, min_p or repetition_penalty; the same seed gives
+        the same text. Raises ConfigError, or pydantic's ValidationError for a value out of its range.
         """
-        return "".join(self.stream(prompt, length, seed=seed, **decoding))
+        return "".join(self.stream(prompt, length, seed=seed, stop=stop, **decoding))
 
-    def stream(self, prompt: str = "", length: int = 200, *, seed: int | None = None, **decoding: Any) -> Iterator[str]:
+    def stream(
+        self, prompt: str = "", length: int = 200, *, seed: int | None = None, stop: Sequence[str] = (), **decoding: Any
+    ) -> Iterator[str]:
         """Yields the text of `generate` while it is written."""
-        config = Config.model_validate(self.recipe.parameters.model_dump() | decoding)
-        return stream(self.model, self.tokenizer, prompt, length, config, seed)
+        return sampling.stream(self.model, self.tokenizer, prompt, length, self._config(decoding), seed, stop)
+
+    def generate_batch(
+        self,
+        prompts: Sequence[str],
+        length: int = 200,
+        *,
+        seed: int | None = None,
+        stop: Sequence[str] = (),
+        **decoding: Any,
+    ) -> list[str]:
+        """Returns a text for each prompt, all written at once."""
+        config = self._config(decoding)
+        return sampling.generate_batch(self.model, self.tokenizer, prompts, length, config, seed, stop)
+
+    def beam_search(
+        self,
+        prompt: str = "",
+        length: int = 200,
+        *,
+        beams: int = 4,
+        length_penalty: float = 1.0,
+        stop: Sequence[str] = (),
+        **decoding: Any,
+    ) -> str:
+        """Returns the most probable text that `beams` ways at once find; of `decoding` only the penalty counts."""
+        config = self._config(decoding)
+        return sampling.beam_search(self.model, self.tokenizer, prompt, length, config, beams, length_penalty, stop)
+
+    def _config(self, decoding: dict[str, Any]) -> Config:
+        return Config.model_validate(self.recipe.parameters.model_dump() | decoding)
 
 
 def load(folder: str | Path, device: str = "auto") -> Run:

@@ -1,37 +1,343 @@
-"""Text from a trained model: greedy, temperature, top-k, top-p; each new token costs one step."""
+"""Text from a trained model: greedy, by temperature, top-k, top-p, min-p, with a repetition penalty, or by beams.
+
+Texts are written in step: at each place every text of a batch gets one token, its prompt's next or one that is drawn.
+So prompts of any lengths go together, without padding, and each text is the one its prompt gets alone.
+"""
 
 from __future__ import annotations
 
 import codecs
-from collections.abc import Iterator
+import itertools
+import math
+import secrets
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from models.checkpoint import filled, flat
 from models.config import Config
 from models.errors import ConfigError
+from models.network import State
 from models.tokenizers import Tokenizer
+
+BLANK = -1
+"""Stands in a batch of tokens where one is to be drawn."""
+
+GREEDY = 1e-300
+"""A temperature so low that only the most probable token is drawn."""
+
+LOOK = 32
+"""Tokens between two looks at whether a batch of texts has ended; looking makes a GPU wait."""
 
 
 def generate(
-    model: nn.Module, tokenizer: Tokenizer, prompt: str, length: int, config: Config, seed: int | None = None
+    model: nn.Module,
+    tokenizer: Tokenizer,
+    prompt: str,
+    length: int,
+    config: Config,
+    seed: int | None = None,
+    stop: Sequence[str] = (),
 ) -> str:
-    """Returns what the model writes after `prompt`: `length` tokens, or fewer if it ends the text.
+    """Returns what the model writes after `prompt`: `length` tokens, or fewer if it ends the text or writes a `stop`.
 
-    `config` gives temperature (0 is greedy), top_k and top_p. The same seed gives the same text.
+    `config` gives temperature (0 is greedy), top_k, top_p, min_p and repetition_penalty. The same seed gives the same
+    text. A stop string is not part of it. Bytes that are no UTF-8 are shown as U+FFFD. Raises ConfigError.
     """
-    return "".join(stream(model, tokenizer, prompt, length, config, seed))
+    return "".join(stream(model, tokenizer, prompt, length, config, seed, stop))
 
 
 def stream(
-    model: nn.Module, tokenizer: Tokenizer, prompt: str, length: int, config: Config, seed: int | None = None
+    model: nn.Module,
+    tokenizer: Tokenizer,
+    prompt: str,
+    length: int,
+    config: Config,
+    seed: int | None = None,
+    stop: Sequence[str] = (),
 ) -> Iterator[str]:
     """Yields the text of `generate` piece by piece, as soon as its bytes make whole characters."""
+    _require_sound(length, stop)
+    start = _start(tokenizer, prompt)
+    written = write(model, *_blanks([start], length), _uniforms(seed, 1, length), config)
+    return _until(stop, _pieces(tokenizer, (int(token) for token in itertools.islice(written, len(start), None))))
+
+
+def generate_batch(
+    model: nn.Module,
+    tokenizer: Tokenizer,
+    prompts: Sequence[str],
+    length: int,
+    config: Config,
+    seed: int | None = None,
+    stop: Sequence[str] = (),
+) -> list[str]:
+    """Returns a text for each prompt, all written at once; the first is the one that `generate` writes alone."""
+    _require_sound(length, stop)
+    if not prompts:
+        return []
+    starts = [_start(tokenizer, prompt) for prompt in prompts]
+    told, begun = _blanks(starts, length)
+    written = write(model, told, begun, _uniforms(seed, len(starts), length), config)
+    rows = _until_all_ended(written, begun.to(device_of(model)), tokenizer.end_of_text)
+    own = (row[len(start) : len(start) + length] for row, start in zip(rows, starts, strict=True))
+    return ["".join(_until(stop, _pieces(tokenizer, tokens))) for tokens in own]
+
+
+class Decodings(NamedTuple):
+    """The decoding parameters of each text of a batch, each (B, 1), or None where no text has one."""
+
+    temperature: Tensor
+    top_k: Tensor | None
+    top_p: Tensor | None
+    min_p: Tensor | None
+    repetition_penalty: Tensor | None
+
+    @classmethod
+    def of(cls, configs: Sequence[Config], texts: int, device: torch.device) -> Decodings:
+        """Returns those of `texts` texts for each of some configurations."""
+
+        def column(name: str, absent: float) -> Tensor | None:
+            values = [getattr(config, name) for config in configs]
+            if all(value in (None, absent) for value in values):
+                return None
+            given = torch.tensor([absent if value is None else value for value in values], dtype=torch.float64)
+            return given.repeat_interleave(texts)[:, None].to(device)
+
+        temperatures = torch.tensor([config.temperature or GREEDY for config in configs], dtype=torch.float64)
+        return cls(
+            temperatures.repeat_interleave(texts)[:, None].to(device),
+            column("top_k", math.inf),
+            column("top_p", 1.0),
+            column("min_p", 0.0),
+            column("repetition_penalty", 1.0),
+        )
+
+
+@torch.no_grad()
+def write(model: nn.Module, told: Tensor, begun: Tensor, uniforms: Tensor, how: Config | Decodings) -> Iterator[Tensor]:
+    """Yields the tokens (B,) at each place of texts that `told` (B, T) begins, drawn where that is BLANK.
+
+    Text k begins with `begun[k]` tokens that are told. `uniforms` (B, L), numbers from 0 to 1, decide the draws: that
+    of column n the n-th of a text.
+    """
+    model.eval()
+    device = device_of(model)
+    told, uniforms = told.to(device), uniforms.to(device)
+    shared = int(begun.min())
+    yield from told[:, :shared].unbind(1)
+    logits, state = model(told[:, :shared], None)
+    turn = torch.arange(told.size(1)) - begun[:, None]  # of each place, the number of its draw
+    uniforms = uniforms.gather(1, turn.clamp(0, uniforms.size(1) - 1).to(device))
+    longest = int(begun.max())
+    penalty = how.repetition_penalty
+    penalised = penalty is not None and (isinstance(penalty, Tensor) or penalty != 1)
+    seen = _seen(told[:, :shared], logits.size(-1)) if penalised else None
+    for place in range(shared, told.size(1)):
+        token = draw(logits[:, -1], how, uniforms[:, place], seen)
+        if place < longest:
+            token = torch.where(told[:, place] == BLANK, token, told[:, place])
+        yield token
+        if place + 1 < told.size(1):
+            logits, state = model(token[:, None], state)
+        if seen is not None:
+            seen.scatter_(1, token[:, None], True)
+
+
+def draw(logits: Tensor, how: Config | Decodings, uniform: Tensor, seen: Tensor | None = None) -> Tensor:
+    """Returns the token (B,) to which uniform numbers (B,) in [0, 1) lead in the distributions of logits (B, V).
+
+    These are changed by the repetition penalty for tokens `seen` (B, V), then temperature, top_k, top_p and min_p.
+    The same number draws nearly the same token from a slightly different distribution.
+    """
+    if seen is not None and how.repetition_penalty is not None:
+        logits = penalise(logits, seen, how.repetition_penalty)
+    if isinstance(how, Config) and how.temperature == 0:
+        return logits.argmax(dim=-1)
+    logits = (logits - logits.amax(dim=-1, keepdim=True)).double() / how.temperature  # no temperature overflows
+    cumulative = keep_probable(logits, how.top_k, how.top_p, how.min_p).softmax(dim=-1).cumsum(dim=-1)
+    total = cumulative[:, -1:]
+    wanted = torch.minimum(uniform[:, None] * total, torch.nextafter(total, torch.zeros_like(total)))
+    return torch.searchsorted(cumulative, wanted, right=True).squeeze(-1)
+
+
+def keep_probable(
+    logits: Tensor, top_k: int | Tensor | None, top_p: float | Tensor | None, min_p: float | Tensor | None = None
+) -> Tensor:
+    """Sets to -inf all logits (B, V) but the k largest, then but the fewest whose probability reaches top_p, then
+    those whose probability is below min_p times the largest.
+
+    Sources: Fan et al. 2018 (top-k); Holtzman et al. 2020 (nucleus, top-p); Nguyen et al. 2024 (min-p). The most
+    probable always stays.
+    """
+    if top_k is not None or top_p is not None:
+        ranked, order = logits.sort(dim=-1, descending=True)
+        if top_k is not None:
+            ranked = ranked.masked_fill(torch.arange(ranked.size(-1), device=ranked.device) >= top_k, -torch.inf)
+        if top_p is not None:
+            probabilities = ranked.softmax(dim=-1)
+            unneeded = (probabilities.cumsum(dim=-1) - probabilities >= top_p) & (top_p < 1)
+            ranked = ranked.masked_fill(unneeded, -torch.inf)
+        logits = torch.empty_like(logits).scatter(-1, order, ranked)
+    if min_p is not None:
+        probabilities = logits.softmax(dim=-1)
+        logits = logits.masked_fill(probabilities < min_p * probabilities.amax(dim=-1, keepdim=True), -torch.inf)
+    return logits
+
+
+def penalise(logits: Tensor, seen: Tensor, penalty: float | Tensor) -> Tensor:
+    """Divides the positive logits (B, V) of tokens that were seen by a penalty, and multiplies the negative ones.
+
+    Source: Keskar et al. 2019.
+    """
+    return torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
+
+
+def beam_search(
+    model: nn.Module,
+    tokenizer: Tokenizer,
+    prompt: str,
+    length: int,
+    config: Config,
+    beams: int,
+    length_penalty: float = 1.0,
+    stop: Sequence[str] = (),
+) -> str:
+    """Returns the most probable text of at most `length` tokens after `prompt` that `beams` ways at once find.
+
+    Texts that end earlier are compared by log-probability over (number of tokens) ** `length_penalty`, so that a
+    larger one favours longer texts. Of `config` only the repetition penalty counts. Nothing is random.
+    Sources: Graves 2012; Wu et al. 2016 (the penalty, simplified).
+    """
+    _require_sound(length, stop)
+    if beams < 1:
+        raise ConfigError(f"beams {beams}: follow at least one")
+    start = _start(tokenizer, prompt)
+    best = beam_tokens(model, start, length, beams, length_penalty, tokenizer.end_of_text, config.repetition_penalty)
+    return "".join(_until(stop, _pieces(tokenizer, best)))
+
+
+@torch.no_grad()
+def beam_tokens(
+    model: nn.Module,
+    prompt: list[int],
+    length: int,
+    beams: int,
+    length_penalty: float,
+    end: int,
+    repetition_penalty: float = 1.0,
+) -> list[int]:
+    """Returns the tokens of `beam_search`; those of an ended text have `end` last."""
+    model.eval()
+    device = device_of(model)
+    dimensions = _batch_dimensions(model, device)
+    read = torch.tensor([prompt], device=device)
+    logits, state = model(read, None)
+    scores = torch.zeros(1, device=device)
+    texts = torch.empty(1, 0, dtype=torch.int64, device=device)
+    ended: list[tuple[float, list[int]]] = []
+    for count in range(1, length + 1):
+        following = logits[:, -1].float()
+        if repetition_penalty != 1:
+            told = torch.cat([read.expand(len(texts), -1), texts], dim=1)
+            following = penalise(following, _seen(told, following.size(1)), repetition_penalty)
+        sums = scores[:, None] + following.log_softmax(dim=-1)
+        scores, chosen = sums.flatten().topk(min(2 * beams, sums.numel()))  # half of them may end: enough go on
+        rows, tokens = chosen // sums.size(1), chosen % sums.size(1)
+        texts = torch.cat([texts[rows], tokens[:, None]], dim=1)
+        for rank in (tokens[:beams] == end).nonzero().flatten().tolist():
+            ended.append((float(scores[rank]) / count**length_penalty, texts[rank].tolist()))
+        going = (tokens != end).nonzero().flatten()[:beams]
+        scores, texts, rows = scores[going], texts[going], rows[going]
+        ended = sorted(ended, key=lambda one: -one[0])[:beams]
+        if count == length or not len(going) or _settled(ended, float(scores[0]), count, length, beams, length_penalty):
+            break
+        logits, state = model(texts[:, -1:], _rows(state, dimensions, rows))
+    ended += [(float(score) / count**length_penalty, text) for score, text in zip(scores, texts.tolist(), strict=True)]
+    return max(ended, key=lambda one: one[0])[1]
+
+
+def _batch_dimensions(model: nn.Module, device: torch.device) -> list[int | None]:
+    """Finds out where the batch is in each tensor of a model's state: where two texts and three differ."""
+    two, three = (flat(model(torch.zeros(texts, 1, dtype=torch.int64, device=device), None)[1]) for texts in (2, 3))
+    sizes = [list(zip(one.shape, other.shape, strict=True)) for one, other in zip(two, three, strict=True)]
+    return [next((place for place, pair in enumerate(pairs) if pair == (2, 3)), None) for pairs in sizes]
+
+
+def _rows(state: State, dimensions: list[int | None], rows: Tensor) -> State:
+    """Returns the state of some of the texts, in this order and as often as named."""
+    places = zip(flat(state), dimensions, strict=True)
+    return filled(state, (tensor if place is None else tensor.index_select(place, rows) for tensor, place in places))
+
+
+def device_of(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
+
+
+def uniforms(seed: int, rows: int, length: int) -> Tensor:
+    """Returns (rows, length) random numbers in [0, 1), float64, the same on every device; each row has its own."""
+    return torch.from_numpy(np.stack([np.random.default_rng([seed, row]).random(length) for row in range(rows)]))
+
+
+def _settled(
+    ended: list[tuple[float, list[int]]], best: float, count: int, length: int, beams: int, penalty: float
+) -> bool:
+    """Whether no text that still goes on can come before those that ended."""
+    reachable = best / (length if penalty > 0 else count) ** penalty
+    return len(ended) == beams and ended[-1][0] >= reachable
+
+
+def _blanks(starts: Sequence[list[int]], length: int) -> tuple[Tensor, Tensor]:
+    """Returns texts (B, T) that begin with these tokens and go on with BLANK, and the lengths of their beginnings."""
+    begun = torch.tensor([len(start) for start in starts])
+    told = torch.full((len(starts), int(begun.max()) + length), BLANK)
+    for row, start in zip(told, starts, strict=True):
+        row[: len(start)] = torch.tensor(start)
+    return told, begun
+
+
+def _until_all_ended(columns: Iterable[Tensor], begun: Tensor, end: int) -> list[list[int]]:
+    """Returns the tokens of each text, up to a place at which all of them have written `end`, if there is one."""
+    kept = []
+    ended = torch.zeros_like(begun, dtype=torch.bool)
+    for place, column in enumerate(columns):
+        kept.append(column)
+        ended |= (column == end) & (begun <= place)
+        if place % LOOK == LOOK - 1 and bool(ended.all()):
+            break
+    rows: list[list[int]] = torch.stack(kept, dim=1).tolist()
+    return rows
+
+
+def _seen(tokens: Tensor, vocabulary_size: int) -> Tensor:
+    seen = torch.zeros(len(tokens), vocabulary_size, dtype=torch.bool, device=tokens.device)
+    return seen.scatter_(1, tokens, True)
+
+
+def _uniforms(seed: int | None, rows: int, length: int) -> Tensor:
+    return uniforms(secrets.randbits(63) if seed is None else seed, rows, length)
+
+
+def _start(tokenizer: Tokenizer, prompt: str) -> list[int]:
+    """An empty prompt starts where a text starts: behind the end of another."""
+    return tokenizer.encode(prompt).tolist() or [tokenizer.end_of_text]
+
+
+def _require_sound(length: int, stop: Sequence[str]) -> None:
     if length < 1:
         raise ConfigError(f"length {length}: ask for at least one token")
+    if isinstance(stop, str) or not all(stop):
+        raise ConfigError("stop: give a list of strings, none of them empty")
+
+
+def _pieces(tokenizer: Tokenizer, tokens: Iterable[int]) -> Iterator[str]:
+    """The text of tokens, up to the one that ends it; each piece as soon as its bytes make whole characters."""
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
     pending: list[int] = []
-    for token in tokens(model, _start(tokenizer, prompt), length, config, seed):
+    for token in tokens:
         if token == tokenizer.end_of_text:
             break
         pending.append(token)
@@ -42,45 +348,23 @@ def stream(
     yield decoder.decode(b"", final=True)
 
 
-@torch.no_grad()
-def tokens(model: nn.Module, prompt: list[int], length: int, config: Config, seed: int | None = None) -> Iterator[int]:
-    """Yields `length` token ids after a prompt of at least one."""
-    device = next(model.parameters()).device
-    random = torch.Generator(device)
-    random.manual_seed(seed) if seed is not None else random.seed()
-    model.eval()
-    logits, state = model(torch.tensor([prompt], device=device), None)
-    for _ in range(length):
-        token = draw(logits[:, -1].float(), config, random)
-        yield int(token)
-        logits, state = model(token.view(1, 1), state)
+def _until(stop: Sequence[str], pieces: Iterable[str]) -> Iterator[str]:
+    """The pieces up to the first stop string; what may be the beginning of one is held back until it is known."""
+    held = ""
+    for piece in pieces:
+        held += piece
+        found = [place for one in stop if (place := held.find(one)) >= 0]
+        if found:
+            yield held[: min(found)]
+            return
+        sure = len(held) - _begun(held, stop)
+        yield held[:sure]
+        held = held[sure:]
+    if held:
+        yield held
 
 
-def draw(logits: Tensor, config: Config, random: torch.Generator) -> Tensor:
-    """Draws one token (B,) from logits (B, V) by temperature, then top_k, then top_p."""
-    if config.temperature == 0:
-        return logits.argmax(dim=-1)
-    logits = (logits - logits.amax(dim=-1, keepdim=True)).double() / config.temperature  # no temperature overflows
-    probabilities = torch.softmax(keep_probable(logits, config.top_k, config.top_p), dim=-1)
-    return torch.multinomial(probabilities, 1, generator=random).squeeze(-1)
-
-
-def keep_probable(logits: Tensor, top_k: int | None, top_p: float | None) -> Tensor:
-    """Sets to -inf all logits (B, V) but the k largest, and but the fewest whose probability reaches top_p.
-
-    Sources: Fan et al. 2018 (top-k); Holtzman et al. 2020 (nucleus, top-p). The most probable always stays.
-    """
-    if top_k is not None and top_k < logits.size(-1):
-        largest = logits.topk(top_k, dim=-1)
-        logits = torch.full_like(logits, -torch.inf).scatter(-1, largest.indices, largest.values)
-    if top_p is not None and top_p < 1:
-        ranked, order = logits.sort(dim=-1, descending=True)
-        probabilities = ranked.softmax(dim=-1)
-        unneeded = probabilities.cumsum(dim=-1) - probabilities >= top_p
-        logits = logits.masked_fill(unneeded.scatter(-1, order, unneeded), -torch.inf)
-    return logits
-
-
-def _start(tokenizer: Tokenizer, prompt: str) -> list[int]:
-    """An empty prompt starts where a text starts: behind the end of another."""
-    return tokenizer.encode(prompt).tolist() or [tokenizer.end_of_text]
+def _begun(text: str, stop: Sequence[str]) -> int:
+    """How many characters at the end of `text` may be the beginning of a stop string."""
+    lengths = range(min(len(text), max(map(len, stop), default=1) - 1), 0, -1)
+    return next((length for length in lengths if any(one.startswith(text[-length:]) for one in stop)), 0)

@@ -5,16 +5,22 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from io import BytesIO
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
+from uuid import uuid4
 
 from tuner.errors import WorkerError
 
 if TYPE_CHECKING:
     from optuna.artifacts import Boto3ArtifactStore
+    from optuna.artifacts._protocol import ArtifactStore
 
 SCHEME = "s3://"
-RUN = ("config.yaml", "tokenizer.json", "metrics.jsonl", "model.safetensors")
+ATTACHMENTS = ".attachments"
+"""Where the dashboard finds the files of all studies' trials; no study's name begins with a dot."""
+SAMPLES = "samples.jsonl"
+RUN = ("config.yaml", "tokenizer.json", "metrics.jsonl", SAMPLES, "model.safetensors")
 """The files of a run folder (models.run, which imports torch), in the order they are shared."""
 
 
@@ -27,6 +33,20 @@ class Artifacts:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+
+    def attach(self, content: bytes) -> str:
+        """Keeps a file for the dashboard, never to be changed; returns its id."""
+        name = str(uuid4())
+        self.attachments().write(name, BytesIO(content))
+        return name
+
+    def attachments(self) -> ArtifactStore:
+        """Where the dashboard finds the files of all studies."""
+        from optuna.artifacts import FileSystemArtifactStore
+
+        folder = self.folder.parent / ATTACHMENTS
+        folder.mkdir(parents=True, exist_ok=True)
+        return FileSystemArtifactStore(folder)
 
     def share(self, name: str) -> None:
         """Makes a file, complete in `folder` under this relative name, known to all workers."""
@@ -69,6 +89,13 @@ class Bucket(Artifacts):
         super().__init__(folder)
         self.store, self.prefix = store, prefix
 
+    def attach(self, content: bytes) -> str:
+        with _as_os_errors("attachment"):
+            return super().attach(content)
+
+    def attachments(self) -> ArtifactStore:
+        return _Prefixed(self.store, PurePosixPath(self.prefix).parent / ATTACHMENTS)
+
     def share(self, name: str) -> None:
         with _as_os_errors(name), (self.folder / name).open("rb") as body:
             self.store.write(self._key(name), body)
@@ -95,6 +122,22 @@ class Bucket(Artifacts):
 
     def _key(self, name: str) -> str:
         return str(PurePosixPath(self.prefix, name))
+
+
+class _Prefixed:
+    """The part of an artifact store whose keys begin with a prefix."""
+
+    def __init__(self, store: ArtifactStore, prefix: PurePosixPath) -> None:
+        self.store, self.prefix = store, prefix
+
+    def open_reader(self, artifact_id: str) -> BinaryIO:
+        return self.store.open_reader(str(self.prefix / artifact_id))
+
+    def write(self, artifact_id: str, content_body: BinaryIO) -> None:
+        self.store.write(str(self.prefix / artifact_id), content_body)
+
+    def remove(self, artifact_id: str) -> None:
+        self.store.remove(str(self.prefix / artifact_id))
 
 
 def artifacts_of(place: str, study: str, default: Path) -> Artifacts:

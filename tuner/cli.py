@@ -12,11 +12,12 @@ from contextlib import contextmanager, suppress
 from functools import wraps
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from models import __main__ as single
+from models.__main__ import Command
 from tuner.errors import StudyError, WorkerError
 
 if TYPE_CHECKING:
@@ -32,8 +33,6 @@ STOPPED = single.STOPPED
 """Exit code of a command that was asked to stop and left everything so that it can go on."""
 
 REFRESH_SECONDS = 1.0
-
-Command = TypeVar("Command", bound=Callable[..., Any])
 
 _storage = click.option(
     "--storage",
@@ -278,6 +277,13 @@ def status(study_name: str | None, storage: str | None, data_folder: Path | None
 @_places
 @click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("best.yaml"), show_default=True)
 @click.option("--trial", "number", type=int, help="This trial instead of the best one.")
+@click.option(
+    "--prefer",
+    type=click.Choice(["bits_per_byte", "text_divergence"]),
+    default="bits_per_byte",
+    show_default=True,
+    help="What the best trial is best in.",
+)
 @click.option("--weights", type=click.Path(path_type=Path), help="Also copy the trial's run folder, if it is kept.")
 @_force
 def export(
@@ -287,25 +293,61 @@ def export(
     artifacts: str | None,
     output: Path,
     number: int | None,
+    prefer: str,
     weights: Path | None,
     force: bool,
 ) -> None:
     """Write the best configuration of a study to a file that `tuner train` reads."""
     from tuner.export import chosen_trial, copy_run, exported, require_copiable, write_new
+    from tuner.report import quality
 
     with _opened(storage, data_folder) as opened:
         found, study = _find(opened, study_name)
-        trial = chosen_trial(found, number)
+        trial = chosen_trial(found, number, prefer)
         if weights is not None:
             kept = _artifacts_of(artifacts, study.name)
             run_folder = kept.fetch_run(trial.number) or kept.run_folder(trial.number)
             require_copiable(run_folder, weights, force)
         write_new(output, exported(found, study, trial, output), force, study.name)
-    click.echo(f"{output}: trial {trial.number}, {trial.value:.4f} bits per byte")
+    click.echo(f"{output}: trial {trial.number}, {quality(trial):.4f} bits per byte")
     if weights is not None:
         copy_run(run_folder, weights, force)
         click.echo(f"{weights}: its run folder")
     click.echo(f"Train it: tuner train {output} -o my-run")
+
+
+@commands.command()
+@click.argument("study_name", metavar="STUDY")
+@_places
+@click.option("--trial", "number", type=int, help="This trial instead of the best one.")
+@single.writing
+def sample(
+    study_name: str,
+    storage: str | None,
+    data_folder: Path | None,
+    artifacts: str | None,
+    number: int | None,
+    **options: Any,
+) -> None:
+    """Write text with a trial of a study; the best ones are kept."""
+    from tuner.export import chosen_trial
+
+    with _opened(storage, data_folder) as opened:
+        found, study = _find(opened, study_name)
+        trial = chosen_trial(found, number)
+        kept = _artifacts_of(artifacts, study.name)
+        run_folder = kept.fetch_run(trial.number)
+        if run_folder is None:
+            raise StudyError(f"the model of trial {trial.number} is not kept in {kept.folder}{_kept_ones(kept, found)}")
+    single.write_text(run_folder, **options)
+
+
+def _kept_ones(kept: Artifacts, found: optuna.Study) -> str:
+    """Which trials' models are kept, the best one first."""
+    from tuner.report import leaderboard
+
+    numbers = [trial.number for trial in leaderboard(found.get_trials(deepcopy=False)) if kept.fetch_run(trial.number)]
+    return f"; those of {', '.join(map(str, numbers))} are" if numbers else "; --artifacts says where they are kept"
 
 
 def _steers(steer: Callable[..., str]) -> Any:
@@ -518,9 +560,10 @@ def _enter(storage: RDBStorage, study: Study) -> optuna.Study:
 
     _require_generators(study)
     corpus = _first_corpus(study)
-    found = optuna.create_study(study_name=study.name, storage=storage, direction="minimize", load_if_exists=True)
+    directions = [StudyDirection.MINIMIZE] * len(study.objectives)
+    found = optuna.create_study(study_name=study.name, storage=storage, directions=directions, load_if_exists=True)
     before = found.user_attrs.get("study")
-    if before is None and (found.get_trials(deepcopy=False) or found.directions != [StudyDirection.MINIMIZE]):
+    if before is None and (found.get_trials(deepcopy=False) or found.directions != directions):
         raise StudyError(f"study {study.name} in this database was not made by the tuner; give yours another name")
     changes = differences(stored_study(before), study) if before else []
     if found.user_attrs.get("fingerprint", corpus.fingerprint) != corpus.fingerprint:
@@ -535,7 +578,7 @@ def _enter(storage: RDBStorage, study: Study) -> optuna.Study:
     if ledger.open():
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            found.set_metric_names([study.objective])  # what the dashboard writes at its axes
+            found.set_metric_names(study.objectives)  # what the dashboard writes at its axes
         for values in study.start:
             queue(found, values, {"start": True})
     ledger.set_state(RUNNING)
@@ -665,7 +708,7 @@ def _finish(
         for trial in [one for one in now.trials if one.state.is_finished()][-3:]:
             click.echo(described(trial, study, None), err=True)
         raise StudyError(f"study {study.name} ended without a completed trial: {reason}")
-    trial = chosen_trial(found, None)
+    trial = chosen_trial(found)
     write_new(output, exported(found, study, trial, output), force=True)
     click.echo(f"\nDone: {reason}. {now.counts.complete} complete, {now.counts.pruned} pruned.\n")
     _show(leaderboard_table(now))

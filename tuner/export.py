@@ -16,26 +16,29 @@ from models.config import Config, Recipe
 from models.errors import ConfigError, RunError
 from models.reader import dump, parse, plain, read_text
 from tuner.errors import StudyError
-from tuner.report import leaderboard
-from tuner.study import Study
+from tuner.report import leaderboard, numbered, quality
+from tuner.study import OBJECTIVES, Study
 
 VERSIONS = ("textgen-tuner", "torch", "optuna", "numpy", "tokenizers")
 
 
-def chosen_trial(study: optuna.Study, number: int | None) -> FrozenTrial:
-    """Returns the best completed trial, or the one of that number. Raises StudyError."""
+def chosen_trial(study: optuna.Study, number: int | None = None, prefer: str = OBJECTIVES[0]) -> FrozenTrial:
+    """Returns the completed trial of that number, or the best one in what is preferred. Raises StudyError."""
     trials = study.get_trials(deepcopy=False)
-    if number is None:
-        board = leaderboard(trials)
-        if not board:
-            raise StudyError(f"study {study.study_name} has no completed trial yet; look again with `tuner status`")
+    if number is not None:
+        found = numbered(trials, number, study.study_name)
+        if found.state != TrialState.COMPLETE:
+            raise StudyError(f"trial {number} is {found.state.name.lower()}; only a complete one can be exported")
+        return found
+    board = leaderboard(trials)
+    if not board:
+        raise StudyError(f"study {study.study_name} has no completed trial yet; look again with `tuner status`")
+    if prefer == OBJECTIVES[0]:
         return board[0]
-    if not 0 <= number < len(trials):
-        there = f"it has 0 to {len(trials) - 1}" if trials else "it has none yet"
-        raise StudyError(f"study {study.study_name} has no trial {number}; {there}")
-    if trials[number].state != TrialState.COMPLETE:
-        raise StudyError(f"trial {number} is {trials[number].state.name.lower()}; only a complete one can be exported")
-    return trials[number]
+    measured = [trial for trial in board if trial.user_attrs.get(prefer) is not None]
+    if not measured:
+        raise StudyError(f"no trial of study {study.study_name} was long enough to measure its {prefer}")
+    return min(measured, key=lambda trial: trial.user_attrs[prefer])
 
 
 def exported(optuna_study: optuna.Study, study: Study, trial: FrozenTrial, path: Path) -> str:
@@ -49,7 +52,7 @@ def exported(optuna_study: optuna.Study, study: Study, trial: FrozenTrial, path:
         provenance=_provenance(study, trial),
     )
     header = (
-        f"{trial.value:.4f} bits per byte on the validation split: trial {trial.number} of study {study.name}\n"
+        f"{quality(trial):.4f} bits per byte on the validation split: trial {trial.number} of study {study.name}\n"
         f"Train it:  tuner train {path} -o my-run      (or: python -m models train {path} -o my-run)"
     )
     values = recipe.model_dump(mode="json", exclude_none=True)
@@ -123,7 +126,8 @@ def _provenance(study: Study, trial: FrozenTrial) -> dict[str, Any]:
         "study": study.name,
         "trial": trial.number,
         "objective": study.objective,
-        "value": trial.value,
+        "value": quality(trial),
+        **({} if facts.get("text_divergence") is None else {"text_divergence": facts["text_divergence"]}),
         **{name: facts[name] for name in kept if facts.get(name) is not None},
         "finished": None if trial.datetime_complete is None else trial.datetime_complete.isoformat(timespec="seconds"),
         "versions": {"python": platform.python_version(), **_versions()},

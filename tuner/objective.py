@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import statistics
 import time
@@ -20,10 +21,10 @@ from models.corpus import EncodedCorpus
 from models.memory import training_bytes
 from models.network import build, parameter_count
 from models.run import append_metrics, with_facts, write_model, write_start
-from models.sampling import tokens
+from models.sampling import BLANK, uniforms, write
 from models.training import Evaluation, Trained, Training, train
-from tuner.artifacts import Artifacts
-from tuner.decoding import calibrate
+from tuner.artifacts import SAMPLES, Artifacts
+from tuner.decoding import Decoded, calibrate, decode
 from tuner.errors import StudyError
 from tuner.limits import DoesNotFit
 from tuner.study import Study
@@ -40,9 +41,11 @@ class Pruned(Exception):
 class Outcome:
     """What a completed trial is worth, and what is stored with it."""
 
-    value: float
+    values: list[float]
     config: Config
     facts: dict[str, Any]
+    samples: list[dict[str, str]]
+    attachment: str | None
 
 
 class Objective:
@@ -90,7 +93,10 @@ class Objective:
         _reset_peak_memory(self.device)
         checkpoints = Checkpoints(self.artifacts, number, attempt, warn)
 
+        running: list[Training] = []
+
         def keep(training: Training) -> None:
+            running[:] = [training]
             if checkpoints.age > self.checkpoint_seconds:
                 checkpoints.save(training)
             on_step(training, lambda: checkpoints.save(training))
@@ -104,13 +110,35 @@ class Objective:
             on_step=keep,
             checkpoints=checkpoints.newest_first(),
         )
-        config = calibrate(trained.model, corpus, config, self.study.space)
+        decoded = self._decode(trained, corpus, config, lambda: keep(running[0]), warn)
+        attachment = None
         try:
-            self._write_run(number, config, corpus, trained)
+            self._write_run(number, decoded, corpus, trained)
+            attachment = self.artifacts.attach(jsonl(decoded.samples).encode())
         except OSError as error:  # a full disk takes no trial's result away
             self.forget_run(number)
             warn(f"the weights of trial {number} are not kept: {error.strerror} ({self.artifacts.folder})")
-        return Outcome(trained.best.bits_per_byte, config, self._facts(config, corpus, trained))
+        values = [trained.best.bits_per_byte, decoded.divergence][: len(self.study.objectives)]
+        facts = self._facts(config, corpus, trained) | decoded.facts
+        return Outcome(values, decoded.config, facts, decoded.samples, attachment)  # type: ignore[arg-type]
+
+    def _decode(
+        self,
+        trained: Trained,
+        corpus: EncodedCorpus,
+        config: Config,
+        between: Callable[[], None],
+        warn: Callable[[str], None],
+    ) -> Decoded:
+        cost = (trained.tokens, trained.seconds)
+        required = len(self.study.objectives) > 1
+        try:
+            return decode(trained.model, corpus, config, self.study.space, self.study.decoding, cost, required, between)
+        except (MemoryError, torch.OutOfMemoryError) as error:
+            if required:
+                raise
+            warn(f"too little memory to write texts ({error}); the temperature is calibrated without")
+            return Decoded(calibrate(trained.model, corpus, config, self.study.space), None, {}, [])
 
     def require_fit(self, config: Config) -> None:
         """Raises DoesNotFit when `config` needs more than the study's limits; trains nothing to find out."""
@@ -135,7 +163,9 @@ class Objective:
         """The median of some tokens written by an untrained model, which takes as long as a trained one."""
         model = build(config, corpus.tokenizer.vocabulary_size).to(self.device)
         times = [time.perf_counter()]
-        for _ in tokens(model, [corpus.tokenizer.end_of_text], TIMED_TOKENS, Config()):
+        blank = torch.full((1, 1 + TIMED_TOKENS), BLANK)
+        blank[0, 0] = corpus.tokenizer.end_of_text
+        for _ in write(model, blank, torch.ones(1, dtype=torch.int64), uniforms(0, 1, TIMED_TOKENS), Config()):
             times.append(time.perf_counter())
         return 1000 * statistics.median(after - before for before, after in pairwise(times))
 
@@ -152,11 +182,12 @@ class Objective:
         corpus = self.study.corpus.model_copy(update={"fingerprint": self.fingerprint})
         return with_facts(Recipe(corpus=corpus, trial=self.study.trial, parameters=config), self.fingerprint)
 
-    def _write_run(self, number: int, config: Config, corpus: EncodedCorpus, trained: Trained) -> None:
+    def _write_run(self, number: int, decoded: Decoded, corpus: EncodedCorpus, trained: Trained) -> None:
         folder = self.artifacts.run_folder(number)
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        write_start(folder, self.recipe(config), corpus.tokenizer)
+        write_start(folder, self.recipe(decoded.config), corpus.tokenizer)
+        (folder / SAMPLES).write_text(jsonl(decoded.samples), encoding="utf-8")
         for evaluation in trained.evaluations:
             append_metrics(folder, evaluation)
         write_model(folder, trained.model)
@@ -172,6 +203,10 @@ class Objective:
             "threads": torch.get_num_threads(),
             "device": self.device,
         }
+
+
+def jsonl(records: list[dict[str, str]]) -> str:
+    return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
 
 
 class Checkpoints:

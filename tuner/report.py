@@ -14,6 +14,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from tuner.errors import StudyError
 from tuner.ledger import RUNNING, Counts, Ledger, Worker
 from tuner.study import Study
 
@@ -67,13 +68,37 @@ def snapshot(storage: RDBStorage, optuna_study: optuna.Study, study: Study) -> S
 def leaderboard(trials: list[FrozenTrial]) -> list[FrozenTrial]:
     """Returns the completed trials, the best one first."""
     complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
-    return sorted(complete, key=lambda trial: (trial.value, trial.number))
+    return sorted(complete, key=lambda trial: (quality(trial), trial.number))
+
+
+def quality(trial: FrozenTrial) -> float:
+    """Returns the bits per byte of a completed trial, whatever else it is compared by."""
+    assert trial.values is not None
+    return float(trial.values[0])
+
+
+def numbered(trials: list[FrozenTrial], number: int, study_name: str) -> FrozenTrial:
+    """Returns the trial of that number. Raises StudyError."""
+    if 0 <= number < len(trials):
+        return trials[number]
+    there = f"it has 0 to {len(trials) - 1}" if trials else "it has none yet"
+    raise StudyError(f"study {study_name} has no trial {number}; {there}")
+
+
+def front(trials: list[FrozenTrial]) -> list[FrozenTrial]:
+    """Returns the completed trials to which none is better in one objective and no worse in the others."""
+    complete = leaderboard(trials)
+    return [trial for trial in complete if not any(_dominates(other, trial) for other in complete)]
+
+
+def _dominates(one: FrozenTrial, other: FrozenTrial) -> bool:
+    return one.values != other.values and all(a <= b for a, b in zip(one.values, other.values, strict=True))
 
 
 def described(trial: FrozenTrial, study: Study, best: FrozenTrial | None) -> str:
     """One line about a trial."""
     rungs = max(trial.intermediate_values, default=0)
-    value = trial.value if trial.value is not None else trial.intermediate_values.get(rungs)
+    value = trial.values[0] if trial.values else trial.intermediate_values.get(rungs)
     shown = "-" if value is None else f"{value:.4f}"
     reason = str(trial.user_attrs.get("reason", "")).partition("\n")[0]
     what = {
@@ -115,7 +140,7 @@ def progress(now: Snapshot) -> RenderableType:
     head.add_row(Text(now.study.name, style="bold"), ProgressBar(1.0, now.spent, width=30), states + left)
     lines: list[RenderableType] = [head]
     if now.best is not None:
-        best = f"best: {now.best.value:.4f} bits per byte, trial {now.best.number}  {configured(now.best)}"
+        best = f"best: {quality(now.best):.4f} bits per byte, trial {now.best.number}  {configured(now.best)}"
         lines.append(Text(best, style="green"))
     lines.append(worker_table(now.workers))
     return Group(*lines)
@@ -135,15 +160,18 @@ def worker_table(workers: list[Worker]) -> Table:
 
 
 def leaderboard_table(now: Snapshot, rows: int = 5) -> Table:
-    """The best trials, with their searched parameters."""
+    """The best trials, with their searched parameters; with several objectives, all of the Pareto front."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("trial", "bits per byte", "parameters", "tokens/s", "configuration"):
+    for column in ("trial", "bits per byte", "divergence", "parameters", "tokens/s", "configuration"):
         table.add_column(column, justify="left" if column == "configuration" else "right")
-    for trial in leaderboard(now.trials)[:rows]:
+    several = len(now.study.objectives) > 1
+    for trial in front(now.trials) if several else leaderboard(now.trials)[:rows]:
         facts = trial.user_attrs
+        divergence = facts.get("text_divergence")
         table.add_row(
             str(trial.number),
-            f"{trial.value:.4f}",
+            f"{quality(trial):.4f}",
+            "-" if divergence is None else f"{divergence:.4f}",
             f"{facts.get('parameter_count', 0):,}",
             f"{facts.get('tokens_per_second', 0):,}",
             configured(trial),
@@ -159,7 +187,7 @@ def studies_table(rows: list[tuple[str, Snapshot]]) -> Table:
     for name, now in rows:
         counts = now.counts
         total = "" if now.study.trials is None else f"/{now.study.trials}"
-        best = "-" if now.best is None else f"{now.best.value:.4f}"
+        best = "-" if now.best is None else f"{quality(now.best):.4f}"
         numbers = (counts.complete, counts.pruned, counts.fail, counts.running, len(now.workers))
         table.add_row(name, f"{counts.finished}{total}", *map(str, numbers), best)
     return table

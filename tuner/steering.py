@@ -13,6 +13,7 @@ from models.errors import ConfigError
 from models.reader import parse, plain
 from tuner.errors import StudyError
 from tuner.ledger import PAUSED, RUNNING, STOPPED, Ledger
+from tuner.report import numbered
 from tuner.space import chosen_problem
 from tuner.study import Study
 
@@ -40,13 +41,12 @@ def stop(storage: RDBStorage, found: optuna.Study) -> str:
 
 def retry(storage: RDBStorage, found: optuna.Study, study: Study, number: int) -> str:
     """Puts the configuration of a failed or pruned trial into the queue again. Raises StudyError."""
-    trials = found.get_trials(deepcopy=False)
-    if not 0 <= number < len(trials):
-        raise StudyError(f"study {study.name} has no trial {number}; it has {len(trials)}, counted from 0")
-    if trials[number].state not in RETRIED:
-        state = trials[number].state.name.lower()
-        raise StudyError(f"trial {number} is {state}; only a failed or pruned one can be tried again")
-    parameters = {name: value for name, value in trials[number].params.items() if name in study.space.trained}
+    trial = numbered(found.get_trials(deepcopy=False), number, study.name)
+    if trial.state not in RETRIED:
+        raise StudyError(
+            f"trial {number} is {trial.state.name.lower()}; only a failed or pruned one can be tried again"
+        )
+    parameters = {name: value for name, value in trial.params.items() if name in study.space.trained}
     again = queue(found, parameters, {"retry_of": number})
     return f"trial {number} is tried again as trial {again}{_room(storage, found, study)}"
 

@@ -18,6 +18,8 @@ from tuner.space import Space, chosen_problem, problems_of
 MOVED = {("corpus", "tokenizer"): ("parameters", "tokenizer"), ("pruner", "rungs"): ("trial", "rungs")}
 """Keys that may also be written where they are often looked for: there -> where they belong."""
 
+OBJECTIVES = ("bits_per_byte", "text_divergence")
+
 FREE = ("budget", "start", "threads", "retries", "timeout")
 """Sections that may change while a study goes on: its results stay comparable."""
 
@@ -37,6 +39,17 @@ class StudyBudget(BaseModel):
         return self
 
 
+class Decoding(BaseModel):
+    """How the searched decoding parameters, such as temperature, are chosen on a trained model."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    objective: Literal["text_divergence", "bits_per_byte"] = Field(
+        "text_divergence", description="What is to be low: how far written text is from human text, or the loss."
+    )
+    share: float = Field(0.1, ge=0, le=10, description="Most that it may cost, as a part of the trial's training.")
+
+
 class Study(BaseModel):
     """A study as its file describes it."""
 
@@ -44,7 +57,9 @@ class Study(BaseModel):
 
     name: str = Field(min_length=1, description="The study's name in the database.")
     corpus: Corpus
-    objective: Literal["bits_per_byte"] = Field("bits_per_byte", description="What trials are compared by.")
+    objective: str | list[str] = Field(
+        "bits_per_byte", description="What trials are compared by: bits_per_byte, or [bits_per_byte, text_divergence]."
+    )
     trial: Budget
     budget: StudyBudget = StudyBudget(trials=100)
     sampler: dict[str, Any] = Field({"type": "tpe"}, description="How the next trial is proposed.")
@@ -52,6 +67,7 @@ class Study(BaseModel):
     parameters: dict[str, Any] = Field({}, description="Hyperparameters, each a plain value or a range.")
     start: list[dict[str, Any]] = Field([], description="Values that are tried first, a mapping for each trial.")
     threads: int | None = Field(None, ge=1, description="CPU threads of each trial; by default the worker's share.")
+    decoding: Decoding = Field(Decoding(), description="How temperature and its like are chosen on a trained model.")
     limits: Limits = Field(Limits(), description="What a configuration may need at most.")
     retries: int = Field(2, ge=0, description="How often a trial that crashes is tried again.")
     timeout: float = Field(600.0, gt=0, description="Seconds after which a training step counts as a crash.")
@@ -62,12 +78,24 @@ class Study(BaseModel):
     def _name_alone(cls, value: Any) -> Any:
         return {"type": value} if isinstance(value, str) else value
 
+    @field_validator("objective")
+    @classmethod
+    def _known_objective(cls, value: str | list[str]) -> str | list[str]:
+        if value not in (OBJECTIVES[0], [OBJECTIVES[0]], list(OBJECTIVES)):
+            raise ValueError(f"should be {OBJECTIVES[0]} or [{', '.join(OBJECTIVES)}]")
+        return value
+
     @field_validator("name")
     @classmethod
     def _names_a_folder(cls, value: str) -> str:
         if value.startswith(".") or "/" in value or not value.isprintable() or len(value.encode()) > 200:
             raise ValueError("its folders have this name: no / in it, no dot in front, one line of at most 200 bytes")
         return value
+
+    @property
+    def objectives(self) -> list[str]:
+        """What trials are compared by; pruning looks at the first."""
+        return [self.objective] if isinstance(self.objective, str) else self.objective
 
     @property
     def space(self) -> Space:
@@ -143,10 +171,19 @@ def _problems(values: dict[str, Any]) -> Iterator[Problem]:
     if space is not None:
         yield from _start_problems(space, values.get("start"))
         yield from _budget_problems(space, trial.get("tokens"), rungs)
+    if isinstance(values.get("objective"), list) and len(values["objective"]) > 1:
+        yield from _two_objectives_problems(values)
     for section, problems in (("sampler", search.sampler_problems), ("pruner", search.pruner_problems)):
         chosen = values.get(section)
         for place, what in problems(chosen, space, rungs) if chosen is not None else ():
             yield (section, *place), what
+
+
+def _two_objectives_problems(values: dict[str, Any]) -> Iterator[Problem]:
+    for section, refused in (("sampler", "cmaes"), ("pruner", "wilcoxon")):
+        chosen = values.get(section)
+        if refused in (chosen, chosen.get("type") if isinstance(chosen, dict) else None):
+            yield (section,), f"{refused} knows one objective only; choose another, or a single objective"
 
 
 def _start_problems(space: Space, start: Any) -> Iterator[Problem]:

@@ -13,7 +13,7 @@ from rich.live import Live
 
 from tuner.courier import is_outage
 from tuner.ledger import RUNNING
-from tuner.report import Snapshot, configured, described, duration, progress, snapshot
+from tuner.report import Snapshot, configured, described, duration, progress, quality, snapshot
 from tuner.study import Study
 
 PLAIN_SECONDS = 30.0
@@ -78,5 +78,5 @@ def _line(now: Snapshot) -> str:
     left = "" if now.seconds_left is None else f", about {duration(now.seconds_left)} left"
     best = ""
     if now.best is not None:
-        best = f", best {now.best.value:.4f} ({configured(now.best)})"
+        best = f", best {quality(now.best):.4f} ({configured(now.best)})"
     return f"{now.counts.finished}{total} trials finished, {len(now.workers)} workers{left}{best}"

@@ -20,17 +20,20 @@ import optuna
 import torch
 from optuna.storages import RDBStorage
 from optuna.trial import TrialState
+from optuna_dashboard import save_note
 
 from models.config import DECODING, Config
 from models.errors import UserError
 from models.training import Diverged, Evaluation, Training
-from tuner import search
-from tuner.artifacts import Artifacts
+from tuner import notes, search
+from tuner.artifacts import SAMPLES, Artifacts
 from tuner.courier import PATIENCE_SECONDS, Away, Courier, Result
 from tuner.errors import StorageError, StudyError, WorkerError
 from tuner.ledger import PAUSED, STOPPED, Activity, Claim, Ended, Ledger, LostLease
 from tuner.limits import OUT_OF_MEMORY, DoesNotFit, mark
 from tuner.objective import CHECKPOINT_SECONDS, Objective, Outcome, Pruned, peak_memory
+from tuner.objectives import Tuned, should_prune
+from tuner.report import leaderboard
 from tuner.study import Study, stored_study
 
 KEPT = 3
@@ -73,7 +76,8 @@ def work(
     Raises StudyError when the study or its corpus is not what it should be.
     """
     torch.set_num_threads(threads)
-    study = load_study(storage, name)
+    load_study(storage, name)
+    study = Tuned(name, storage)
     definition = stored_study(study.user_attrs["study"])
     if corpus_path is not None:
         definition = definition.model_copy(
@@ -207,9 +211,12 @@ class Worker:
             for name, value in outcome.facts.items():
                 trial.set_user_attr(name, value)
             trial.set_user_attr("configuration", outcome.config.model_dump(mode="json"))
+            save_note(trial, notes.trial_note(outcome.facts, outcome.samples))
+            if outcome.attachment is not None:
+                notes.attach(trial, outcome.attachment, SAMPLES)
             for name, searched in self.definition.space.decoded.items():
                 self._set_parameter(trial, name, getattr(outcome.config, name), searched.distribution())
-            self._tell(trial, TrialState.COMPLETE, outcome.value)
+            self._tell(trial, TrialState.COMPLETE, outcome.values)
 
     def _set_parameter(self, trial: optuna.Trial, name: str, value: Any, distribution: Any) -> None:
         if value is not None or name not in DECODING:
@@ -263,15 +270,15 @@ class Worker:
             self.say(str(error))
             return None
 
-    def _tell(self, trial: optuna.Trial, state: TrialState, value: float | None) -> None:
+    def _tell(self, trial: optuna.Trial, state: TrialState, values: list[float] | None) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            self.study.tell(trial, value, state=state)
+            self.study.tell(trial, values, state=state)
 
     def _keep_best(self) -> None:
         """Deletes the weights of completed trials that are no longer among the best."""
-        done = self.courier.ask(lambda: self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)))
-        for trial in sorted(done, key=lambda one: one.value or 0.0)[KEPT:]:
+        done = self.courier.ask(lambda: leaderboard(self.study.get_trials(deepcopy=False)))
+        for trial in done[KEPT:]:
             if trial.number not in self.forgotten:
                 self.objective.forget_run(trial.number)
                 self.forgotten.add(trial.number)
@@ -361,8 +368,9 @@ class _Conversation:
     def _write(self, evaluation: Evaluation) -> bool:
         last = evaluation.rung == self.worker.definition.trial.rungs
         with self.worker.ledger.held(self.trial._trial_id, self.worker.id):
-            self.trial.report(evaluation.bits_per_byte, evaluation.rung)
-            return not last and self.trial.should_prune()
+            storage, trial_id = self.worker.storage, self.trial._trial_id
+            storage.set_trial_intermediate_value(trial_id, evaluation.rung, evaluation.bits_per_byte)
+            return not last and should_prune(self.worker.study, self.trial)
 
 
 def load_study(storage: RDBStorage, name: str) -> optuna.Study:

@@ -1,5 +1,7 @@
 """Drawing text: each way by its definition, whole characters only, and the same again for the same seed."""
+# Where a library does the same, it is asked too: the `transformers` of Hugging Face.
 
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +16,20 @@ from models.config import Config
 from models.corpus import EncodedCorpus
 from models.errors import ConfigError
 from models.network import build
-from models.sampling import draw, generate, keep_probable, stream, tokens
+from models.sampling import (
+    BLANK,
+    Decodings,
+    beam_search,
+    beam_tokens,
+    draw,
+    generate,
+    generate_batch,
+    keep_probable,
+    penalise,
+    stream,
+    uniforms,
+    write,
+)
 from models.tokenizers import Tokenizer, learn
 
 PROBABILITIES = [0.02, 0.4, 0.08, 0.3, 0.2]
@@ -24,7 +39,7 @@ DRAWS = 20_000
 def frequencies(probabilities: list[float], **decoding: Any) -> list[float]:
     """How often each of the tokens is drawn, of DRAWS times."""
     logits = torch.tensor(probabilities).log().expand(DRAWS, -1)
-    drawn = draw(logits, Config(**decoding), torch.Generator().manual_seed(0))
+    drawn = draw(logits, Config(**decoding), uniforms(0, 1, DRAWS)[0])
     return (torch.bincount(drawn, minlength=len(probabilities)) / DRAWS).tolist()
 
 
@@ -61,6 +76,13 @@ def test_a_temperature_is_a_power_of_the_probabilities(temperature: float) -> No
         ({"top_k": 2, "top_p": 0.99}, [0, 0.4, 0, 0.3, 0]),
         ({"temperature": 0.5, "top_p": 0.6}, [0, 0.16, 0, 0.09, 0]),  # squared, the first has 0.55
         ({"temperature": 0.5, "top_k": 3}, [0, 0.16, 0, 0.09, 0.04]),
+        ({"min_p": 0.0}, PROBABILITIES),
+        ({"min_p": 0.1}, [0, 0.4, 0.08, 0.3, 0.2]),
+        ({"min_p": 0.45}, [0, 0.4, 0, 0.3, 0.2]),
+        ({"min_p": 0.55}, [0, 0.4, 0, 0.3, 0]),
+        ({"min_p": 1.0}, [0, 1, 0, 0, 0]),
+        ({"temperature": 0.5, "min_p": 0.5}, [0, 0.16, 0, 0.09, 0]),  # squared, the last has a quarter of the first
+        ({"top_p": 0.41, "min_p": 0.9}, [0, 1, 0, 0, 0]),
     ],
     ids=str,
 )
@@ -98,11 +120,18 @@ def test_top_p_keeps_the_fewest_that_reach_p(logits: list[float], top_p: float) 
     temperature=st.floats(0, 10),
     top_k=st.none() | st.integers(1, 3),
     top_p=st.none() | st.floats(0.1, 1),
+    min_p=st.none() | st.floats(0, 1),
+    uniform=st.floats(0, 1, exclude_max=True),
 )
-def test_something_is_always_drawn(logits: list[float], temperature: float, top_k: Any, top_p: Any) -> None:
-    config = Config(temperature=temperature, top_k=top_k, top_p=top_p)
-    (drawn,) = draw(torch.tensor([logits]), config, torch.Generator().manual_seed(0)).tolist()
+def test_what_may_be_drawn_is_drawn(
+    logits: list[float], temperature: float, top_k: Any, top_p: Any, min_p: Any, uniform: float
+) -> None:
+    config = Config(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+    (drawn,) = draw(torch.tensor([logits]), config, torch.tensor([uniform], dtype=torch.float64)).tolist()
     assert 0 <= drawn < len(logits)
+    many = Decodings.of([config], 1, torch.device("cpu"))
+    if temperature:  # greedy or nearly, equally probable ones are another's choice
+        assert draw(torch.tensor([logits]), many, torch.tensor([uniform], dtype=torch.float64)).tolist() == [drawn]
     if temperature == 0 or top_k == 1:
         assert logits[drawn] == max(logits)
 
@@ -112,11 +141,39 @@ def test_no_temperature_is_too_low(temperature: float) -> None:
     assert_drawn(frequencies(PROBABILITIES, temperature=temperature), [0, 1, 0, 0, 0])
 
 
-def test_a_temperature_of_zero_draws_nothing() -> None:
-    random = torch.Generator().manual_seed(0)
-    state = random.get_state()
-    assert draw(torch.tensor([[1.0, 3.0, 2.0], [9.0, 3.0, 2.0]]), Config(temperature=0), random).tolist() == [1, 0]
-    assert torch.equal(random.get_state(), state)
+def test_a_temperature_of_zero_takes_the_most_probable() -> None:
+    logits = torch.tensor([[1.0, 3.0, 2.0], [9.0, 3.0, 2.0]])
+    for uniform in (0.0, 0.999999):
+        assert draw(logits, Config(temperature=0), torch.full((2,), uniform).double()).tolist() == [1, 0]
+
+
+def test_a_penalty_makes_what_was_seen_less_probable() -> None:
+    logits = torch.tensor([[2.0, -2.0, 1.0]])
+    seen = torch.tensor([[True, True, False]])
+    assert penalise(logits, seen, 4.0).tolist() == [[0.5, -8.0, 1.0]]
+    greedy = Config(temperature=0, repetition_penalty=4.0)
+    assert draw(logits, greedy, torch.zeros(1), seen).tolist() == [2]
+
+
+@given(data=st.data())
+@settings(max_examples=30, deadline=None)
+def test_a_library_keeps_the_same(data: st.DataObject) -> None:
+    from transformers.generation import (
+        MinPLogitsWarper,
+        RepetitionPenaltyLogitsProcessor,
+        TopKLogitsWarper,
+        TopPLogitsWarper,
+    )
+
+    logits = torch.randn(3, 11, generator=torch.Generator().manual_seed(data.draw(st.integers(0, 999))))
+    ids = torch.zeros(3, 0, dtype=torch.int64)
+    top_k, top_p, min_p = data.draw(st.integers(1, 12)), data.draw(st.floats(0.05, 0.99)), data.draw(st.floats(0, 1))
+    assert torch.equal(keep_probable(logits, top_k, None), TopKLogitsWarper(top_k)(ids, logits))
+    assert torch.equal(keep_probable(logits, None, top_p), TopPLogitsWarper(top_p)(ids, logits))
+    assert torch.equal(keep_probable(logits, None, None, min_p), MinPLogitsWarper(min_p)(ids, logits))
+    told = torch.tensor([[1, 2], [3, 3], [0, 10]])
+    seen = torch.zeros(3, 11, dtype=torch.bool).scatter(1, told, True)
+    assert torch.equal(penalise(logits, seen, 1.7), RepetitionPenaltyLogitsProcessor(1.7)(told, logits))
 
 
 # Text.
@@ -191,7 +248,6 @@ def test_text_ends_where_the_model_ends_it(rhyme: EncodedCorpus) -> None:
     ids = [*tokenizer.encode("on the wall").tolist(), tokenizer.end_of_text, *tokenizer.encode(" and on").tolist()]
     model = Recited(ids, tokenizer.vocabulary_size)
     assert generate(model, tokenizer, "", 100, Config()) == "on the wall"
-    assert list(tokens(model, [0], len(ids), Config())) == ids
 
 
 @every_kind
@@ -210,7 +266,7 @@ def test_no_length_is_refused(length: int, rhyme: EncodedCorpus) -> None:
 
 
 @pytest.fixture(scope="module")
-def write(rhyme: EncodedCorpus) -> Callable[..., str]:
+def writing(rhyme: EncodedCorpus) -> Callable[..., str]:
     """Writes with an untrained model of that architecture."""
 
     def written(architecture: str, prompt: str = "on ", seed: int | None = 0, **decoding: Any) -> str:
@@ -222,22 +278,22 @@ def write(rhyme: EncodedCorpus) -> Callable[..., str]:
 
 
 @pytest.mark.parametrize("architecture", ["rnn", "lstm", "gru", "transformer"])
-def test_the_same_seed_writes_the_same_text(architecture: str, write: Callable[..., str]) -> None:
-    assert write(architecture) == write(architecture) != write(architecture, seed=1)
-    assert write(architecture, seed=None) != write(architecture, seed=None)
-    assert write(architecture, temperature=0.0, seed=None) == write(architecture, temperature=0.0, seed=None)
-    assert write(architecture, top_k=1, seed=3) == write(architecture, temperature=0.0)
+def test_the_same_seed_writes_the_same_text(architecture: str, writing: Callable[..., str]) -> None:
+    assert writing(architecture) == writing(architecture) != writing(architecture, seed=1)
+    assert writing(architecture, seed=None) != writing(architecture, seed=None)
+    assert writing(architecture, temperature=0.0, seed=None) == writing(architecture, temperature=0.0, seed=None)
+    assert writing(architecture, top_k=1, seed=3) == writing(architecture, temperature=0.0)
     for prompt in ("", "\U0001f469\u200d\U0001f680 世界", "on the wall" * 9):
-        assert write(architecture, prompt)
+        assert writing(architecture, prompt)
 
 
-def test_no_dropout_while_writing_and_a_seed_of_its_own(write: Callable[..., str]) -> None:
-    assert write("lstm", dropout=0.9) == write("lstm", dropout=0.0)
+def test_no_dropout_while_writing_and_a_seed_of_its_own(writing: Callable[..., str]) -> None:
+    assert writing("lstm", dropout=0.9) == writing("lstm", dropout=0.0)
     torch.manual_seed(5)
     state = torch.get_rng_state()
-    model = build(Config(hidden_size=8), 5)
+    model = build(Config(hidden_size=8), 21)
     torch.set_rng_state(state)
-    list(tokens(model, [0], 20, Config(), seed=1))
+    list(stream(model, learn("character", "abcd", 300), "a", 20, Config(), seed=1))
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -249,7 +305,198 @@ def test_each_token_is_drawn_given_all_before_it(architecture: str) -> None:
     for parameter in model.parameters():
         parameter.data += 0.5 * torch.randn_like(parameter)
     text = [1, 2, 3]
-    for token in tokens(model, text, 30, Config(temperature=0)):
+    for token in written(model, text, 30, Config(temperature=0)):
         logits, _ = model(torch.tensor([text]), None)
         assert token == logits[0, -1].argmax()
         text = [*text, token]
+
+
+def written(model: nn.Module, prompt: list[int], length: int, config: Config) -> list[int]:
+    told = torch.tensor([prompt + [BLANK] * length])
+    columns = list(write(model, told, torch.tensor([len(prompt)]), uniforms(0, 1, length), config))
+    assert [int(column) for column in columns[: len(prompt)]] == prompt
+    return [int(column) for column in columns[len(prompt) :]]
+
+
+# Many texts at once.
+
+PROMPTS = ["on the", "", "the wall on the wall, the wall", "n", "世 on"]
+
+
+@pytest.fixture(scope="module")
+def models(rhyme: EncodedCorpus) -> dict[str, nn.Module]:
+    made: dict[str, nn.Module] = {}
+    for architecture in ("rnn", "lstm", "gru", "transformer"):
+        torch.manual_seed(1)
+        config = Config(architecture=architecture, hidden_size=16, heads=2, sequence_length=8, layers=2)
+        made[architecture] = build(config, rhyme.tokenizer.vocabulary_size).eval()
+        for parameter in made[architecture].parameters():
+            parameter.data += 0.3 * torch.randn_like(parameter)
+    return made
+
+
+@pytest.mark.parametrize("architecture", ["rnn", "lstm", "gru", "transformer"])
+@pytest.mark.parametrize(
+    "decoding", [{"temperature": 0.0}, {"temperature": 0.8, "top_p": 0.9}, {"repetition_penalty": 1.5, "top_k": 5}]
+)
+def test_prompts_of_any_lengths_are_gone_on_with_together_as_alone(
+    architecture: str, decoding: dict[str, Any], models: dict[str, nn.Module], rhyme: EncodedCorpus
+) -> None:
+    model, config = models[architecture], Config(**decoding)
+    together = generate_batch(model, rhyme.tokenizer, PROMPTS, 40, config, seed=4)
+    assert together[0] == generate(model, rhyme.tokenizer, PROMPTS[0], 40, config, seed=4)
+    for prompt, text in zip(PROMPTS, together, strict=True):
+        if config.temperature == 0:
+            assert text == generate(model, rhyme.tokenizer, prompt, 40, config)
+    for rows in (PROMPTS[:2], PROMPTS[:4]):  # a text does not depend on those after it
+        assert generate_batch(model, rhyme.tokenizer, rows, 40, config, seed=4) == together[: len(rows)]
+    assert generate_batch(model, rhyme.tokenizer, [], 40, config) == []
+
+
+def test_a_batch_ends_when_all_of_it_has(rhyme: EncodedCorpus) -> None:
+    class Ending(Recited):
+        def forward(self, given: Tensor, state: int | None = None) -> tuple[Tensor, int]:
+            logits, place = super().forward(given, state)
+            self.last = place
+            return logits.expand(len(given), -1, -1), place
+
+    tokenizer = rhyme.tokenizer
+    model = Ending([*tokenizer.encode("on").tolist(), tokenizer.end_of_text], tokenizer.vocabulary_size)
+    assert generate_batch(model, tokenizer, ["n", "n"], 10_000, Config()) == ["on", "on"]
+    assert model.last < 100
+
+
+def test_each_text_of_a_batch_has_its_own_decoding(models: dict[str, nn.Module]) -> None:
+    configs = [Config(temperature=0.0), Config(temperature=0.7, top_k=3), Config(min_p=0.3, repetition_penalty=1.3)]
+    hows = Decodings.of(configs, 1, torch.device("cpu"))
+    told = torch.tensor([[1, 2] + [BLANK] * 30] * 3)
+    numbers = uniforms(0, 1, 30)
+    together = torch.stack(list(write(models["gru"], told, torch.tensor([2] * 3), numbers.repeat(3, 1), hows)), 1)
+    for row, config in zip(together.tolist(), configs, strict=True):
+        assert row[2:] == written(models["gru"], [1, 2], 30, config)
+
+
+# Stop strings.
+
+
+@every_kind
+@pytest.mark.parametrize(
+    ("stop", "expected"),
+    [
+        (["mat"], "the cat sat on the "),
+        (["the cat sat on the mat, "], ""),
+        (["nowhere"], None),
+        (["mat, th", "sat"], "the cat "),
+        (["x" * 500], None),
+        (["the mat.x", "at, the mat"], "the cat sat on the m"),
+    ],
+)
+def test_text_ends_before_a_stop_string(kind: str, stop: list[str], expected: str | None) -> None:
+    tokenizer = learn(kind, LEARNED, 300)
+    text = "the cat sat on the mat, the mat. naïve"
+    pieces = list(stream(recite(text, tokenizer), tokenizer, "", 1000, Config(), stop=stop))
+    assert "".join(pieces) == (text if expected is None else expected)
+
+
+@given(text=st.text("ab", max_size=12), stop=st.lists(st.text("ab", min_size=1, max_size=4), max_size=3))
+@settings(deadline=None)
+def test_no_stop_string_is_ever_shown(text: str, stop: list[str]) -> None:
+    tokenizer = learn("character", "ab", 300)
+    shown = "".join(stream(recite(text, tokenizer), tokenizer, "", 100, Config(), stop=stop))
+    first = min((text.find(one) + len(one) for one in stop if one in text), default=len(text))  # complete first
+    begun = [text.find(one) for one in stop if one in text[:first]]
+    assert shown == text[: min(begun, default=len(text))]
+
+
+@pytest.mark.parametrize("stop", [[""], "the"])
+def test_what_is_no_list_of_stop_strings_is_refused(stop: Any, rhyme: EncodedCorpus) -> None:
+    with pytest.raises(ConfigError, match="stop: give a list of strings, none of them empty"):
+        stream(recite("on", rhyme.tokenizer), rhyme.tokenizer, "", 9, Config(), stop=stop)
+
+
+# Beams.
+
+
+def log_probability(model: nn.Module, prompt: list[int], text: list[int]) -> float:
+    with torch.no_grad():
+        logits, _ = model(torch.tensor([prompt + text]), None)
+    following = logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+    return float(following.gather(1, torch.tensor(text)[:, None]).sum())
+
+
+@pytest.mark.parametrize("architecture", ["rnn", "lstm", "gru", "transformer"])
+@pytest.mark.parametrize("penalty", [0.0, 1.0, 2.0])
+def test_enough_beams_find_the_best_of_all_texts(architecture: str, penalty: float) -> None:
+    torch.manual_seed(3)
+    vocabulary, length, end = 4, 4, 3
+    model = build(Config(architecture=architecture, hidden_size=8, heads=2, sequence_length=4), vocabulary).eval()
+    for parameter in model.parameters():
+        parameter.data += torch.randn_like(parameter)
+    texts = []
+    for tokens in itertools.product(range(vocabulary), repeat=length):
+        cut = list(tokens[: tokens.index(end) + 1]) if end in tokens else list(tokens)
+        texts.append(cut)
+    prompt = [0, 1]
+    best = max(texts, key=lambda text: log_probability(model, prompt, text) / len(text) ** penalty)
+    assert beam_tokens(model, prompt, length, vocabulary**length, penalty, end) == best
+
+
+def test_one_beam_is_greedy(models: dict[str, nn.Module], rhyme: EncodedCorpus) -> None:
+    for model in models.values():
+        for penalty in (1.0, 1.4):
+            config = Config(temperature=0.0, repetition_penalty=penalty)
+            greedy = generate(model, rhyme.tokenizer, "on", 20, config)
+            if len(rhyme.tokenizer.encode(greedy)) == 20:  # one that ends is compared with nothing else
+                assert beam_search(model, rhyme.tokenizer, "on", 20, config, beams=1) == greedy
+
+
+@pytest.mark.parametrize("penalty", [0.5, 1.0, 1.5])
+def test_a_library_finds_the_same_with_beams(penalty: float) -> None:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    settings = GPT2Config(vocab_size=17, n_positions=64, n_embd=16, n_layer=2, n_head=2, initializer_range=0.5)
+    library = GPT2LMHeadModel(settings).eval()
+
+    class Ours(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.library = library
+
+        def forward(self, tokens: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
+            read = tokens if state is None else torch.cat([state, tokens], 1)
+            return library(read, use_cache=False).logits[:, -tokens.size(1) :], read
+
+    for first in range(8):
+        found = library.generate(
+            torch.tensor([[first, 5]]), num_beams=4, max_new_tokens=12, do_sample=False, length_penalty=penalty,
+            eos_token_id=16, pad_token_id=16, early_stopping="never",
+        )  # fmt: skip
+        theirs = found[0, 2:].tolist()
+        ours = beam_tokens(Ours(), [first, 5], 12, 4, penalty, 16)
+        assert ours == theirs
+
+
+@pytest.mark.parametrize("layers", [1, 2, 3])
+def test_beams_follow_a_state_of_any_shape(layers: int) -> None:
+    class Own(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gru = nn.GRU(4, 4, layers)
+            nn.init.normal_(self.gru.weight_hh_l0, std=2)
+
+        def forward(self, tokens: Tensor, state: Any) -> tuple[Tensor, Any]:
+            state, count = state or (None, torch.zeros(3))
+            out, state = self.gru(nn.functional.one_hot(tokens.t(), 4).float(), state)
+            return 3 * out.transpose(0, 1), (state, count + 1)
+
+    torch.manual_seed(0)
+    model = Own()
+    texts = [list(tokens) for tokens in itertools.product(range(4), repeat=4)]
+    best = max(texts, key=lambda text: log_probability(model, [0], text))
+    assert beam_tokens(model, [0], 4, 256, 0.0, end=99) == best
+
+
+def test_no_beams_are_refused(rhyme: EncodedCorpus) -> None:
+    with pytest.raises(ConfigError, match="beams 0: follow at least one"):
+        beam_search(recite("on", rhyme.tokenizer), rhyme.tokenizer, "", 3, Config(), beams=0)

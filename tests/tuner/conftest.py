@@ -139,7 +139,7 @@ class Instant:
             on_step(training, lambda: self.saved.append(number))
             value = self.score(number, config, rung)
             on_evaluation(Evaluation(rung, rung, 1.0, value, value, value, value))
-        return Outcome(value, config, {"threads": 1})
+        return Outcome([value], config, {"threads": 1}, [], None)
 
     def require_fit(self, config: Config) -> None:
         pass

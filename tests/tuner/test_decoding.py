@@ -1,15 +1,31 @@
 """Decoding parameters: chosen on a trained model, among the values that the study allows."""
 
+from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional
 
-from models.config import Config, Corpus
+from models.config import Budget, Config, Corpus
+from models.continuations import Continuations
 from models.corpus import EncodedCorpus, load_corpus
-from tuner.decoding import calibrate
+from models.training import train
+from tuner import decoding
+from tuner.decoding import MOST_TRIED, Decoded, calibrate, decode
 from tuner.space import Space
+from tuner.study import Decoding
+from tuner.surrogate import Surrogate
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """As a worker has it; several wait for each other on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 class Overconfident(torch.nn.Module):
@@ -78,6 +94,9 @@ def test_the_temperature_is_one_that_the_study_allows(
         ("top_k", {"type": "categorical", "choices": [10, None]}, None),
         ("top_k", {"type": "int", "low": 5, "high": 50, "step": 5}, 50),
         ("top_p", {"type": "float", "low": 0.8, "high": 0.95}, 0.95),
+        ("min_p", {"type": "float", "low": 0.05, "high": 0.2}, 0.05),
+        ("min_p", {"type": "categorical", "choices": [0.1, None]}, None),
+        ("repetition_penalty", {"type": "float", "low": 0.8, "high": 1.5, "step": 0.1}, 1.0),
     ],
 )
 def test_what_only_cuts_off_cuts_off_least(
@@ -88,3 +107,193 @@ def test_what_only_cuts_off_cuts_off_least(
 
 def test_what_is_not_searched_stays_as_it_is(corpus: EncodedCorpus) -> None:
     assert chosen(corpus) == Config(sequence_length=16)
+
+
+# The search: by writing with the model.
+
+TEMPERATURE = {"type": "float", "low": 0.3, "high": 1.5}
+
+
+@pytest.fixture(scope="module")
+def words() -> EncodedCorpus:
+    return load_corpus(Corpus(builtin="python-docs"), "character", 2048)
+
+
+@pytest.fixture(scope="module")
+def chain() -> EncodedCorpus:
+    """Text of which two characters say all about the next."""
+    return load_corpus(Corpus(builtin="markov"), "character", 2048)
+
+
+class Twisted(torch.nn.Module):
+    """Knows which character follows which two, but is `sharpness` times too sure: that is the right temperature."""
+
+    carries_state = True
+
+    def __init__(self, corpus: EncodedCorpus, sharpness: float) -> None:
+        super().__init__()
+        size = corpus.tokenizer.vocabulary_size
+        ids = torch.tensor(np.asarray(corpus.train).astype("int64"))
+        counts = torch.zeros(size * size, size)
+        counts.index_put_((ids[:-2] * size + ids[1:-1], ids[2:]), torch.ones(len(ids) - 2), accumulate=True)
+        self.logits = torch.nn.Parameter((counts + 1e-4).log() * sharpness)
+        self.size = size
+
+    def forward(self, tokens: torch.Tensor, state: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        read = torch.cat([torch.zeros_like(tokens[:, :1]) if state is None else state, tokens], 1)
+        return self.logits[read[:, :-1] * self.size + read[:, 1:]], tokens[:, -1:]
+
+
+def decoded(corpus: EncodedCorpus, sharpness: float, spent: int = 10_000_000, **more: Any) -> Decoded:
+    parameters = more.pop("parameters", {"temperature": TEMPERATURE})
+    wanted = Decoding(**more.pop("decoding", {}))
+    model = Twisted(corpus, sharpness)
+    return decode(model, corpus, Config(), Space.of(parameters), wanted, (spent, 1000.0), **more)
+
+
+@pytest.mark.parametrize("sharpness", [0.6, 1.0, 1.3])
+def test_the_temperature_makes_text_like_that_of_people(chain: EncodedCorpus, sharpness: float) -> None:
+    found = decoded(chain, sharpness, 3_000_000)
+    assert found.config.temperature == pytest.approx(sharpness, rel=0.15)
+    places = Continuations.of(chain.tokenizer, chain.test, chain.characters["test"])
+    model = Twisted(chain, sharpness)
+    others = [found.config, *(Config(temperature=value) for value in (0.0, 0.6 * sharpness, 1.5 * sharpness))]
+    best, *worse = (places.divergence(texts) for texts in places.written(model, others, seed=9))
+    assert best < min(worse)  # on text that the search has not seen
+    assert found.divergence == found.facts["text_divergence"] == pytest.approx(0, abs=0.05)
+    assert found.facts["text"].keys() == found.facts["human_text"].keys()
+
+
+def test_the_curve_shows_quality_and_diversity(words: EncodedCorpus) -> None:
+    curve = decoded(words, 1.0, 3_000_000).facts["decoding_curve"]
+    assert [set(point) for point in curve] == [{"temperature", "divergence", "bleu", "self_bleu"}] * 5
+    assert [point["temperature"] for point in curve] == sorted(point["temperature"] for point in curve)
+    assert curve[0]["self_bleu"] > curve[-1]["self_bleu"]  # cold text repeats itself
+
+
+def test_what_cuts_off_helps_a_model_that_errs_in_its_tail(words: EncodedCorpus) -> None:
+    class Careless(Twisted):
+        def __init__(self, corpus: EncodedCorpus, sharpness: float) -> None:
+            super().__init__(corpus, sharpness)
+            self.logits.data = (self.logits.softmax(-1) + 0.004).log()  # a bit of everything, everywhere
+
+    parameters = {"temperature": 1.0, "min_p": {"type": "categorical", "choices": [None, 0.02, 0.05, 0.1]}}
+    model, space = Careless(words, 1.0), Space.of(parameters)
+    found = decode(model, words, Config(), space, Decoding(), (5_000_000, 1000.0))
+    assert found.config.min_p is not None
+
+
+def test_each_parameter_is_chosen_among_what_the_study_allows(words: EncodedCorpus) -> None:
+    parameters = {
+        "temperature": {"type": "float", "low": 0.5, "high": 1.0, "step": 0.1},
+        "top_k": {"type": "categorical", "choices": [None, 5, 20]},
+        "top_p": {"type": "float", "low": 0.8, "high": 1.0},
+        "min_p": {"type": "float", "low": 0.0, "high": 0.2},
+        "repetition_penalty": {"type": "float", "low": 1.0, "high": 1.3},
+    }
+    found = decoded(words, 1.0, 3_000_000, parameters=parameters).config
+    for name, searched in Space.of(parameters).decoded.items():
+        value = getattr(found, name)
+        if value is not None:
+            assert searched.distribution()._contains(searched.distribution().to_internal_repr(value))
+    mild = Config(top_k=None, top_p=1.0, min_p=0.0)
+    assert sum(getattr(found, name) != getattr(mild, name) for name in ("top_k", "top_p", "min_p")) <= 1
+
+
+def test_a_search_writes_no_more_than_its_share(words: EncodedCorpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[int] = []
+    own = Continuations.written
+
+    def counted(self: Continuations, model: Any, configs: Any, seed: int, *rest: Any, **more: Any) -> Any:
+        written.append(len(configs) * len(self) * self.tokens)
+        return own(self, model, configs, seed, *rest, **more)
+
+    monkeypatch.setattr(Continuations, "written", counted)
+    for spent, share in ((1_000_000, 0.1), (400_000, 0.1), (400_000, 0.5), (50_000, 0.1)):
+        written.clear()
+        decoded(words, 1.0, spent, decoding={"share": share})
+        assert sum(written) - written[-1 if len(written) == 1 else -2] <= share * spent
+
+
+def test_a_short_trial_is_calibrated_and_measured_only_if_it_must(words: EncodedCorpus, chain: EncodedCorpus) -> None:
+    short = decoded(chain, 1.2, 20_000)
+    assert short.divergence is None
+    assert set(short.facts) == {"decoding_seconds"}
+    assert short.config.temperature == pytest.approx(1.2, abs=0.05)  # where held-out text is most probable
+    assert len(short.samples) == 3
+    assert decoded(words, 1.0, 20_000, required=True).divergence is not None
+    assert decoded(words, 1.0, 10**9, decoding={"share": 0.0}).divergence is None
+
+
+def test_the_loss_may_be_what_decides(chain: EncodedCorpus) -> None:
+    found = decoded(chain, 0.7, 3_000_000, decoding={"objective": "bits_per_byte"})
+    assert found.config.temperature == pytest.approx(0.7, abs=0.05)
+    assert "decoding_curve" not in found.facts
+
+
+def test_it_stops_when_its_time_is_spent(words: EncodedCorpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[int] = []
+    own = decoding._Search._try
+    monkeypatch.setattr(
+        decoding._Search, "_try", lambda self, configs: (tried.append(len(configs)), own(self, configs))
+    )
+    decode(Twisted(words, 1.0), words, Config(), Space.of({"temperature": TEMPERATURE}), Decoding(), (10**6, 1e-9))
+    assert tried == [decoding.ALONE[0]]
+
+
+def test_the_same_trial_gets_the_same_decoding_and_samples(words: EncodedCorpus) -> None:
+    torch.manual_seed(1)
+    first, second = (decoded(words, 0.9, 1_500_000) for _ in range(2))
+    assert (first.config, first.divergence, first.samples) == (second.config, second.divergence, second.samples)
+    assert all(sample["prompt"] and sample["text"] for sample in first.samples)
+
+
+def test_what_is_asked_in_between_ends_it(words: EncodedCorpus) -> None:
+    class Leave(Exception):
+        pass
+
+    def leave() -> None:
+        raise Leave
+
+    with pytest.raises(Leave):
+        decoded(words, 1.0, 3_000_000, between=leave)
+
+
+def test_a_search_takes_a_quarter_of_a_grid_of_sixty() -> None:
+    assert MOST_TRIED <= 15
+    assert sum(decoding.ALONE) <= MOST_TRIED
+
+
+def test_a_trained_model_writes_better_than_at_temperature_one(words: EncodedCorpus) -> None:
+    config = Config(hidden_size=96, learning_rate=5e-3)
+    trained = train(config, words, Budget(tokens=150_000, rungs=1))
+    found = decode(
+        trained.model, words, config, Space.of({"temperature": TEMPERATURE}), Decoding(share=1.0), (150_000, 60.0)
+    )
+    places = Continuations.of(words.tokenizer, words.test, words.characters["test"])
+    chosen, plain, greedy = (
+        places.divergence(texts)
+        for texts in places.written(trained.model, [found.config, config, Config(temperature=0.0)], seed=5)
+    )
+    assert chosen < plain
+    assert chosen < greedy
+
+
+# The surrogate.
+
+
+def test_a_surrogate_finds_the_lowest_point_of_a_noisy_bowl() -> None:
+    points = np.linspace(0, 1, 14)
+    everywhere = np.linspace(0, 1, 201)
+    for seed in range(10):
+        noise = 0.01 * np.random.default_rng(seed).standard_normal(14)
+        found = Surrogate.fit(points, (points - 0.4) ** 2 + noise)
+        mean, deviation = found.predict(everywhere)
+        assert everywhere[np.argmin(mean)] == pytest.approx(0.4, abs=0.1)
+        assert 0.002 < found.noise < 0.05
+        assert (deviation >= 0).all()
+
+
+def test_a_surrogate_of_nothing_but_equals_is_flat() -> None:
+    mean, _ = Surrogate.fit(np.array([0.0, 1.0]), np.array([2.0, 2.0])).predict(np.array([0.5]))
+    assert mean.tolist() == [2.0]

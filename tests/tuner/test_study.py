@@ -190,7 +190,12 @@ parameters:
         ("budget: {}", "budget: give trials, hours or both"),
         ("budget: {hours: 0}", "budget.hours: should be greater than 0"),
         ("budget: {trials: 2.5}", "budget.trials: should be a valid integer"),
-        ("objective: accuracy", "objective: should be 'bits_per_byte'"),
+        ("objective: accuracy", r"objective: should be bits_per_byte or \[bits_per_byte, text_divergence\]"),
+        ("objective: [text_divergence, bits_per_byte]", r"objective: should be bits_per_byte or \[bits_per_byte, text"),
+        ("objective: [bits_per_byte, text_divergence]\nsampler: cmaes", "sampler: cmaes knows one objective only"),
+        ("objective: [bits_per_byte, text_divergence]\npruner: wilcoxon", "pruner: wilcoxon knows one objective only"),
+        ("decoding: {share: -0.1}", "decoding.share: should be greater than or equal to 0"),
+        ("decoding: {objective: bleu}", "decoding.objective: should be 'text_divergence' or"),
         ("corpus: {}", "corpus: give either path .* or builtin"),
         ("corpus: {builtin: markov, path: a.txt}", "corpus: give either path .* or builtin"),
         ("sampler: tpee", r"sampler: unknown sampler 'tpee'; did you mean tpe\?"),
@@ -211,9 +216,9 @@ parameters:
     ],
 )
 def test_a_section_that_cannot_work_is_refused(change: str, pattern: str) -> None:
-    section = change.partition(":")[0]
-    text = "".join(change + "\n" if line.startswith(f"{section}:") else line for line in HOUSE.splitlines(True))
-    found = problems(text)
+    replaced = tuple(line.partition(":")[0] + ":" for line in change.splitlines())
+    head, *lines = [line for line in HOUSE.splitlines(True) if not line.startswith(replaced)]
+    found = problems("".join([head, change + "\n", *lines]))
     assert any(re.match(rf"s\.yaml:\d+: {pattern}", line) for line in found), found
 
 

@@ -1,0 +1,58 @@
+"""What the dashboard shows beside a trial: its texts, in Markdown that is safe whatever a model writes."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import asdict
+from typing import Any
+
+import optuna
+
+SHOWN = {
+    "text_divergence": "text divergence",
+    "bleu": "BLEU",
+    "self_bleu": "self-BLEU",
+    "rouge_l": "ROUGE-L",
+    "distinct_1": "distinct-1",
+    "distinct_2": "distinct-2",
+    "distinct_3": "distinct-3",
+    "repetition": "repetition",
+    "zipf": "Zipf exponent",
+}
+
+
+def trial_note(facts: dict[str, Any], samples: list[dict[str, str]]) -> str:
+    """Returns the note of a completed trial: how like human text its texts are, and some of them."""
+    return "\n\n".join([*_measures(facts), *(part for sample in samples for part in _sample(sample))]) + "\n"
+
+
+def attach(trial: optuna.Trial, attachment: str, filename: str) -> None:
+    """Shows a kept file (`Artifacts.attach`) beside a trial; may be repeated."""
+    from optuna.artifacts import ArtifactMeta
+    from optuna.artifacts._upload import ARTIFACTS_ATTR_PREFIX
+
+    meta = ArtifactMeta(attachment, filename, "application/jsonl", None)
+    trial.storage.set_trial_system_attr(trial._trial_id, ARTIFACTS_ATTR_PREFIX + attachment, json.dumps(asdict(meta)))
+
+
+def _measures(facts: dict[str, Any]) -> list[str]:
+    if "text" not in facts:
+        return []
+    written = {"text_divergence": facts["text_divergence"], **facts["text"]}
+    human = {"text_divergence": 0, **facts["human_text"]}
+    rows = [f"| {title} | {written[name]:.4g} | {human[name]:.4g} |" for name, title in SHOWN.items()]
+    return ["\n".join(["| measure | this model | people |", "|---|---|---|", *rows])]
+
+
+def _sample(sample: dict[str, str]) -> list[str]:
+    return ["After", fenced(sample["prompt"]), "it writes", fenced(sample["text"])]
+
+
+def fenced(text: str) -> str:
+    """Returns text as a block of Markdown in which nothing is markup, and no control character is left."""
+    text = re.sub(r"[^\S\n]|\r\n?", " ", text)
+    text = "".join(one if one.isprintable() or one == "\n" else "\ufffd" for one in text)
+    longest = max((len(run) for run in re.findall("`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}text\n{text}\n{fence}"
