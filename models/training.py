@@ -84,8 +84,8 @@ def train(
     `on_evaluation` is called at each rung and `on_step` after each step; what they raise ends the run. The run
     goes on from the first of `checkpoints` that is sound, to the bit on a CPU with a budget in tokens; `on_step`
     is the place to write one (`training.save`). `on_evaluation` hears of the rungs before a checkpoint once more:
-    what the run that wrote it said of them may have gone down with it; and `on_step` of the last step, if that was
-    all. With `patience` the best weights are kept, otherwise the last.
+    what the run that wrote it said of them may have gone down with it. With `patience` the best weights are kept,
+    otherwise the last.
 
     Raises CorpusError when the corpus is too small, DeviceError when the device is not there, and Diverged when
     the loss is not finite. A checkpoint that cannot be used is a warning, and the run starts over.
@@ -95,8 +95,6 @@ def train(
     training.load_first(checkpoints)
     for evaluation in training.evaluations:
         on_evaluation(evaluation)
-    if training.finished:
-        on_step(training)
     while not training.finished:
         while not training.at_rung:
             training.take_step()

@@ -424,17 +424,23 @@ def check(study_file: str, corpus_path: Path | None) -> None:
 
 @commands.command()
 @click.argument("study_name", metavar="[STUDY]", required=False)
-@_storage
-@_data
+@_places
 @click.option("--host", default="127.0.0.1", show_default=True)
 @click.option("--port", default=8080, show_default=True, type=click.IntRange(1, 65535))
-def dashboard(study_name: str | None, storage: str | None, data_folder: Path | None, host: str, port: int) -> None:
+def dashboard(
+    study_name: str | None, storage: str | None, data_folder: Path | None, artifacts: str | None, host: str, port: int
+) -> None:
     """Serve the Optuna dashboard on the tuner's storage."""
     from tuner.dashboard import serve
 
     with _opened(storage, data_folder) as opened:
         page = "/dashboard" if study_name is None else f"/dashboard/studies/{_find(opened, study_name)[0]._study_id}"
-        serve(opened, host, port, lambda: click.echo(f"Dashboard: http://{host}:{port}{page}   (Ctrl-C ends it)"))
+        attachments = _artifacts_of(artifacts, study_name or "dashboard").attachments()
+
+        def tell() -> None:
+            click.echo(f"Dashboard: http://{host}:{port}{page}   (Ctrl-C ends it)")
+
+        serve(opened, attachments, host, port, tell)
 
 
 def main() -> None:

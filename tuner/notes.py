@@ -27,6 +27,13 @@ def trial_note(facts: dict[str, Any], samples: list[dict[str, str]]) -> str:
     return "\n\n".join([*_measures(facts), *(part for sample in samples for part in _sample(sample))]) + "\n"
 
 
+def write(trial: optuna.Trial, note: str) -> None:
+    """Writes the first note of a trial; may be repeated."""
+    from optuna_dashboard._note import save_note_with_version  # its public sister reads the notes of all trials first
+
+    save_note_with_version(trial.storage, trial.study._study_id, trial._trial_id, 1, note)
+
+
 def attach(trial: optuna.Trial, attachment: str, filename: str) -> None:
     """Shows a kept file (`Artifacts.attach`) beside a trial; may be repeated."""
     from optuna.artifacts import ArtifactMeta

@@ -82,12 +82,13 @@ class Objective:
         attempt: int,
         config: Config,
         on_evaluation: Callable[[Evaluation], None],
-        on_step: Callable[[Training, Callable[[], None]], None],
+        on_step: Callable[[Training | None, Callable[[], None]], None],
         warn: Callable[[str], None],
     ) -> Outcome:
         """Trains a trial from its last checkpoint, if there is one, and writes its run folder.
 
-        What the callbacks raise ends the trial; `on_step` is given a function that saves a checkpoint.
+        What the callbacks raise ends the trial. `on_step` is called after each step, and now and then while texts are
+        written; it is given a function that saves a checkpoint, and no training if the last checkpoint was its end.
         """
         corpus = self.corpus(config)
         _reset_peak_memory(self.device)
@@ -110,7 +111,11 @@ class Objective:
             on_step=keep,
             checkpoints=checkpoints.newest_first(),
         )
-        decoded = self._decode(trained, corpus, config, lambda: keep(running[0]), warn)
+
+        def between() -> None:
+            keep(running[0]) if running else on_step(None, lambda: None)
+
+        decoded = self._decode(trained, corpus, config, between, warn)
         attachment = None
         try:
             self._write_run(number, decoded, corpus, trained)

@@ -20,7 +20,6 @@ import optuna
 import torch
 from optuna.storages import RDBStorage
 from optuna.trial import TrialState
-from optuna_dashboard import save_note
 
 from models.config import DECODING, Config
 from models.errors import UserError
@@ -211,7 +210,7 @@ class Worker:
             for name, value in outcome.facts.items():
                 trial.set_user_attr(name, value)
             trial.set_user_attr("configuration", outcome.config.model_dump(mode="json"))
-            save_note(trial, notes.trial_note(outcome.facts, outcome.samples))
+            notes.write(trial, notes.trial_note(outcome.facts, outcome.samples))
             if outcome.attachment is not None:
                 notes.attach(trial, outcome.attachment, SAMPLES)
             for name, searched in self.definition.space.decoded.items():
@@ -315,7 +314,7 @@ class _Conversation:
             self.verdicts[-1].result(timeout=ANSWER_SECONDS)
         self._heed()
 
-    def look(self, training: Training, save: Callable[[], None]) -> None:
+    def look(self, training: Training | None, save: Callable[[], None]) -> None:
         """Is called after each step: leaves when the worker must, and says how far it is."""
         if self.worker.lost.is_set():
             raise LostLease(f"trial {self.trial.number} was taken over by another worker")
@@ -327,10 +326,14 @@ class _Conversation:
             self.looked = now
             self._wind_up()
             self._heed()
-            rate = training.tokens / training.seconds if training.seconds else None
-            memory = peak_memory(self.worker.objective.device)
-            if memory is not None:
+            self._tell_how_far(training)
+
+    def _tell_how_far(self, training: Training | None) -> None:
+        memory = peak_memory(self.worker.objective.device)
+        if training is not None:
+            if memory is not None and training.progress < 1:  # what it takes to write texts afterwards is not limited
                 self._require_fit(memory)
+            rate = training.tokens / training.seconds if training.seconds else None
             doing = str(training.config.architecture)
             self.worker.activity = Activity(self.trial.number, doing, training.progress, rate, memory)
 

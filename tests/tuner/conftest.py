@@ -23,6 +23,7 @@ from models.config import Config
 from models.training import Evaluation
 from tuner.cli import _enter
 from tuner.objective import Outcome
+from tuner.objectives import Tuned
 from tuner.server import attached
 from tuner.storage import open_storage
 from tuner.study import Study, parse_study
@@ -162,7 +163,7 @@ class Crew:
     def worker(self, stack: ExitStack, study: Study, score: Any, worker_id: str = "one") -> Worker:
         """A worker with an objective: a function for an instant one, or the objective itself."""
         storage = stack.enter_context(open_storage(None, self.data_folder))
-        found = optuna.load_study(study_name=study.name, storage=storage)
+        found = Tuned(study.name, storage)
         objective = Instant(study, self.folder, score) if isinstance(score, type(lambda: 0)) else score
         return Worker(found, study, objective, storage, 1, self.requested, self.said.append, worker_id)
 

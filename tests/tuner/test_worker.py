@@ -1,5 +1,7 @@
 """Workers on a real database: exact budgets, early pruning, every way a trial can end, and trials that go on."""
 
+import dataclasses
+import json
 import os
 import resource
 import threading
@@ -15,6 +17,7 @@ import sqlalchemy
 import torch
 from optuna.storages import RDBStorage
 from optuna.trial import FixedTrial, FrozenTrial, TrialState
+from optuna_dashboard import get_note
 from sqlalchemy.exc import OperationalError
 
 from models.config import Config, Corpus
@@ -27,8 +30,12 @@ from tuner import courier, search, worker
 from tuner import ledger as books
 from tuner.artifacts import Artifacts
 from tuner.errors import StorageError, StudyError, WorkerError
+from tuner.export import chosen_trial, exported
 from tuner.ledger import Counts, Ledger
-from tuner.objective import Objective
+from tuner.notes import fenced
+from tuner.objective import Objective, Outcome
+from tuner.plots import quality_and_diversity
+from tuner.report import front
 from tuner.study import Study
 from tuner.worker import KEPT, Worker, load_study, work
 
@@ -126,6 +133,23 @@ def test_decoding_parameters_are_stored_as_any_other_once_a_trial_is_complete(fi
         assert trial.params["temperature"] == trial.user_attrs["configuration"]["temperature"]
         assert trial.params["top_k"] == trial.user_attrs["configuration"]["top_k"] == 20
     assert not any("temperature" in trial.params for trial in finished.those(PRUNED))
+
+
+def test_texts_of_a_completed_trial_are_kept_and_shown(finished: Finished, storage: RDBStorage) -> None:
+    kept = Artifacts(finished.folder).attachments()
+    study = optuna.load_study(study_name=finished.study.name, storage=storage)
+    for trial in finished.those(COMPLETE):
+        attrs = storage.get_trial(trial._trial_id).system_attrs
+        note = get_note(optuna.Trial(study, trial._trial_id))
+        (attached,) = (json.loads(text) for name, text in attrs.items() if name.startswith("artifacts:"))
+        assert attached["filename"] == "samples.jsonl"
+        with kept.open_reader(attached["artifact_id"]) as file:
+            samples = [json.loads(line) for line in file]
+        assert len(samples) == 3
+        assert all(set(sample) == {"prompt", "text"} for sample in samples)
+        assert fenced(samples[0]["prompt"]) in note
+        assert fenced(samples[2]["text"]) in note
+    assert not any(name.startswith("artifacts:") for trial in finished.those(PRUNED) for name in trial.system_attrs)
 
 
 def test_facts_are_stored_with_a_trial(finished: Finished) -> None:
@@ -460,10 +484,11 @@ class Interrupted:
         self.require_fit = self.objective.require_fit
 
     def __call__(self, number: int, attempt: int, config: Config, report: Any, look: Any, say: Any) -> Any:
-        def count(training: Training, save: Callable[[], None]) -> None:
-            self.steps.append(training.step)
-            if len(self.steps) == self.after:
-                self.what()
+        def count(training: Training | None, save: Callable[[], None]) -> None:
+            if training is not None and self.steps[-1:] != [training.step]:  # else it writes texts
+                self.steps.append(training.step)
+                if len(self.steps) == self.after:
+                    self.what()
             look(training, save)
 
         return self.objective(number, attempt, config, report, count, say)
@@ -835,3 +860,78 @@ def test_a_worker_says_where_it_is_and_how_far(
     assert seen[0].tokens_per_second > 0
     assert seen[0].memory_bytes > 2**20
     assert found.trials[0].state == COMPLETE
+
+
+# Two objectives.
+
+
+@pytest.mark.parametrize(
+    ("sampler", "pruner"),
+    [
+        *(("tpe", pruner) for pruner in ("successive_halving", "hyperband", "median", "patient", "threshold")),
+        *((sampler, "successive_halving") for sampler in ("random", "nsga2", "gp")),
+    ],
+)
+def test_two_objectives_are_searched_and_pruned_by_the_first(
+    small: Small, enter: Enter, crew: Any, storage: RDBStorage, pruner: str, sampler: str
+) -> None:
+    options = {"threshold": {"upper": 0.5}, "median": {"n_startup_trials": 1}, "hyperband": {"reduction_factor": 2}}
+    study = small(
+        14,
+        objective=["bits_per_byte", "text_divergence"],
+        sampler={"type": sampler, "seed": 2},
+        pruner={"type": pruner} | options.get(pruner, {}),
+    )
+    found = enter(study)
+
+    from tests.tuner.conftest import Instant
+
+    class Two(Instant):
+        def __call__(self, number: int, attempt: int, config: Config, *rest: Any) -> Outcome:
+            outcome = super().__call__(number, attempt, config, *rest)
+            return dataclasses.replace(outcome, values=[outcome.values[0], 1 - config.learning_rate])
+
+    worth = Two(study, crew.folder, lambda number, config, rung: (number * 7 % 5) * 0.2 + config.learning_rate)
+    crew.work(study, worth)
+    trials = found.get_trials()
+    complete = [trial for trial in trials if trial.state == COMPLETE]
+    assert len(trials) == 14
+    assert {len(trial.values) for trial in complete} == {2}
+    assert any(trial.state == PRUNED for trial in trials) or pruner in ("hyperband", "patient")  # they need more trials
+    best = front(trials)
+    assert sorted(trial.number for trial in best) == sorted(trial.number for trial in found.best_trials)
+
+
+def test_a_study_of_two_objectives_trains_measures_and_exports(
+    small: Small, enter: Enter, storage: RDBStorage, tmp_path: Path
+) -> None:
+    study = small(
+        4,
+        objective=["bits_per_byte", "text_divergence"],
+        decoding={"share": 10.0},
+        parameters={
+            "learning_rate": {"type": "float", "low": 1e-3, "high": 3e-2, "log": True},
+            "temperature": {"type": "float", "low": 0.3, "high": 1.5},
+            "hidden_size": 16,
+            "batch_size": 4,
+            "sequence_length": 16,
+        },
+        pruner="none",
+    )
+    found = enter(study)
+    done = Finished(storage, found, study, tmp_path)
+    for trial in done.trials:
+        assert trial.values == [trial.intermediate_values[3], trial.user_attrs["text_divergence"]]
+        assert len(trial.user_attrs["decoding_curve"]) == 5
+    by_loss, by_text = (chosen_trial(found, prefer=name) for name in ("bits_per_byte", "text_divergence"))
+    assert by_loss.values[0] == min(trial.values[0] for trial in done.trials)
+    assert by_text.values[1] == min(trial.values[1] for trial in done.trials)
+    text = exported(found, study, by_text, tmp_path / "best.yaml")
+    assert f"text_divergence: {by_text.values[1]}" in text
+    assert f"temperature: {by_text.params['temperature']}" in text
+    figure = quality_and_diversity(found.trials)
+    assert figure is not None
+    assert [line.name for line in figure.data][-1] == "people"
+    kept = [path.name for path in (tmp_path / study.name).glob("trial-*")]
+    best = sorted(done.trials, key=lambda trial: trial.values[0])[:KEPT]
+    assert sorted(kept) == sorted(f"trial-{trial.number}" for trial in best)
