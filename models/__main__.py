@@ -67,7 +67,9 @@ def train(
     if sum(options[name] is not None for name in ("tokens", "seconds", "hours")) > 1:
         raise click.UsageError("give either --tokens or --seconds or --hours")
     flags = {name: options.pop(name) for name in ("tensorboard", "allow_changed_corpus")}
-    with joined_team() as team, stop_requests() as requested:
+    with joined_team() as team, stop_requests() as requested, warnings.catch_warnings():
+        if not team.leads:
+            warnings.simplefilter("ignore")
         with options_checked():
             wanted = team.leader_first(lambda: changed(read_recipe(recipe), **options))
         device = team.leader_first(lambda: team.device(device))

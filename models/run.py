@@ -20,7 +20,7 @@ from models.board import EVENTS, board, require_tensorboard
 from models.checkpoint import load_weights, weights, write_tensors
 from models.config import Budget, Config, Recipe, resolve_path
 from models.corpus import EncodedCorpus, load_corpus, require_room
-from models.distributed import ALONE, Team
+from models.distributed import ALONE, FailedElsewhere, Team
 from models.errors import ChangedCorpusError, ConfigError, RunError
 from models.network import build, generator_class
 from models.reader import dump, parse, read_text, validate
@@ -101,6 +101,8 @@ def train_run(
             test=True,
         )
     except Diverged as error:
+        if not team.leads:
+            raise FailedElsewhere from error
         raise RunError(f"{folder}: {error}; a smaller learning_rate or gradient_clip helps") from error
     if team.leads:
         write_report(folder, recipe, corpus, trained, team.size)

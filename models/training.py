@@ -208,15 +208,18 @@ class Training:
         losses = []
         for number, (inputs, targets) in enumerate(pieces):
             state = None if batch.at_start else self.states[number]
-            with self._precision():
-                logits, state = self.model(inputs, state)
-                loss = functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
+            loss, state = self._loss(inputs, targets, state)
             loss = loss * (len(inputs) / self.rows)
             loss.backward()
             self.states[number] = detached(state) if self.carries_state else None
             losses.append(loss.detach())
         self.team.average(parameter.grad for parameter in self.parameters)
         return torch.stack(losses).sum()
+
+    def _loss(self, inputs: Tensor, targets: Tensor, state: State) -> tuple[Tensor, State]:
+        with self._precision():
+            logits, state = self.model(inputs, state)
+            return functional.cross_entropy(logits.flatten(0, 1), targets.flatten()), state
 
     def evaluate(self) -> Evaluation:
         """Scores the validation split and starts the next rung."""

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from models.__main__ import main
+from models.__main__ import main, train
 from models.run import load, read_recipe, train_run
 
 ROOT = Path(__file__).parents[2]
@@ -426,6 +426,13 @@ def test_help_comes_at_once() -> None:
 
 
 # The documents.
+
+
+def test_every_option_of_train_is_documented() -> None:
+    text = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    options = [option for parameter in train.params for option in parameter.opts if option.startswith("--")]
+    assert len(options) > 10
+    assert [option for option in options if option != "--output" and f"`{option}" not in text] == []
 
 
 def blocks(language: str) -> list[str]:
