@@ -1,1 +1,13 @@
-"""Text generators and their training; useful without the tuner."""
+"""Text generators and their training; useful without the tuner. `load("RUN").generate("Once")` writes with a run."""
+
+from typing import Any
+
+__all__ = ["load"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "load":  # imports torch, which configurations and corpora do without
+        from models.run import load
+
+        return load
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

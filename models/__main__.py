@@ -15,7 +15,8 @@ from models.errors import ConfigError, UserError
 
 if TYPE_CHECKING:
     from models.config import Recipe
-    from models.training import Evaluation
+    from models.distributed import Team
+    from models.training import Evaluation, Training
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -47,56 +48,112 @@ def commands() -> None:
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The run folder to make.")
 @click.option("--tokens", type=click.IntRange(min=1), help="Train on so many tokens instead of the file's budget.")
 @click.option("--seconds", type=click.FloatRange(min=0, min_open=True), help="Train for so long instead.")
-@click.option("--threads", type=click.IntRange(min=1), help="CPU threads instead of the file's.")
+@click.option("--hours", type=click.FloatRange(min=0, min_open=True), help="The same in hours.")
+@click.option("--rungs", type=click.IntRange(min=1), help="Evaluations on the way, instead of the file's.")
+@click.option("--patience", type=click.IntRange(min=0), help="Rungs without progress before it stops; 0: never.")
 @click.option("--seed", type=click.IntRange(min=0), help="A seed instead of the file's.")
+@click.option("--seeds", type=click.IntRange(min=1), help="So many runs, from that seed upwards, in OUTPUT/seed-...")
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads instead of the file's.")
+@click.option("--micro-batch", type=click.IntRange(min=1), help="Sequences read at a time, to take less memory.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:0, ...")
+@click.option("--tensorboard", is_flag=True, help="Write TensorBoard's files into the run folder, too.")
+@click.option("--allow-changed-corpus", is_flag=True, help="Go on if the text is not the one of the file.")
 @click.option("--resume", is_flag=True, help="Go on from the checkpoint in the run folder.")
 @click.option("--force", is_flag=True, help="Replace an existing run folder.")
 def train(
-    recipe: Path,
-    output: Path,
-    tokens: int | None,
-    seconds: float | None,
-    threads: int | None,
-    seed: int | None,
-    device: str,
-    resume: bool,
-    force: bool,
+    recipe: Path, output: Path, seeds: int | None, device: str, resume: bool, force: bool, **options: Any
 ) -> None:
     """Train the configuration in RECIPE, a file that `tuner export` wrote, into a run folder.
 
-    Ctrl-C or SIGTERM saves a checkpoint first; --resume goes on from it.
+    Ctrl-C or SIGTERM saves a checkpoint first; --resume goes on from it. With several GPUs:
+    torchrun --nproc-per-node 2 -m models train RECIPE -o OUTPUT
     """
-    from models.run import read_recipe, train_run
+    from models.distributed import joined_team
+    from models.run import read_recipe
     from models.stopping import Stopped, stop_requests
-    from models.training import Training
 
-    if tokens and seconds:
-        raise click.UsageError("give either --tokens or --seconds")
-    with options_checked():
-        wanted = changed(read_recipe(recipe), tokens, seconds, threads, seed)
-    with stop_requests() as requested:
-
-        def look(training: Training, save: Any) -> None:
-            if requested.is_set():
-                save()
-                raise Stopped
-
-        def tell(evaluation: Evaluation) -> None:
-            click.echo(described(evaluation, wanted))
-
+    if sum(options[name] is not None for name in ("tokens", "seconds", "hours")) > 1:
+        raise click.UsageError("give either --tokens or --seconds or --hours")
+    flags = {name: options.pop(name) for name in ("tensorboard", "allow_changed_corpus")}
+    with joined_team() as team, stop_requests() as requested, warnings.catch_warnings():
+        if not team.leads:
+            warnings.simplefilter("ignore")
+        with options_checked():
+            wanted = team.leader_first(lambda: changed(read_recipe(recipe), **options))
+        device = team.leader_first(lambda: team.device(device))
+        _mention_threads(wanted, recipe, options["threads"], device, team)
         try:
-            trained = train_run(
-                wanted, output, device=device, resume=resume, force=force, on_evaluation=tell, on_step=look
-            )
+            _train_all(wanted, output, seeds, resume, force, team, requested.is_set, device=device, **flags)
         except Stopped:
-            click.echo("Saved; go on with the same command" + (" and --resume" if not resume else ""), err=True)
+            if team.leads:
+                click.echo("Saved; go on with the same command" + (" and --resume" if not resume else ""), err=True)
             sys.exit(STOPPED)
-    click.echo(
-        f"{trained.best.bits_per_byte:.4f} bits per byte ({trained.tokens_per_second:,.0f} tokens/s) in {output}"
-    )
-    group = click.get_current_context().command_path.rpartition(" ")[0]
-    click.echo(f'Write with it: {group} generate {output} --prompt "The "')
+
+
+def _train_all(
+    recipe: Recipe,
+    output: Path,
+    seeds: int | None,
+    resume: bool,
+    force: bool,
+    team: Team,
+    requested: Callable[[], bool],
+    **options: Any,
+) -> None:
+    """Trains one run into `output`, or one for each seed below it, and says how it went."""
+    from models.seeds import require_startable, seed_runs, summary, trained_already
+
+    runs = {output: recipe}
+    if seeds is not None:
+        with options_checked():
+            runs = seed_runs(recipe, output, seeds)
+        team.leader_only(lambda: require_startable(output, runs, resume, force))
+    for folder, one in runs.items():
+        if seeds is not None and resume and trained_already(folder, one, options["allow_changed_corpus"]):
+            continue
+        _train_one(one, folder, team, requested, resume=resume, force=force, **options)
+    if team.leads:
+        for line in summary(runs) if seeds is not None else ():
+            click.echo(line)
+        group = click.get_current_context().command_path.rpartition(" ")[0]
+        click.echo(f'Write with it: {group} generate {next(iter(runs))} --prompt "The "')
+
+
+def _train_one(recipe: Recipe, folder: Path, team: Team, requested: Callable[[], bool], **options: Any) -> None:
+    from models.progress import Progress
+    from models.run import train_run
+    from models.stopping import Stopped
+
+    progress = Progress(recipe) if team.leads else None
+
+    def look(training: Training, save: Callable[[], None]) -> None:
+        if team.any(requested()):
+            save()
+            raise Stopped
+        if progress is not None:
+            progress.look(training)
+
+    def tell(evaluation: Evaluation) -> None:
+        if progress is not None:
+            progress.tell(evaluation)
+
+    trained = train_run(recipe, folder, team=team, on_evaluation=tell, on_step=look, **options)
+    if team.leads:
+        test = "" if trained.test is None else f", {trained.test.bits_per_byte:.4f} on the test split"
+        speed = f"{trained.tokens_per_second:,.0f} tokens/s"
+        click.echo(f"{trained.best.bits_per_byte:.4f} bits per byte{test} ({speed}) in {folder}")
+
+
+def _mention_threads(recipe: Recipe, path: Path, given: int | None, device: str, team: Team) -> None:
+    """Says that a file keeps a run on fewer CPU threads than there are."""
+    import torch
+
+    usual, gpu = torch.get_num_threads(), device != "cpu" and torch.cuda.is_available()
+    if team.leads and not gpu and given is None and recipe.threads is not None and recipe.threads < usual:
+        click.echo(
+            f"On {recipe.threads} of {usual} CPU threads, as {path} says, for the same bits; "
+            f"--threads {usual} uses them all, and may change the last bits"
+        )
 
 
 def writing(command: Command) -> Command:
@@ -169,14 +226,20 @@ def write_text(
     click.echo()
 
 
-def changed(recipe: Recipe, tokens: int | None, seconds: float | None, threads: int | None, seed: int | None) -> Recipe:
+def changed(recipe: Recipe, hours: float | None, **given: Any) -> Recipe:
     """Returns the recipe with what the command line gives instead of the file; raises pydantic's ValidationError."""
-    budget, config = recipe.trial, recipe.parameters
-    if tokens or seconds:
-        budget = budget.model_validate(budget.model_dump() | {"tokens": tokens, "seconds": seconds})
-    if seed is not None:
-        config = config.model_validate(config.model_dump() | {"seed": seed})
-    return recipe.model_copy(update={"trial": budget, "parameters": config, "threads": threads or recipe.threads})
+    given["seconds"] = given["seconds"] if hours is None else hours * 3600
+    given = {name: value for name, value in given.items() if value is not None}
+    budget, config = recipe.trial.model_dump(), recipe.parameters.model_dump()
+    if {"tokens", "seconds"} & given.keys():
+        budget |= {"tokens": None, "seconds": None}
+    updates = {
+        "trial": recipe.trial.model_validate(budget | {name: given[name] for name in budget.keys() & given.keys()}),
+        "parameters": recipe.parameters.model_validate(config | {name: given[name] for name in config.keys() & given}),
+    }
+    return recipe.model_copy(
+        update=updates | {name: given[name] for name in ("threads", "micro_batch") if name in given}
+    )
 
 
 @contextmanager
@@ -191,24 +254,14 @@ def options_checked() -> Iterator[None]:
         raise ConfigError(f"--{str(first['loc'][0]).replace('_', '-')}: {first['msg']}") from error
 
 
-def described(evaluation: Evaluation, recipe: Recipe) -> str:
-    """One line of progress for people."""
-    part = evaluation.rung / recipe.trial.rungs
-    left = evaluation.seconds / part - evaluation.seconds
-    return (
-        f"{part:4.0%}  {evaluation.tokens:>12,} tokens  {evaluation.bits_per_byte:.4f} bits per byte  "
-        f"{evaluation.nats_per_token:.4f} nats per token  "
-        f"{evaluation.tokens / max(evaluation.seconds, 1e-9):>9,.0f} tokens/s  {left:4.0f} s left"
-    )
-
-
 def main(group: click.Group = commands) -> None:
     """Runs a command; a mistake of the user's is one line and an exit code, ours keeps its traceback."""
     warnings.formatwarning = lambda message, *place, **line: f"Warning: {message}\n"
     try:
         group(standalone_mode=False)
     except UserError as error:
-        click.echo(f"Error: {error}", err=True)
+        if str(error):  # else another process says it
+            click.echo(f"Error: {error}", err=True)
         sys.exit(error.exit_code)
     except click.ClickException as error:
         error.show()

@@ -20,10 +20,13 @@ class Batch(NamedTuple):
 
 
 class _Batches:
-    """Deals the training text out in an order that seed and step alone decide, so that any step can be redone."""
+    """Deals the training text out in an order that seed and step alone decide, so that any step can be redone.
 
-    def __init__(self, tokens: np.ndarray[Any, Any], config: Config) -> None:
-        self.tokens, self.seed = tokens, config.seed
+    `rows` are those of each batch that are wanted here.
+    """
+
+    def __init__(self, tokens: np.ndarray[Any, Any], config: Config, rows: slice = slice(None)) -> None:
+        self.tokens, self.seed, self.rows = tokens, config.seed, rows
         self.size, self.length = config.batch_size, config.sequence_length
         self.steps = max(1, (len(tokens) - 1) // (self.size * self.length))  # in one epoch
         self.epoch = -1
@@ -35,7 +38,7 @@ class _Batches:
             # The first epoch reads the text from its start to its end, the others cut it at other places.
             random = np.random.default_rng([self.seed, epoch])
             self._shuffle(random, first=int(random.integers(self._shift())) if epoch else 0)
-        index = self._starts(position)[:, None] + np.arange(self.length + 1)
+        index = self._starts(position)[self.rows, None] + np.arange(self.length + 1)
         rows = torch.from_numpy(self.tokens[index % len(self.tokens)].astype(np.int64)).to(device)
         return Batch(rows[:, :-1], rows[:, 1:], position == 0)
 

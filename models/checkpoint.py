@@ -94,6 +94,20 @@ def filled(shape: State, tensors: Iterator[Tensor]) -> State:
     return make([filled(part, tensors) for part in shape])
 
 
+@torch.no_grad()
+def batch_dimensions(model: nn.Module, device: torch.device) -> list[int | None]:
+    """Finds out where the batch is in each tensor of a model's state: in which dimension two texts and three differ.
+
+    None stands for a tensor that is the same for any number of texts. The model is left in the mode it was in.
+    """
+    was_training = model.training
+    model.eval()  # a model may count or average what it is trained on, and this is not
+    two, three = (flat(model(torch.zeros(texts, 1, dtype=torch.int64, device=device), None)[1]) for texts in (2, 3))
+    model.train(was_training)
+    sizes = [list(zip(one.shape, other.shape, strict=True)) for one, other in zip(two, three, strict=True)]
+    return [next((place for place, pair in enumerate(pairs) if pair == (2, 3)), None) for pairs in sizes]
+
+
 def under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 

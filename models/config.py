@@ -177,6 +177,9 @@ class Recipe(_Strict):
     trial: Budget
     parameters: Config = Config()
     threads: int | None = Field(None, ge=1, description="CPU threads; the same number gives the same bits.")
+    micro_batch: int | None = Field(
+        None, ge=1, description="Sequences read at a time, where a whole batch does not fit into memory."
+    )
     provenance: dict[str, Any] | None = Field(None, description="Where the configuration comes from; for people.")
 
 

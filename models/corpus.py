@@ -20,7 +20,7 @@ import numpy.typing as npt
 import platformdirs
 
 from models import config, tokenizers
-from models.errors import CorpusError, RunError
+from models.errors import ChangedCorpusError, CorpusError, RunError
 from models.tokenizers import Tokenizer
 
 FORMAT = 1
@@ -74,7 +74,7 @@ def load_corpus(
 
     The tokenizer is learned from the train split alone. Without `cache` the user's own cache folder is used; if it
     cannot be written, the arrays stay in memory. CorpusError if the text is missing, unreadable, not the one that
-    `source.fingerprint` asks for, or too short to split.
+    `source.fingerprint` asks for (ChangedCorpusError), or too short to split.
     """
     read = _read(source)
     fingerprint = _fingerprint(read.text)
@@ -258,7 +258,7 @@ def _fingerprint(text: str) -> str:
 def _check_fingerprint(source: config.Corpus, name: str, fingerprint: str) -> None:
     if source.fingerprint not in (None, fingerprint):
         remedy = "use the version of Python it came with" if source.builtin == "python-docs" else "restore that text"
-        raise CorpusError(
+        raise ChangedCorpusError(
             f"corpus {name}: the text is {fingerprint}, and fingerprint asks for {source.fingerprint}; {remedy}, "
             "or remove fingerprint"
         )

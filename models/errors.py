@@ -15,6 +15,10 @@ class CorpusError(UserError):
     """A corpus that is missing, unreadable, or too small for what is asked of it."""
 
 
+class ChangedCorpusError(CorpusError):
+    """A corpus that is not the text a configuration was made for."""
+
+
 class RunError(UserError):
     """A run folder or output file that is in the way, missing, or damaged."""
 

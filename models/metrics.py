@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from models.distributed import ALONE, Team
+
 WARM_UP = 256
 """Tokens a recurrent model reads before its predictions count; more changes the score by less than seed noise."""
 
@@ -50,22 +52,25 @@ class HeldOut:
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, text: HeldOut, vocabulary_size: int, window: int) -> Score:
+def evaluate(model: nn.Module, text: HeldOut, vocabulary_size: int, window: int, team: Team = ALONE) -> Score:
     """Scores every token of a held-out text, deterministically and with context.
 
     A model that carries its state reads the text in parallel lanes, each warmed up on what stands before
     it; any other reads windows of `window` tokens that overlap by half, of which the second half counts.
+    The processes of a team share the lanes or windows out among them.
     """
     was_training = model.training
     model.eval()
     device = next(model.parameters()).device
     if getattr(model, "carries_state", False):
         lanes = min(max(len(text.tokens) // LANE, 1), 64)
-        nats = _read_lanes(model, *_rows(text, -(-len(text.tokens) // lanes), WARM_UP, device), vocabulary_size)
+        read, rows = _read_lanes, _rows(text, -(-len(text.tokens) // lanes), WARM_UP, device)
     else:
-        nats = _read_windows(model, *_rows(text, window - window // 2, window // 2, device), vocabulary_size)
+        read, rows = _read_windows, _rows(text, window - window // 2, window // 2, device)
+    inputs, targets = (each[team.rank :: team.size] for each in rows)
+    nats = read(model, inputs, targets, vocabulary_size) if len(inputs) else 0.0
     model.train(was_training)
-    return Score.of(nats, len(text.tokens), text.text_bytes)
+    return Score.of(team.total(nats), len(text.tokens), text.text_bytes)
 
 
 def _rows(text: HeldOut, stride: int, context: int, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,18 +16,21 @@ from safetensors.torch import load_file
 from torch import nn
 
 from models import sampling, tokenizers
+from models.board import EVENTS, board, require_tensorboard
 from models.checkpoint import load_weights, weights, write_tensors
-from models.config import Config, Recipe, resolve_path
-from models.corpus import load_corpus, require_room
-from models.errors import ConfigError, RunError
+from models.config import Budget, Config, Recipe, resolve_path
+from models.corpus import EncodedCorpus, load_corpus, require_room
+from models.distributed import ALONE, FailedElsewhere, Team
+from models.errors import ChangedCorpusError, ConfigError, RunError
 from models.network import build, generator_class
 from models.reader import dump, parse, read_text, validate
+from models.report import CARD, PICTURE, RESULT, SAMPLES, write_report
 from models.tokenizers import Tokenizer
 from models.training import Diverged, Evaluation, Trained, Training, train, usable_device
 
 CONFIG, TOKENIZER, MODEL, METRICS = "config.yaml", "tokenizer.json", "model.safetensors", "metrics.jsonl"
 CHECKPOINT = "checkpoint.safetensors"
-OWN = (CONFIG, TOKENIZER, MODEL, METRICS, CHECKPOINT)
+OWN = (CONFIG, TOKENIZER, MODEL, METRICS, CHECKPOINT, RESULT, SAMPLES, CARD, PICTURE)
 DRAFTS = tuple(f".{name}" for name in OWN)
 """How the names of files begin that are still being written."""
 
@@ -46,6 +50,9 @@ def train_run(
     device: str = "auto",
     resume: bool = False,
     force: bool = False,
+    allow_changed_corpus: bool = False,
+    tensorboard: bool = False,
+    team: Team = ALONE,
     on_evaluation: Callable[[Evaluation], None] = lambda evaluation: None,
     on_step: Callable[[Training, Callable[[], None]], None] = lambda training, save: None,
 ) -> Trained:
@@ -53,17 +60,16 @@ def train_run(
 
     `on_step` is given the training and a function that saves the checkpoint. Raises RunError when the
     folder is in the way (`force` replaces a run, `resume` goes on with the same one) or the loss diverges; what
-    else a user can do wrong is found before the folder is touched.
+    else a user can do wrong is found before the folder is touched. A `team` trains one run together: its leader
+    writes the folder, and the callbacks are called in every process.
     """
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
-    usable_device(device)
-    generator_class(recipe.parameters)
-    corpus = load_corpus(recipe.corpus, recipe.parameters.tokenizer, recipe.parameters.vocabulary_size)
-    require_room(corpus, recipe.parameters.batch_size, recipe.parameters.sequence_length)
+    corpus = team.leader_first(lambda: _checked(recipe, device, allow_changed_corpus, tensorboard, team))
     recipe = with_facts(recipe, corpus.fingerprint)
     checkpoint = folder / CHECKPOINT
-    _prepare(folder, recipe, corpus.tokenizer, resume, force)
+    team.leader_only(lambda: _prepare(folder, recipe, corpus.tokenizer, resume, force))
+    tell = _tellers(folder, tensorboard) if team.leads else []
     saved = time.monotonic()
 
     def keep(training: Training) -> None:
@@ -72,13 +78,13 @@ def train_run(
             training.save(checkpoint)
             saved = time.monotonic()
 
-        if time.monotonic() - saved > CHECKPOINT_SECONDS:
+        if team.any(time.monotonic() - saved > CHECKPOINT_SECONDS):
             save()
         on_step(training, save)
 
     def note(evaluation: Evaluation) -> None:
-        append_metrics(folder, evaluation)
-        on_evaluation(evaluation)
+        for one in [*tell, on_evaluation]:
+            one(evaluation)
 
     try:
         trained = train(
@@ -89,12 +95,52 @@ def train_run(
             on_evaluation=note,
             on_step=keep,
             checkpoints=[checkpoint] if checkpoint.exists() else [],
+            micro_batch=recipe.micro_batch,
+            team=team,
+            test=True,
         )
     except Diverged as error:
+        if not team.leads:
+            raise FailedElsewhere from error
         raise RunError(f"{folder}: {error}; a smaller learning_rate or gradient_clip helps") from error
-    write_model(folder, trained.model)
-    checkpoint.unlink(missing_ok=True)
+    if team.leads:
+        write_report(folder, recipe, corpus, trained, team.size)
+        write_model(folder, trained.model)
+        checkpoint.unlink(missing_ok=True)
     return trained
+
+
+def _checked(recipe: Recipe, device: str, allow_changed_corpus: bool, tensorboard: bool, team: Team) -> EncodedCorpus:
+    """Returns the corpus; raises what a user has to know before a run begins."""
+    usable_device(device)
+    generator_class(recipe.parameters)
+    team.rows(recipe.parameters.batch_size)
+    if tensorboard:
+        require_tensorboard()
+    corpus = _corpus(recipe, allow_changed_corpus)
+    require_room(corpus, recipe.parameters.batch_size, recipe.parameters.sequence_length)
+    return corpus
+
+
+def _corpus(recipe: Recipe, allow_changed: bool) -> EncodedCorpus:
+    source, config = recipe.corpus, recipe.parameters
+    try:
+        return load_corpus(source, config.tokenizer, config.vocabulary_size)
+    except ChangedCorpusError as error:
+        if not allow_changed:
+            raise ChangedCorpusError(f"{error}, or go on with it by --allow-changed-corpus") from error
+    corpus = load_corpus(source.model_copy(update={"fingerprint": None}), config.tokenizer, config.vocabulary_size)
+    warnings.warn(
+        f"corpus {corpus.name}: the text is {corpus.fingerprint}, not {source.fingerprint} that the configuration "
+        "was made for; its scores do not compare",
+        stacklevel=2,
+    )
+    return corpus
+
+
+def _tellers(folder: Path, tensorboard: bool) -> list[Callable[[Evaluation], None]]:
+    """Who is told of each evaluation: metrics.jsonl, and TensorBoard if it is asked for."""
+    return [lambda evaluation: append_metrics(folder, evaluation), *([board(folder)] if tensorboard else [])]
 
 
 def with_facts(recipe: Recipe, fingerprint: str) -> Recipe:
@@ -106,14 +152,9 @@ def with_facts(recipe: Recipe, fingerprint: str) -> Recipe:
 def write_start(folder: Path, recipe: Recipe, tokenizer: Tokenizer) -> None:
     """Writes what is known before a run: its configuration and its vocabulary."""
     header = f"Train it again: python -m models train {CONFIG} -o NEW-RUN"
-    (folder / CONFIG).write_text(
-        dump(
-            recipe.model_dump(mode="json", exclude_none=True, exclude={"parameters"})
-            | {"parameters": recipe.parameters.model_dump(mode="json")},
-            header,
-        ),
-        encoding="utf-8",
-    )
+    values = recipe.model_dump(mode="json", exclude_none=True, exclude={"parameters"})
+    values["parameters"] = recipe.parameters.model_dump(mode="json")
+    _write_whole(folder / CONFIG, dump(values, header))
     tokenizers.save(tokenizer, folder / TOKENIZER)
 
 
@@ -122,8 +163,12 @@ def append_metrics(folder: Path, evaluation: Evaluation) -> None:
     path = folder / METRICS
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     lines = [line for line in lines if json.loads(line)["rung"] < evaluation.rung]
-    draft = folder / f".{METRICS}"
-    draft.write_text("\n".join([*lines, json.dumps(asdict(evaluation))]) + "\n", encoding="utf-8")
+    _write_whole(path, "\n".join([*lines, json.dumps(asdict(evaluation))]) + "\n")
+
+
+def _write_whole(path: Path, text: str) -> None:
+    draft = path.with_name(f".{path.name}")
+    draft.write_text(text, encoding="utf-8")
     draft.replace(path)
 
 
@@ -194,6 +239,8 @@ def load(folder: str | Path, device: str = "auto") -> Run:
     if not folder.is_dir():
         raise RunError(f"{folder}: no such run folder; make one with `tuner train best.yaml -o {folder}`")
     missing = [name for name in (CONFIG, TOKENIZER, MODEL) if not (folder / name).exists()]
+    if missing and MODEL not in missing:
+        raise RunError(f"{folder}: {', '.join(missing)} missing; restore it, or train into another folder")
     if missing:
         raise RunError(f"{folder}: no complete run, {', '.join(missing)} missing; finish it with `train --resume`")
     recipe = read_recipe(folder / CONFIG)
@@ -210,10 +257,12 @@ def _prepare(folder: Path, recipe: Recipe, tokenizer: Tokenizer, resume: bool, f
     """Makes the folder ready for the run's first step, or its next."""
     try:
         if resume and (folder / CONFIG).exists():
-            _require_same(folder, recipe)
-        elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            require_replaceable(folder, force)
-            for path in folder.iterdir():
+            if is_finished(folder):
+                raise RunError(f"{folder}: is trained already; write with it, or replace it with --force alone")
+            require_same(folder, recipe)
+        else:
+            require_free(folder, force)
+            for path in folder.iterdir() if folder.exists() else ():
                 path.unlink()
         folder.mkdir(parents=True, exist_ok=True)
         write_start(folder, recipe, tokenizer)
@@ -221,12 +270,19 @@ def _prepare(folder: Path, recipe: Recipe, tokenizer: Tokenizer, resume: bool, f
         raise RunError(f"{folder}: cannot be written ({error.strerror})") from error
 
 
-def _require_same(folder: Path, recipe: Recipe) -> None:
-    """Raises RunError unless the folder holds the beginning of this very run."""
-    if (folder / MODEL).exists():
-        raise RunError(f"{folder}: is trained already; write with it, or replace it with --force alone")
-    before, now = _identity(read_recipe(folder / CONFIG)), _identity(recipe)
+def require_free(folder: Path, force: bool) -> None:
+    """Raises RunError when something is in a run's way; drafts of one that was killed before it began are not."""
+    if folder.exists() and not (folder.is_dir() and all(path.name.startswith(DRAFTS) for path in folder.iterdir())):
+        require_replaceable(folder, force)
+
+
+def require_same(folder: Path, recipe: Recipe) -> None:
+    """Raises RunError unless the folder holds this very run."""
+    begun = read_recipe(folder / CONFIG)
+    before, now = _identity(begun), _identity(recipe)
     differing = [name for name in now if now[name] != before[name]]
+    if begun.trial != recipe.trial:
+        differing.append(f"budget ({_as_options(begun.trial)})")
     if differing:
         raise RunError(
             f"{folder}: was begun with another {', '.join(differing)}; give the same, or replace it with --force alone"
@@ -234,18 +290,31 @@ def _require_same(folder: Path, recipe: Recipe) -> None:
 
 
 def _identity(recipe: Recipe) -> dict[str, Any]:
-    corpus = {"corpus": recipe.corpus.fingerprint, "split": recipe.corpus.split}
-    return {**dict(recipe.parameters), "trial": recipe.trial, **corpus}
+    return {**dict(recipe.parameters), "corpus": recipe.corpus.fingerprint, "split": recipe.corpus.split}
+
+
+def _as_options(budget: Budget) -> str:
+    spent = f"--tokens {budget.tokens}" if budget.tokens else f"--seconds {budget.seconds:g}"
+    return f"{spent} --rungs {budget.rungs}"
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether a folder holds a run that came to its end."""
+    return (folder / MODEL).exists()
 
 
 def require_replaceable(folder: Path, force: bool) -> None:
     """Raises RunError unless `force` is given and nothing but a run is lost."""
     if not folder.is_dir():
         raise RunError(f"{folder}: is not a folder; choose another -o")
+    if not force and not (folder / CONFIG).exists():
+        raise RunError(f"{folder}: exists already and is no run folder; choose another -o")
+    if not force and is_finished(folder):
+        raise RunError(f"{folder}: exists already and is trained; write with it, or replace it with --force")
     if not force:
         raise RunError(f"{folder}: exists already; go on with --resume, or replace it with --force")
     names = sorted(path.name for path in folder.iterdir())
-    foreign = [name for name in names if name not in OWN and not name.startswith(DRAFTS)]
+    foreign = [name for name in names if name not in OWN and not name.startswith((*DRAFTS, EVENTS))]
     if foreign or not _has_recipe(folder):
         raise RunError(
             f"{folder}: is not just a run folder ({', '.join(foreign or names)}), so --force does not replace it; "

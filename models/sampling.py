@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from models.checkpoint import filled, flat
+from models.checkpoint import batch_dimensions, filled, flat
 from models.config import Config
 from models.errors import ConfigError
 from models.network import State
@@ -233,7 +233,7 @@ def beam_tokens(
     """Returns the tokens of `beam_search`; those of an ended text have `end` last."""
     model.eval()
     device = device_of(model)
-    dimensions = _batch_dimensions(model, device)
+    dimensions = batch_dimensions(model, device)
     read = torch.tensor([prompt], device=device)
     logits, state = model(read, None)
     scores = torch.zeros(1, device=device)
@@ -258,13 +258,6 @@ def beam_tokens(
         logits, state = model(texts[:, -1:], _rows(state, dimensions, rows))
     ended += [(float(score) / count**length_penalty, text) for score, text in zip(scores, texts.tolist(), strict=True)]
     return max(ended, key=lambda one: one[0])[1]
-
-
-def _batch_dimensions(model: nn.Module, device: torch.device) -> list[int | None]:
-    """Finds out where the batch is in each tensor of a model's state: where two texts and three differ."""
-    two, three = (flat(model(torch.zeros(texts, 1, dtype=torch.int64, device=device), None)[1]) for texts in (2, 3))
-    sizes = [list(zip(one.shape, other.shape, strict=True)) for one, other in zip(two, three, strict=True)]
-    return [next((place for place, pair in enumerate(pairs) if pair == (2, 3)), None) for pairs in sizes]
 
 
 def _rows(state: State, dimensions: list[int | None], rows: Tensor) -> State:

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.batches import Streams, Windows
+from models.batches import Batch, Streams, Windows
 from models.checkpoint import (
     BadCheckpoint,
+    batch_dimensions,
     detached,
     filled,
     flat,
@@ -29,8 +30,9 @@ from models.checkpoint import (
 )
 from models.config import Budget, Config
 from models.corpus import EncodedCorpus, require_room
+from models.distributed import ALONE, Team
 from models.errors import DeviceError
-from models.metrics import WARM_UP, HeldOut, evaluate
+from models.metrics import WARM_UP, HeldOut, Score, evaluate
 from models.network import State, build
 from models.optimizers import build_optimizers, relative_learning_rate
 
@@ -56,13 +58,14 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Trained:
-    """A finished run: the model as it is kept, and what it took."""
+    """A finished run: the model as it is kept, what it took, and its score on the test split if that was asked for."""
 
     model: nn.Module
     evaluations: list[Evaluation]
     best: Evaluation
     tokens: int
     seconds: float
+    test: Score | None = None
 
     @property
     def tokens_per_second(self) -> float:
@@ -78,6 +81,9 @@ def train(
     on_evaluation: Callable[[Evaluation], None] = lambda evaluation: None,
     on_step: Callable[[Training], None] = lambda training: None,
     checkpoints: Sequence[Path] = (),
+    micro_batch: int | None = None,
+    team: Team = ALONE,
+    test: bool = False,
 ) -> Trained:
     """Trains the generator that `config` describes until its budget is spent or it stops improving.
 
@@ -87,11 +93,15 @@ def train(
     what the run that wrote it said of them may have gone down with it. With `patience` the best weights are kept,
     otherwise the last.
 
+    `micro_batch` is the most sequences that are read at a time: the gradients of a larger batch add up piece by
+    piece, and are those of the whole but for rounding. The processes of a `team` share each batch evenly. With
+    `test` the test split is scored once, at the end.
+
     Raises CorpusError when the corpus is too small, DeviceError when the device is not there, and Diverged when
     the loss is not finite. A checkpoint that cannot be used is a warning, and the run starts over.
     """
     require_room(corpus, config.batch_size, config.sequence_length)
-    training = Training(config, corpus, budget, usable_device(device))
+    training = Training(config, corpus, budget, usable_device(device), micro_batch, team)
     training.load_first(checkpoints)
     for evaluation in training.evaluations:
         on_evaluation(evaluation)
@@ -100,35 +110,48 @@ def train(
             training.take_step()
             on_step(training)
         on_evaluation(training.evaluate())
-    return training.result()
+    return training.result(test)
 
 
 class Training:
     """One run in progress: all that a checkpoint holds, and how it moves on by a step."""
 
-    def __init__(self, config: Config, corpus: EncodedCorpus, budget: Budget, device: torch.device) -> None:
+    def __init__(
+        self,
+        config: Config,
+        corpus: EncodedCorpus,
+        budget: Budget,
+        device: torch.device,
+        micro_batch: int | None = None,
+        team: Team = ALONE,
+    ) -> None:
         torch.manual_seed(config.seed)
-        self.config, self.budget, self.device = config, budget, device
+        self.config, self.budget, self.device, self.team = config, budget, device, team
+        self.tokenizer = corpus.tokenizer
         self.vocabulary_size = corpus.tokenizer.vocabulary_size
         self.model = build(config, self.vocabulary_size).to(device)
         self.carries_state = getattr(self.model, "carries_state", False)
         self.optimizers = list(build_optimizers(config, self.model, self.vocabulary_size))
         self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        self.batches = (Streams if self.carries_state else Windows)(corpus.train, config)
-        self.held_out = HeldOut(
-            corpus.train[-max(WARM_UP, config.sequence_length) - 1 :],
-            corpus.validation,
-            corpus.bytes["validation"],
-        )
+        team.spread(weights(self.model).values())
+        rows = team.rows(config.batch_size)
+        self.batches = (Streams if self.carries_state else Windows)(corpus.train, config, rows)
+        self.rows = rows.stop - rows.start
+        self.piece = min(micro_batch or self.rows, self.rows)
+        told = max(WARM_UP, config.sequence_length) + 1
+        self.held_out = HeldOut(corpus.train[-told:], corpus.validation, corpus.bytes["validation"])
+        self.test = HeldOut(corpus.validation[-told:], corpus.test, corpus.bytes["test"])
         self.corpus = [corpus.fingerprint, len(corpus.train), len(corpus.validation)]
         self.total_steps = max(1, (budget.tokens or 0) // (config.batch_size * config.sequence_length))
         self.step, self.seconds = 0, 0.0
-        self.state: State = None
+        # A piece of the batch always holds the same streams, so each goes on with a state of its own.
+        self.states: list[State] = [None] * -(-self.rows // self.piece)
         self.loss_sum = torch.zeros((), device=device, dtype=torch.float64)
         self.loss_steps = 0
         self.evaluations: list[Evaluation] = []
         self.best_weights: dict[str, Tensor] | None = None
         self.model.train()
+        self._draw_apart()
 
     @property
     def tokens(self) -> int:
@@ -166,28 +189,44 @@ class Training:
     def take_step(self) -> None:
         """Reads one batch and moves the weights once."""
         start = time.perf_counter()
-        inputs, targets, at_start = self.batches.take(self.step, self.device)
+        batch = self.batches.take(self.step, self.device)
         self._set_learning_rate()
-        with self._precision():
-            logits, state = self.model(inputs, None if at_start else self.state)
-            loss = functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss = self._add_gradients(batch)
         if self.config.gradient_clip:
             nn.utils.clip_grad_norm_(self.parameters, self.config.gradient_clip)
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad()
-        self.state = detached(state) if self.carries_state else None
-        self._note_loss(loss.detach())
+        self._note_loss(loss)
         self.step += 1
         self.seconds += time.perf_counter() - start
+        if self.budget.seconds is not None:  # what is spent decides what comes next, so all must agree on it
+            self.seconds = self.team.numbers(self.seconds)[0]
+
+    def _add_gradients(self, batch: Batch) -> Tensor:
+        """Adds up the gradients of a batch, piece by piece, and returns the mean loss of this process's rows."""
+        pieces = list(zip(*(torch.split(each, self.piece) for each in batch[:2]), strict=True))
+        losses = []
+        for number, (inputs, targets) in enumerate(pieces):
+            state = None if batch.at_start else self.states[number]
+            loss, state = self._loss(inputs, targets, state)
+            loss = loss * (len(inputs) / self.rows)
+            loss.backward()
+            self.states[number] = detached(state) if self.carries_state else None
+            losses.append(loss.detach())
+        self.team.average(parameter.grad for parameter in self.parameters)
+        return torch.stack(losses).sum()
+
+    def _loss(self, inputs: Tensor, targets: Tensor, state: State) -> tuple[Tensor, State]:
+        with self._precision():
+            logits, state = self.model(inputs, state)
+            return functional.cross_entropy(logits.flatten(0, 1), targets.flatten()), state
 
     def evaluate(self) -> Evaluation:
         """Scores the validation split and starts the next rung."""
         self._require_finite()
-        with self._precision():
-            score = evaluate(self.model, self.held_out, self.vocabulary_size, self.config.sequence_length)
-        training_loss = self._training_loss()
+        score = self.score(self.held_out)
+        training_loss = self.team.total(self.recent_loss) / self.team.size
         if not math.isfinite(score.bits_per_byte):
             raise Diverged(f"the validation loss is {score.nats_per_token} after {self.step} steps")
         evaluation = Evaluation(
@@ -200,16 +239,24 @@ class Training:
             self.best_weights = {name: weight.clone() for name, weight in weights(self.model).items()}
         return evaluation
 
-    def result(self) -> Trained:
-        """Returns the finished run, its model holding the weights that are kept."""
+    def score(self, text: HeldOut) -> Score:
+        """Scores a held-out text with the weights as they are now."""
+        with self._precision():
+            return evaluate(self.model, text, self.vocabulary_size, self.config.sequence_length, self.team)
+
+    def result(self, test: bool = False) -> Trained:
+        """Returns the finished run, its model holding the weights that are kept; with `test`, scored on that split."""
         if self.best_weights is not None:
             load_weights(self.model, self.best_weights)
         best = self.best if self.config.patience else self.evaluations[-1]
-        return Trained(self.model.eval(), self.evaluations, best, self.tokens, self.seconds)
+        score = self.score(self.test) if test and len(self.test.tokens) else None
+        return Trained(self.model.eval(), self.evaluations, best, self.tokens, self.seconds, score)
 
     def save(self, path: Path) -> None:
-        """Writes a checkpoint beside `path` and puts it in place in one move."""
-        write_checkpoint(path, self._tensors(), self._facts())
+        """Writes a checkpoint beside `path` and puts it in place in one move; a team calls it together."""
+        tensors = self._tensors()
+        if self.team.leads:
+            write_checkpoint(path, tensors, self._facts())
 
     def load_first(self, paths: Sequence[Path]) -> None:
         """Goes on from the first checkpoint that can be used; says which cannot."""
@@ -254,9 +301,9 @@ class Training:
                         tensors[f"optimizer.{number}.{index}.{name}"] = moment
         for name, weight in (self.best_weights or {}).items():
             tensors[f"best.{name}"] = weight
-        for index, tensor in enumerate(flat(self.state)):
+        for index, tensor in enumerate(self._whole_state()):
             tensors[f"state.{index}"] = tensor.clone()  # a state may hold a tensor twice; a file may not
-        tensors["loss_sum"] = self.loss_sum
+        tensors["loss_sum"] = torch.tensor(self.team.total(self.loss_sum.item()) / self.team.size, dtype=torch.float64)
         tensors["random.cpu"] = torch.get_rng_state()
         if self.device.type == "cuda":
             tensors["random.cuda"] = torch.cuda.get_rng_state(self.device)
@@ -271,25 +318,57 @@ class Training:
                 restored["state"].setdefault(int(index), {})[name] = moment
             optimizer.load_state_dict(restored)
         self.best_weights = under("best.", tensors) or None
-        self.state = self._rebuilt_state(under("state.", tensors))
+        self._share_out(under("state.", tensors))
         self.loss_sum = tensors["loss_sum"].to(self.device)
         self.step, self.seconds, self.loss_steps = facts["step"], facts["seconds"], facts["loss_steps"]
         self.evaluations = [Evaluation(**evaluation) for evaluation in facts["evaluations"]]
         torch.set_rng_state(tensors["random.cpu"])
         if "random.cuda" in tensors and self.device.type == "cuda":
             torch.cuda.set_rng_state(tensors["random.cuda"], self.device)
+        self._draw_apart()
 
-    def _rebuilt_state(self, tensors: dict[str, Tensor]) -> State:
-        """Puts the carried tensors back into the shape that the model itself gives its state."""
+    def _draw_apart(self) -> None:
+        """Lets each process drop other activations; the leader's are those of a run of one process."""
+        if not self.team.leads:
+            torch.manual_seed(hash((self.config.seed, self.team.rank, self.step)))
+
+    # A checkpoint holds the state of the whole batch, whatever pieces and processes it was split over.
+
+    def _whole_state(self) -> list[Tensor]:
+        parts = [flat(state) for state in self.states]
+        if len(parts) == self.team.size == 1:
+            return parts[0]
+        return [
+            self.team.gathered(torch.cat(tensors, dimension), dimension) if dimension is not None else tensors[0]
+            for *tensors, dimension in zip(
+                *parts, batch_dimensions(self.model, self.device) if parts[0] else [], strict=True
+            )
+        ]
+
+    def _share_out(self, tensors: dict[str, Tensor]) -> None:
+        """Gives each piece its part of the carried tensors, in the shape that the model itself gives its state."""
         if not tensors:
-            return None
-        inputs, _, _ = self.batches.take(0, self.device)
+            return
+        whole = [tensors[str(index)].to(self.device) for index in range(len(tensors))]
+        if len(self.states) == self.team.size == 1:
+            self.states = [filled(self._state_of(self.rows), iter(whole))]
+            return
+        dimensions, first = batch_dimensions(self.model, self.device), self.team.rank * self.rows
+        for number in range(len(self.states)):
+            start, end = number * self.piece, min((number + 1) * self.piece, self.rows)
+            parts = [
+                tensor if dimension is None else tensor.narrow(dimension, first + start, end - start).contiguous()
+                for tensor, dimension in zip(whole, dimensions, strict=True)
+            ]
+            self.states[number] = filled(self._state_of(end - start), iter(parts))
+
+    def _state_of(self, rows: int) -> State:
+        """What the model carries on from so many rows."""
         self.model.eval()  # a model may count or average what it is trained on, and this is not
         with torch.no_grad():
-            _, shape = self.model(inputs[:, :1], None)
+            _, state = self.model(torch.zeros((rows, 1), dtype=torch.int64, device=self.device), None)
         self.model.train()
-        flat = iter([tensors[str(index)].to(self.device) for index in range(len(tensors))])
-        return filled(shape, flat)
+        return state
 
     def _precision(self) -> AbstractContextManager[Any]:
         wanted = self.config.precision
@@ -312,14 +391,18 @@ class Training:
         if self.step % 50 == 49:  # looking at the number makes a GPU wait, so not at every step
             self._require_finite()
 
-    def _training_loss(self) -> float:
-        """The mean since the last rung; that of the rung before when one step passed both."""
+    @property
+    def recent_loss(self) -> float:
+        """The mean training loss of this process since the last rung; that of the rung before if one step passed both.
+
+        In nats per token.
+        """
         if self.loss_steps:
             return self.loss_sum.item() / self.loss_steps
         return self.evaluations[-1].training_loss if self.evaluations else math.nan
 
     def _require_finite(self) -> None:
-        if not math.isfinite(self.loss_sum.item()):
+        if not math.isfinite(self.team.total(self.loss_sum.item())):
             raise Diverged(f"the training loss is no longer finite after {self.step} steps")
 
 

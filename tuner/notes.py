@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import asdict
 from typing import Any
 
 import optuna
+
+from models.report import fenced
 
 SHOWN = {
     "text_divergence": "text divergence",
@@ -54,12 +55,3 @@ def _measures(facts: dict[str, Any]) -> list[str]:
 
 def _sample(sample: dict[str, str]) -> list[str]:
     return ["After", fenced(sample["prompt"]), "it writes", fenced(sample["text"])]
-
-
-def fenced(text: str) -> str:
-    """Returns text as a block of Markdown in which nothing is markup, and no control character is left."""
-    text = re.sub(r"[^\S\n]|\r\n?", " ", text)
-    text = "".join(one if one.isprintable() or one == "\n" else "\ufffd" for one in text)
-    longest = max((len(run) for run in re.findall("`+", text)), default=0)
-    fence = "`" * max(3, longest + 1)
-    return f"{fence}text\n{text}\n{fence}"

@@ -3,7 +3,9 @@
 import json
 import os
 import re
+import shutil
 import signal
+import statistics
 import subprocess
 import sys
 import warnings
@@ -13,7 +15,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from models.__main__ import main
+from models.__main__ import main, train
 from models.run import load, read_recipe, train_run
 
 ROOT = Path(__file__).parents[2]
@@ -102,17 +104,147 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
 def test_train_says_how_it_goes_and_generate_writes(here: Path) -> None:
     code, output, error = run(here, "train", "recipe.yaml", "-o", "run", "--tokens", "2560", "--seed", "3")
     assert (code, error) == (0, "")
-    *progress, summary, advice = output.splitlines()
-    assert len(progress) == 160
-    assert re.match(r"  1% +32 tokens  \d\.\d{4} bits per byte  \d\.\d{4} nats per token +[\d,]+ tokens/s", progress[0])
+    *told, summary, advice = output.splitlines()
+    samples = [json.loads(line) for line in told if line.startswith("      ")]
+    progress = [line for line in told if not line.startswith("      ")]
+    assert (len(progress), len(samples)) == (160, 8)
+    assert all(samples)
+    number = r"\d\.\d{4}"
+    assert re.match(
+        rf"  1% +32 tokens  training loss {number}  {number} bits per byte +[\d,]+ tokens/s  \d+ s left$", progress[0]
+    )
     assert re.match(r"100% +2,560 tokens .* 0 s left$", progress[-1])
-    assert re.match(r"\d\.\d{4} bits per byte \([\d,]+ tokens/s\) in run$", summary)
+    assert re.match(rf"{number} bits per byte, {number} on the test split \([\d,]+ tokens/s\) in run$", summary)
     assert advice == 'Write with it: python -m models generate run --prompt "The "'
     assert load(here / "run").recipe.parameters.seed == 3
 
     options = ("--prompt", "世界 on ", "--length", "50", "--seed", "1", "--top-k", "5", "--temperature", "1.7")
     text = load(here / "run").generate("世界 on ", 50, seed=1, top_k=5, temperature=1.7)
     assert run(here, "generate", "run", *options) == (0, f"世界 on {text}\n", "")
+
+
+BLOCKED = ("optuna", "sqlalchemy", "psycopg2")
+BLOCKER = f"""
+import sys
+
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {BLOCKED}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+sys.meta_path.insert(0, Blocker())
+"""
+
+
+def test_training_needs_neither_optuna_nor_a_database(here: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    blocking = tmp_path_factory.mktemp("blocking")
+    (blocking / "sitecustomize.py").write_text(BLOCKER, encoding="utf-8")
+    path = os.pathsep.join([str(blocking), str(ROOT)])
+    environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+
+    def start(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([sys.executable, *arguments], cwd=here, env=environment, capture_output=True, text=True)
+
+    for name in BLOCKED:
+        assert f"No module named '{name}'" in start("-c", f"import {name}").stderr
+    done = start("-m", "models", "train", "recipe.yaml", "-o", "run", "--rungs", "1")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert load(here / "run").generate("Once", 5)
+
+
+# A trainer one keeps.
+
+
+def test_a_line_comes_each_minute_however_rare_the_rungs(
+    here: Path, run_here: Callable[..., Finished], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("models.progress.LINE_SECONDS", -1.0)
+    done = run_here(here, "train", "recipe.yaml", "-o", "run", "--tokens", "320", "--rungs", "2")
+    lines = [line for line in done.output.splitlines()[:-2] if not line.startswith("      ")]
+    assert len(lines) == 12  # ten steps and two rungs
+    assert re.match(r" 10% +32 tokens  training loss \d\.\d{4} +[\d,]+ tokens/s  \d+ s left$", lines[0])
+
+
+def test_options_go_before_the_file(here: Path, run_here: Callable[..., Finished]) -> None:
+    options = ("--hours", "0.00001", "--rungs", "2", "--patience", "1", "--micro-batch", "3", "--threads", "1")
+    assert run_here(here, "train", "recipe.yaml", "-o", "run", *options).code == 0
+    kept = read_recipe(here / "run" / "config.yaml")
+    assert (kept.trial.seconds, kept.trial.rungs) == (pytest.approx(0.036), 2)
+    assert (kept.parameters.patience, kept.micro_batch, kept.threads) == (1, 3, 1)
+
+
+def test_patience_stops_early(here: Path, run_here: Callable[..., Finished]) -> None:
+    (here / "wild.yaml").write_text(RECIPE.replace("dropout: 0.1", "learning_rate: 50.0"), encoding="utf-8")
+    assert run_here(here, "train", "wild.yaml", "-o", "run", "--patience", "2").code == 0
+    assert len(metrics(here / "run")) < 160
+
+
+def test_fewer_threads_than_there_are_is_said(
+    here: Path, run_here: Callable[..., Finished], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.get_num_threads", lambda: 8)
+    brief = ("train", "recipe.yaml", "--tokens", "32", "--rungs", "1", "--device", "cpu", "--force", "-o", "run")
+    first = run_here(here, *brief).output.splitlines()[0]
+    assert first == (
+        "On 1 of 8 CPU threads, as recipe.yaml says, for the same bits; "
+        "--threads 8 uses them all, and may change the last bits"
+    )
+    assert "CPU threads" not in run_here(here, *brief, "--threads", "1").output
+
+
+def test_tensorboard_gets_its_files_if_it_is_there(
+    here: Path, run_here: Callable[..., Finished], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("tensorboard")
+    brief = ("train", "recipe.yaml", "-o", "run", "--tokens", "64", "--rungs", "2", "--tensorboard")
+    assert run_here(here, *brief).code == 0
+    (events,) = (here / "run").glob("events.out.tfevents.*")
+    assert b"bits_per_byte" in events.read_bytes()
+    assert run_here(here, *brief, "--force").code == 0
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    missing = refusal(run_here(here, *brief[:3], "other", *brief[4:]))
+    assert missing.startswith("--tensorboard: ")
+    assert missing.endswith("install it with `pip install tensorboard`, or leave the option away\n")
+    assert not (here / "other").exists()
+
+
+def test_several_seeds_are_runs_of_their_own_with_a_mean(here: Path, run_here: Callable[..., Finished]) -> None:
+    brief = ("train", "recipe.yaml", "-o", "runs", "--tokens", "320", "--rungs", "2", "--seed", "3")
+    assert run_here(here, *brief, "--seeds", "2").code == 0
+    assert sorted(os.listdir(here / "runs")) == ["seed-3", "seed-4"]
+    assert run_here(here, *brief[:3], "alone", *brief[4:-1], "4").code == 0
+    assert weights(here / "runs" / "seed-4") == weights(here / "alone")
+    assert "seed-3: exists already and is trained" in refusal(run_here(here, *brief, "--seeds", "2"))
+    assert "alone: holds a run of one seed" in refusal(run_here(here, *brief[:3], "alone", *brief[4:], "--seeds", "2"))
+
+    shutil.rmtree(here / "runs" / "seed-4")
+    code, output, _ = run_here(here, *brief, "--seeds", "3", "--resume")
+    assert code == 0
+    assert output.count("100%") == 2  # seed 3 was done
+    scores = [metrics(here / "runs" / f"seed-{seed}")[-1]["bits_per_byte"] for seed in (3, 4, 5)]
+    mean, spread = statistics.mean(scores), statistics.stdev(scores)
+    *_, validation, test, advice = output.splitlines()
+    assert validation == f"{mean:.4f} ± {spread:.4f} bits per byte on the validation split, over 3 seeds"
+    assert re.match(r"\d\.\d{4} ± \d\.\d{4} bits per byte on the test split, over 3 seeds", test)
+    assert "generate runs/seed-3 --prompt" in advice
+    other = refusal(run_here(here, *brief, "--seeds", "3", "--resume", "--patience", "1"))
+    assert other.startswith("runs/seed-3: was begun with another patience; give the same")
+
+
+def test_a_changed_text_is_refused_unless_that_is_allowed(
+    here: Path, undisturbed: Path, run_here: Callable[..., Finished]
+) -> None:
+    shutil.copy(undisturbed / "config.yaml", here / "kept.yaml")
+    text = (here / "kept.yaml").read_text(encoding="utf-8").replace(str(undisturbed.parent / "rhyme.txt"), "rhyme.txt")
+    (here / "kept.yaml").write_text(text, encoding="utf-8")
+    (here / "rhyme.txt").write_text((here / "rhyme.txt").read_text() + "!", encoding="utf-8")
+    brief = ("train", "kept.yaml", "-o", "run", "--tokens", "64", "--rungs", "1")
+    refused = refusal(run_here(here, *brief))
+    assert re.search(
+        r"the text is sha256:\w+, and fingerprint asks for sha256:\w+; .* by --allow-changed-corpus", refused
+    )
+    with pytest.warns(UserWarning, match=r"corpus rhyme\.txt: the text is .* its scores do not compare"):
+        assert run_here(here, *brief, "--allow-changed-corpus").code == 0
 
 
 # Stopping.
@@ -195,6 +327,7 @@ def recipes(here: Path) -> Path:
     for name, good, wrong in [
         ("misspelt", "dropout", "dropuot"),
         ("large", "batch_size: 4", "batch_size: 4000"),
+        ("beyond", "dropout: 0.1", "dropout: 1.5"),
         ("elsewhere", "rhyme.txt", "nowhere.txt"),
         ("own", "dropout: 0.1", "architecture: 'nowhere:Own'"),
     ]:
@@ -221,6 +354,7 @@ def test_a_mistake_is_one_line_of_a_process(arguments: list[str], message: str, 
     [
         (["misspelt.yaml"], "misspelt.yaml:5: parameters.dropuot: unknown key; did you mean dropout?"),
         (["large.yaml"], "batch_size 4000"),
+        (["beyond.yaml"], "beyond.yaml:5: parameters.dropout: should be less than 1, not 1.5"),
         (["elsewhere.yaml"], "nowhere.txt: No such file or directory"),
         (["own.yaml"], "architecture nowhere:Own: No module named 'nowhere'"),
         (["recipe.yaml", "--device", "cuda:99"], "device cuda:99: this machine has"),
@@ -241,7 +375,8 @@ def test_a_mistake_leaves_nothing_behind(
     [
         (["train", "recipe.yaml"], "Missing option '-o'"),
         (["train", "recipe.yaml", "-o", "run", "--tokens", "0"], "'--tokens': 0 is not in the range x>=1"),
-        (["train", "recipe.yaml", "-o", "run", "--tokens", "5", "--seconds", "5"], "either --tokens or --seconds"),
+        (["train", "recipe.yaml", "-o", "run", "--tokens", "5", "--seconds", "5"], "either --tokens or --seconds or"),
+        (["train", "recipe.yaml", "-o", "run", "--hours", "1", "--seconds", "5"], "either --tokens or --seconds or"),
         (["generate", "run", "--length", "0"], "'--length': 0 is not in the range x>=1"),
         (["generate", "run", "--seed", "-1"], "'--seed': -1 is not in the range"),
         (["generate", "run", "--prompt", os.fsdecode(b"\xff")], "'--prompt': is not UTF-8 text"),
@@ -291,6 +426,13 @@ def test_help_comes_at_once() -> None:
 
 
 # The documents.
+
+
+def test_every_option_of_train_is_documented() -> None:
+    text = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    options = [option for parameter in train.params for option in parameter.opts if option.startswith("--")]
+    assert len(options) > 10
+    assert [option for option in options if option != "--output" and f"`{option}" not in text] == []
 
 
 def blocks(language: str) -> list[str]:

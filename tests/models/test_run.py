@@ -17,7 +17,16 @@ from models.errors import ConfigError, CorpusError, DeviceError, RunError, UserE
 from models.run import load, read_recipe, train_run
 from models.training import Evaluation, Trained, Training
 
-FILES = ["config.yaml", "metrics.jsonl", "model.safetensors", "tokenizer.json"]
+FILES = [
+    "README.md",
+    "config.yaml",
+    "loss.svg",
+    "metrics.jsonl",
+    "model.safetensors",
+    "result.json",
+    "samples.md",
+    "tokenizer.json",
+]
 
 
 class Stop(Exception):
@@ -110,6 +119,18 @@ def test_another_text_than_the_run_was_trained_on_is_refused(
     assert not (tmp_path / "again").exists()
 
 
+def test_another_text_is_taken_where_that_is_allowed(folder: Path, rhyme_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "other.txt").write_text(rhyme_file.read_text() + "!", encoding="utf-8")
+    kept = read_recipe(folder / "config.yaml")
+    changed = kept.corpus.model_copy(update={"path": str(tmp_path / "other.txt")})
+    with pytest.raises(CorpusError, match=r"fingerprint, or go on with it by --allow-changed-corpus"):
+        train_run(kept.model_copy(update={"corpus": changed}), tmp_path / "again")
+    with pytest.warns(UserWarning, match=f"not {kept.corpus.fingerprint} that .* its scores do not compare"):
+        train_run(kept.model_copy(update={"corpus": changed}), tmp_path / "again", allow_changed_corpus=True)
+    written = read_recipe(tmp_path / "again" / "config.yaml").corpus
+    assert written.fingerprint not in (None, kept.corpus.fingerprint)
+
+
 def test_a_relative_corpus_counts_from_the_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "recipe.json").write_text('{"corpus": {"path": "texts/a.txt"}, "trial": {"tokens": 5}}')
     assert read_recipe(tmp_path / "recipe.json").corpus.path == str(tmp_path / "texts" / "a.txt")
@@ -160,6 +181,22 @@ def test_a_run_that_is_not_there_or_not_finished_names_its_remedy(recipe: Recipe
         load(tmp_path / "run")
 
 
+@pytest.mark.parametrize("name", ["config.yaml", "tokenizer.json"])
+def test_a_trained_run_that_lost_a_file_is_not_advised_to_go_on(name: str, folder: Path) -> None:
+    (folder / name).unlink()
+    with pytest.raises(RunError, match=f"run: {name} missing; restore it, or train into another folder"):
+        load(folder)
+
+
+def test_the_package_loads_a_run_and_its_weights_load_alone(folder: Path) -> None:
+    import models
+
+    assert models.load(folder).generate("Once", 5, seed=1) == load(folder).generate("Once", 5, seed=1)
+    assert load_file(folder / "model.safetensors").keys() == dict(load(folder).model.named_parameters()).keys()
+    with pytest.raises(AttributeError, match="no attribute 'store'"):
+        models.store  # noqa: B018
+
+
 def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1])
 
@@ -197,7 +234,7 @@ def test_damaged_text_is_refused(name: str, damaged: bytes, folder: Path) -> Non
 
 def test_what_is_there_is_not_touched_without_being_asked(recipe: Recipe, folder: Path) -> None:
     before = content(folder)
-    with pytest.raises(RunError, match="run: exists already; go on with --resume, or replace it with --force"):
+    with pytest.raises(RunError, match="run: exists already and is trained; write with it, or replace it with --force"):
         train_run(varied(recipe, seed=1), folder)
     assert content(folder) == before
     train_run(varied(recipe, seed=1), folder, force=True)
@@ -323,6 +360,19 @@ def test_resume_may_be_given_from_the_start(recipe: Recipe, folder: Path, tmp_pa
     assert content(tmp_path / "new")["model.safetensors"] == content(folder)["model.safetensors"]
 
 
+def test_what_was_killed_before_it_began_is_not_in_the_way(recipe: Recipe, tmp_path: Path) -> None:
+    (tmp_path / ".config.yaml").write_text("corpus: {pa")
+    train_run(recipe, tmp_path)
+    assert sorted(content(tmp_path)) == FILES
+
+
+def test_a_folder_that_is_no_run_can_be_neither_resumed_nor_begun(recipe: Recipe, tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text("")
+    for resume in (True, False):
+        with pytest.raises(RunError, match="exists already and is no run folder; choose another -o"):
+            train_run(recipe, tmp_path, resume=resume)
+
+
 def test_a_damaged_checkpoint_costs_time_alone(recipe: Recipe, folder: Path, tmp_path: Path) -> None:
     stop_after(recipe, tmp_path / "stopped", 3)
     cut(tmp_path / "stopped" / "checkpoint.safetensors")
@@ -337,7 +387,7 @@ def test_only_the_same_run_is_resumed(recipe: Recipe, rhyme_file: Path, tmp_path
     (tmp_path / "other.txt").write_text(rhyme_file.read_text() + "!", encoding="utf-8")
     others = {
         "learning_rate, seed": varied(recipe, learning_rate=0.1, seed=1),
-        "trial": recipe.model_copy(update={"trial": Budget(tokens=512, rungs=4)}),
+        r"budget \(--tokens 256 --rungs 4\)": recipe.model_copy(update={"trial": Budget(tokens=512, rungs=4)}),
         "split": recipe.model_copy(update={"corpus": Corpus(path=str(rhyme_file), split=(0.8, 0.1, 0.1))}),
         "corpus": recipe.model_copy(update={"corpus": Corpus(path=str(tmp_path / "other.txt"))}),
     }

@@ -338,6 +338,57 @@ def test_a_checkpoint_of_a_generator_that_changed_is_ignored(
     assert_same(trained, train(config, rhyme, steps(8)))
 
 
+# Pieces of a batch.
+
+
+def close(one: Trained, other: Trained) -> None:
+    """But for rounding."""
+    for ours, theirs in zip(one.evaluations, other.evaluations, strict=True):
+        assert ours.training_loss == pytest.approx(theirs.training_loss, rel=1e-5)
+        assert ours.bits_per_byte == pytest.approx(theirs.bits_per_byte, rel=1e-5)
+
+
+PIECES: dict[str, dict[str, Any]] = {
+    "lstm": {"architecture": "lstm", "layers": 2},
+    "gru": {"architecture": "gru", "gradient_clip": 0.1},
+    "transformer": {"architecture": "transformer", "optimizer": "muon"},
+}
+
+
+@pytest.mark.parametrize("micro_batch", [1, 3, 4, 99])
+@pytest.mark.parametrize("name", PIECES)
+def test_a_batch_in_pieces_trains_as_a_whole_one(name: str, micro_batch: int, rhyme: EncodedCorpus) -> None:
+    """Batches of four: in fours, in three and one, in one piece."""
+    config = small(**PIECES[name])
+    whole = train(config, rhyme, steps(20))
+    split = train(config, rhyme, steps(20), micro_batch=micro_batch)
+    (close if micro_batch < 4 else assert_same)(split, whole)
+
+
+@pytest.mark.parametrize("name", PIECES)
+def test_a_run_goes_on_in_other_pieces(name: str, rhyme: EncodedCorpus, tmp_path: Path) -> None:
+    """Its checkpoint holds the carried state of the whole batch."""
+    config, pieces = small(**PIECES[name]), iter([None, 3, 1, 2])
+    running = Training(config, rhyme, steps(8), CPU, next(pieces))
+    while not running.finished:
+        running.take_step()
+        if running.at_rung:
+            running.evaluate()
+            running.save(tmp_path / "checkpoint")
+            running = Training(config, rhyme, steps(8), CPU, next(pieces, None))
+            running.load(tmp_path / "checkpoint")
+    close(running.result(), train(config, rhyme, steps(8)))
+
+
+def test_pieces_need_less_memory_at_a_time(rhyme: EncodedCorpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []
+    running = Training(small(), rhyme, steps(8), CPU, 3)
+    forward = running.model.forward
+    monkeypatch.setattr(running.model, "forward", lambda *given: read.append(len(given[0])) or forward(*given))
+    running.take_step()
+    assert read == [3, 1]
+
+
 # Within the budget.
 
 
@@ -409,6 +460,23 @@ def test_the_training_loss_is_the_mean_since_the_last_rung(
     trained = train(small(), rhyme, steps(10, rungs=3))
     means = [np.mean(losses[start:end]) for start, end in [(0, 4), (4, 7), (7, 10)]]
     assert [evaluation.training_loss for evaluation in trained.evaluations] == pytest.approx(means)
+
+
+def test_the_test_split_is_scored_once_and_only_if_that_is_asked_for(
+    rhyme: EncodedCorpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scored: list[int] = []
+    score = Training.score
+    monkeypatch.setattr(
+        Training, "score", lambda running, text: scored.append(text is running.test) or score(running, text)
+    )
+    assert train(small(), rhyme, steps(8)).test is None
+    assert sum(scored) == 0
+    trained = train(small(), rhyme, steps(8), test=True)
+    assert sum(scored) == 1
+    assert trained.test is not None
+    assert trained.test.bits_per_byte == pytest.approx(trained.best.bits_per_byte, rel=0.1)
+    assert train(small(), replace(rhyme, test=rhyme.test[:0]), steps(8), test=True).test is None
 
 
 def test_a_corpus_without_room_is_refused(rhyme: EncodedCorpus) -> None:

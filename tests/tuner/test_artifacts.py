@@ -90,7 +90,8 @@ def test_a_trial_goes_on_on_another_machine_from_a_checkpoint_in_the_bucket(
     assert [trial.state for trial in found.trials] == [TrialState.COMPLETE] * 2
     assert found.trials[0].user_attrs["tokens"] == 4_096
     assert not [key for key in keys(bucket) if "checkpoints" in key]
-    assert len([key for key in keys(bucket) if "trial-0/" in key]) == 4
+    assert len([key for key in keys(bucket) if "trial-0/" in key]) == 5
+    assert len([key for key in keys(bucket) if key.startswith(".attachments/")]) == 2
     run = machines[0].artifacts.fetch_run(0)
     assert run is not None
     assert (run / "model.safetensors").stat().st_size > 0

@@ -334,7 +334,9 @@ def test_a_run_says_what_came_out_and_what_is_next(
     assert lines[0] == f"study {name}: 2 workers on cpu"
     assert len([line for line in lines if re.match(r"trial   \d  (complete|pruned )", line)]) == 4
     assert any(line.startswith("Done: all 4 trials are finished. ") for line in lines)
-    assert any(line.startswith("trial  bits per byte  parameters  tokens/s  configuration") for line in lines)
+    assert any(
+        line.startswith("trial  bits per byte  divergence  parameters  tokens/s  configuration") for line in lines
+    )
     assert f"  tuner dashboard {name}" in lines
     best = min(optuna.load_study(study_name=name, storage=storage).trials, key=lambda trial: trial.value or 9.0)
     assert f"{best.value:.4f}" in result.out

@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from tuner.notes import fenced, trial_note
+from models.report import fenced
+from tuner.notes import trial_note
 
 FACTS = {
     "text_divergence": 0.0812,

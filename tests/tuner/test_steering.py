@@ -158,5 +158,5 @@ def test_a_failed_trial_is_tried_again_and_the_study_gets_another_chance(
     assert found.trials[5].user_attrs["retry_of"] == 3
     with pytest.raises(StudyError, match="trial 5 is complete; only a failed or pruned one"):
         steering.retry(storage, found, study, 5)
-    with pytest.raises(StudyError, match=f"study {study.name} has no trial 6; it has 6, counted from 0"):
+    with pytest.raises(StudyError, match=f"study {study.name} has no trial 6; it has 0 to 5"):
         steering.retry(storage, found, study, 6)

@@ -24,6 +24,7 @@ from models.config import Config, Corpus
 from models.corpus import load_corpus
 from models.errors import CorpusError
 from models.network import parameter_count
+from models.report import fenced
 from models.run import load, read_recipe, train_run
 from models.training import Diverged, Training, train
 from tuner import courier, search, worker
@@ -32,7 +33,6 @@ from tuner.artifacts import Artifacts
 from tuner.errors import StorageError, StudyError, WorkerError
 from tuner.export import chosen_trial, exported
 from tuner.ledger import Counts, Ledger
-from tuner.notes import fenced
 from tuner.objective import Objective, Outcome
 from tuner.plots import quality_and_diversity
 from tuner.report import front

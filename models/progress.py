@@ -1,0 +1,67 @@
+"""What a training tells the person who waits for it: a line at each rung and each minute, and samples on the way."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import click
+
+from models import sampling
+from models.config import Recipe
+from models.report import prompt_at
+from models.training import Evaluation, Training
+
+LINE_SECONDS = 60.0
+"""The longest that nothing is said, unless a step or an evaluation takes longer."""
+
+SAMPLES = 8
+"""Rungs, at most, at which a sample is shown."""
+
+SAMPLE_TOKENS = 60
+
+
+class Progress:
+    """Prints how one run goes; what it looks at, it leaves as it was."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+        self.training: Training | None = None
+        self.said = time.monotonic()
+
+    def look(self, training: Training) -> None:
+        """Is called after each step."""
+        self.training = training
+        if time.monotonic() - self.said > LINE_SECONDS:
+            self._say(training.progress, training.tokens, training.seconds, training.recent_loss, "")
+
+    def tell(self, evaluation: Evaluation) -> None:
+        """Is called at each rung; shows a sample at some of them."""
+        rungs = self.recipe.trial.rungs
+        score = f"  {evaluation.bits_per_byte:.4f} bits per byte"
+        self._say(evaluation.rung / rungs, evaluation.tokens, evaluation.seconds, evaluation.training_loss, score)
+        if self.training is not None and evaluation.rung * SAMPLES // rungs > (evaluation.rung - 1) * SAMPLES // rungs:
+            click.echo(f"      {sample(self.training)}")
+
+    def _say(self, part: float, tokens: int, seconds: float, loss: float, score: str) -> None:
+        left = duration(seconds / part - seconds)
+        click.echo(
+            f"{part:4.0%}  {tokens:>12,} tokens  training loss {loss:.4f}{score}  "
+            f"{tokens / max(seconds, 1e-9):>9,.0f} tokens/s  {left} left"
+        )
+        self.said = time.monotonic()
+
+
+def sample(training: Training) -> str:
+    """Returns what the model makes of the beginning of the validation split, as one line in quotes."""
+    prompt = prompt_at(training.tokenizer, training.held_out.tokens, 0)
+    text = sampling.generate(training.model, training.tokenizer, prompt, SAMPLE_TOKENS, training.config, 0)
+    training.model.train()
+    return json.dumps(text, ensure_ascii=False)
+
+
+def duration(seconds: float) -> str:
+    """Returns a time for people: 42 s, 12 min, 3.5 h."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

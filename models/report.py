@@ -1,0 +1,214 @@
+"""What a finished run tells its reader: result.json, samples.md, the model card README.md and loss.svg."""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from models import sampling
+from models.checkpoint import weights
+from models.config import ARCHITECTURES, Recipe
+from models.corpus import SPLITS, EncodedCorpus
+from models.metrics import Score
+from models.tokenizers import Tokenizer
+from models.training import Evaluation, Trained
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+RESULT, SAMPLES, CARD, PICTURE = "result.json", "samples.md", "README.md", "loss.svg"
+PROMPTS, PROMPT_TOKENS, SAMPLE_TOKENS = 3, 32, 200
+
+
+def write_report(folder: Path, recipe: Recipe, corpus: EncodedCorpus, trained: Trained, processes: int = 1) -> None:
+    """Writes the four files into the folder of a run whose training has just ended; raises OSError."""
+    (folder / RESULT).write_text(json.dumps(_result(trained), indent=1) + "\n", encoding="utf-8")
+    (folder / SAMPLES).write_text("".join(_samples(recipe, corpus, trained)), encoding="utf-8")
+    name = folder.resolve().name
+    (folder / CARD).write_text("\n".join(_card(name, recipe, corpus, trained, processes)) + "\n", encoding="utf-8")
+    _draw(trained.evaluations, folder / PICTURE)
+
+
+def _result(trained: Trained) -> dict[str, Any]:
+    return {
+        "rung": trained.best.rung,
+        "tokens": trained.tokens,
+        "seconds": round(trained.seconds, 3),
+        "validation": asdict(_validation(trained)),
+        "test": None if trained.test is None else asdict(trained.test),
+    }
+
+
+def _validation(trained: Trained) -> Score:
+    best = trained.best
+    return Score(best.bits_per_byte, best.nats_per_token, best.perplexity)
+
+
+# Samples.
+
+
+def prompt_at(tokenizer: Tokenizer, tokens: np.ndarray[Any, Any], start: int) -> str:
+    """Returns a short piece of held-out text, from its first whole character on."""
+    return tokenizer.decode(tokens[start : start + PROMPT_TOKENS]).strip("\ufffd")
+
+
+def fenced(text: str) -> str:
+    """Returns text as a Markdown code block that nothing in it can end; control characters become U+FFFD."""
+    text = "".join(one if one.isprintable() or one in "\n\t" else "\ufffd" for one in text)
+    fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
+    return f"{fence}text\n{text}\n{fence}"
+
+
+def _samples(recipe: Recipe, corpus: EncodedCorpus, trained: Trained) -> Iterator[str]:
+    config = recipe.parameters
+    drawn = f"temperature {config.temperature:g}, top_k {config.top_k}, top_p {config.top_p}"
+    yield f"# Samples\n\nText of the validation split, and how the model goes on from it ({drawn}).\n"
+    for number in range(PROMPTS):
+        prompt = prompt_at(corpus.tokenizer, corpus.validation, number * len(corpus.validation) // PROMPTS)
+        text = sampling.generate(trained.model, corpus.tokenizer, prompt, SAMPLE_TOKENS, config, number)
+        yield f"\n## {number + 1}\n\nPrompt:\n\n{fenced(prompt)}\n\nThe model:\n\n{fenced(text)}\n"
+
+
+# The model card.
+
+
+def _card(name: str, recipe: Recipe, corpus: EncodedCorpus, trained: Trained, processes: int) -> Iterator[str]:
+    config = recipe.parameters
+    yield f"# {_code(name)}"
+    yield f"\nA text generator ({config.architecture}) that was trained on the corpus {_code(corpus.name)}."
+    yield "It writes on from a prompt, in the manner of that text.\n"
+    yield from _table(("", ""), _sizes(recipe, corpus, trained))
+    yield "\n## Score\n"
+    yield from _table(("split", "bits per byte", "nats per token", "perplexity"), _scores(trained))
+    yield f"\nThe weights are those of rung {trained.best.rung} of {recipe.trial.rungs}. The test split was read"
+    yield "once, after training; the validation split chose the configuration, so its score flatters."
+    if corpus.entropy is not None:
+        yield f"The source of this text has an entropy of {corpus.entropy:.4f} bits per byte: nothing scores less."
+    yield f"\n![Loss over training tokens]({PICTURE})\n\n[{SAMPLES}]({SAMPLES}) shows what it writes."
+    yield "\n## Data\n"
+    yield from _table(("split", "tokens", "bytes"), _data(corpus))
+    yield f"\nText: {_code(corpus.name)}, {_code(corpus.fingerprint)}."
+    yield from _loading(name)
+    yield from _training(recipe, trained, processes)
+    yield from _limits(recipe)
+
+
+def _sizes(recipe: Recipe, corpus: EncodedCorpus, trained: Trained) -> Iterator[Sequence[str]]:
+    config, tensors = recipe.parameters, weights(trained.model)
+    yield "architecture", config.architecture
+    yield "layers", f"{config.layers} of {config.hidden_size} units"
+    if config.architecture == "transformer":
+        yield "attention", f"{config.heads} heads, {config.positions} positions"
+    yield "vocabulary", f"{corpus.tokenizer.vocabulary_size:,} tokens ({config.tokenizer})"
+    megabytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()) / 1e6
+    yield "weights", f"{sum(tensor.numel() for tensor in tensors.values()):,} ({megabytes:.3g} MB)"
+
+
+def _scores(trained: Trained) -> Iterator[Sequence[str]]:
+    scores = {"validation": _validation(trained), "test": trained.test}
+    for split, score in scores.items():
+        if score is None:
+            yield split, "no text", "", ""
+        else:
+            yield split, f"{score.bits_per_byte:.4f}", f"{score.nats_per_token:.4f}", f"{score.perplexity:.4g}"
+
+
+def _data(corpus: EncodedCorpus) -> Iterator[Sequence[str]]:
+    for split in SPLITS:
+        yield split, f"{len(getattr(corpus, split)):,}", f"{corpus.bytes[split]:,}"
+
+
+def _loading(name: str) -> Iterator[str]:
+    yield "\n## Use\n\nFrom the folder that this one lies in:\n"
+    yield f'```\npython -m models generate {_shell(name)} --prompt "The "\n```\n'
+    yield f'```python\nfrom models import load\n\nprint(load({json.dumps(name)}).generate("The "))\n```\n'
+    yield "The weights alone, by name, with any program that reads safetensors:\n"
+    weights_file = json.dumps(f"{name}/model.safetensors")
+    yield f"```python\nfrom safetensors.torch import load_file\n\nweights = load_file({weights_file})\n```"
+
+
+def _training(recipe: Recipe, trained: Trained, processes: int) -> Iterator[str]:
+    start = "python" if processes == 1 else f"torchrun --nproc-per-node {processes}"
+    yield f"\n## Training\n\n```\n{start} -m models train config.yaml -o NEW-RUN\n```\n"
+    yield "in this folder repeats it.\n"
+    yield from _table(("", ""), _facts(recipe, trained, processes))
+    facts = recipe.provenance or {}
+    if {"study", "trial"} <= facts.keys():
+        yield f"\nThe configuration is trial {facts['trial']} of the study {_code(str(facts['study']))}."
+
+
+def _facts(recipe: Recipe, trained: Trained, processes: int) -> Iterator[Sequence[str]]:
+    config = recipe.parameters
+    yield "read", f"{trained.tokens:,} tokens in {trained.seconds:,.1f} s, {trained.tokens_per_second:,.0f} tokens/s"
+    yield "batch", f"{config.batch_size} x {config.sequence_length} tokens"
+    yield "optimizer", f"{config.optimizer}, learning rate {config.learning_rate:g}, {config.schedule} schedule"
+    yield "seed", str(config.seed)
+    yield "device", _device_name(trained)
+    yield "processes", f"{processes}, with CPU threads: {recipe.threads}"
+    yield "versions", f"Python {platform.python_version()}, torch {torch.__version__}"
+
+
+def _limits(recipe: Recipe) -> Iterator[str]:
+    config = recipe.parameters
+    yield "\n## Limits\n\n- It imitates its corpus: it has no other knowledge, follows no instructions, and states"
+    yield "  falsehoods as fluently as facts.\n- It may repeat pieces of its corpus word for word; whoever may not read"
+    yield "  the corpus should not be given the model.\n- Scores on other kinds of text will be worse."
+    if config.architecture == "transformer":
+        yield f"- It sees at most the last {config.sequence_length} tokens."
+    elif config.architecture in ARCHITECTURES:
+        yield f"- It learned to look back over {config.sequence_length} tokens; what it remembers beyond is luck."
+
+
+def _table(header: Sequence[str], rows: Iterator[Sequence[str]]) -> Iterator[str]:
+    for row in (header, ["---"] * len(header), *rows):
+        yield f"| {' | '.join(row)} |"
+
+
+def _device_name(trained: Trained) -> str:
+    device = next(trained.model.parameters()).device
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"a CPU ({platform.machine()})"
+
+
+def _code(text: str) -> str:
+    """Inline code that a name with backticks, bars or line breaks cannot end."""
+    return "`" + re.sub(r"[`|\s]", " ", text) + "`"
+
+
+def _shell(name: str) -> str:
+    return name if re.fullmatch(r"[\w.-]+", name) else "RUN"
+
+
+# The picture.
+
+
+def _draw(evaluations: list[Evaluation], path: Path) -> None:
+    """Draws both losses over the training tokens; the same evaluations give the same bytes."""
+    import matplotlib
+
+    with matplotlib.rc_context({"svg.hashsalt": "loss", "svg.fonttype": "none"}):
+        _figure(evaluations).savefig(path, metadata={"Date": None})
+
+
+def _figure(evaluations: list[Evaluation]) -> Figure:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.add_subplot(xlabel="training tokens", ylabel="nats per token")
+    tokens = [evaluation.tokens for evaluation in evaluations]
+    for label, losses in (
+        ("training", [evaluation.training_loss for evaluation in evaluations]),
+        ("validation", [evaluation.nats_per_token for evaluation in evaluations]),
+    ):
+        axes.plot(tokens, [loss if math.isfinite(loss) else math.nan for loss in losses], marker=".", label=label)
+    axes.legend()
+    axes.grid(alpha=0.3)
+    return figure

@@ -1,0 +1,63 @@
+"""Several seeds of one configuration, each a run in a folder of its own; their mean and spread."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from models.config import Config, Recipe
+from models.errors import RunError
+from models.report import RESULT
+from models.run import CONFIG, is_finished, read_recipe, require_free, require_same
+
+
+def seeded(recipe: Recipe, seed: int) -> Recipe:
+    """Returns the recipe with another seed; raises pydantic's ValidationError."""
+    parameters = Config.model_validate(recipe.parameters.model_dump() | {"seed": seed})
+    return recipe.model_copy(update={"parameters": parameters})
+
+
+def seed_runs(recipe: Recipe, folder: Path, count: int) -> dict[Path, Recipe]:
+    """Returns the folders of `count` runs, and what to train in each: from the recipe's seed upwards."""
+    first = recipe.parameters.seed
+    return {folder / f"seed-{seed}": seeded(recipe, seed) for seed in range(first, first + count)}
+
+
+def require_startable(folder: Path, runs: dict[Path, Recipe], resume: bool, force: bool) -> None:
+    """Raises RunError when one of several runs cannot begin, so that it is known before the first one does."""
+    if (folder / CONFIG).exists():
+        raise RunError(f"{folder}: holds a run of one seed; choose another -o for several")
+    for run in runs:
+        if not (resume and (run / CONFIG).exists()):
+            require_free(run, force)
+
+
+def trained_already(folder: Path, recipe: Recipe, allow_changed_corpus: bool) -> bool:
+    """Whether `folder` holds this very run, finished; raises RunError when it holds another one."""
+    if not is_finished(folder):
+        return False
+    if recipe.corpus.fingerprint is None or allow_changed_corpus:
+        kept = read_recipe(folder / CONFIG).corpus.fingerprint
+        recipe = recipe.model_copy(update={"corpus": recipe.corpus.model_copy(update={"fingerprint": kept})})
+    require_same(folder, recipe)
+    return True
+
+
+def summary(folders: Iterable[Path]) -> Iterator[str]:
+    """Yields lines that say how the finished runs in `folders` did: mean and standard deviation on each split."""
+    results = [_result(folder / RESULT) for folder in folders]
+    for split in ("validation", "test"):
+        scores = [result[split]["bits_per_byte"] for result in results if result[split] is not None]
+        if scores:
+            spread = f" ± {statistics.stdev(scores):.4f}" if len(scores) > 1 else ""
+            yield f"{statistics.mean(scores):.4f}{spread} bits per byte on the {split} split, over {len(scores)} seeds"
+
+
+def _result(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path}: cannot be read ({error}); train this seed again with --force") from error
