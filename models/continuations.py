@@ -52,8 +52,9 @@ class Continuations:
         """Cuts up held-out tokens (N,), at least 2, that are so many characters long."""
         text = np.asarray(text).astype(np.int64)
         prompt = min(PROMPT, len(text) // 2)
-        length = max(1, min(LENGTH, (characters - characters * prompt // len(text)) // 2))
-        places = min(MOST, max(1, (characters - characters * prompt // len(text)) // (2 * length)))
+        characters_left = characters - characters * prompt // len(text)
+        places = min(MOST, max(2, characters_left // (2 * LENGTH)))
+        length = max(1, min(LENGTH, characters_left // (2 * places)))
         stride = (len(text) - prompt) // (2 * places)
         begins = prompt + stride * np.arange(2 * places)
         parts = [tokenizer.decode(text[begin : begin + stride]) for begin in begins] + [""]

@@ -311,7 +311,7 @@ def export(
         write_new(output, exported(found, study, trial, output), force, study.name)
     click.echo(f"{output}: trial {trial.number}, {quality(trial):.4f} bits per byte")
     if weights is not None:
-        copy_run(run_folder, weights, force)
+        copy_run(trial, run_folder, weights, force)
         click.echo(f"{weights}: its run folder")
     click.echo(f"Train it: tuner train {output} -o my-run")
 
@@ -721,7 +721,7 @@ def _finish(
     click.echo(f"\nBest configuration: {output}")
     kept = artifacts.fetch_run(trial.number)
     if kept is not None:
-        copy_run(kept, run_folder, force=True)
+        copy_run(trial, kept, run_folder, force=True)
         click.echo(f"Its trained model:  {run_folder}\n\nIt writes:\n")
         click.echo(_indented(load(run_folder, "cpu").generate("The ", 300, seed=1)))
     else:

@@ -16,6 +16,7 @@ from models.config import Config, Recipe
 from models.errors import ConfigError, RunError
 from models.reader import dump, parse, plain, read_text
 from tuner.errors import StudyError
+from tuner.plots import draw_decoding
 from tuner.report import leaderboard, numbered, quality
 from tuner.study import OBJECTIVES, Study
 
@@ -83,12 +84,13 @@ def require_free(path: Path, force: bool, study_name: str | None = None) -> None
         raise RunError(f"{path}: {parent} is not a folder that you may write in; name another file with -o")
 
 
-def copy_run(source: Path, target: Path, force: bool) -> None:
-    """Copies the kept run folder of a trial. Raises RunError."""
+def copy_run(trial: FrozenTrial, source: Path, target: Path, force: bool) -> None:
+    """Copies the kept run folder of a trial, with a picture of its decoding. Raises RunError."""
     require_copiable(source, target, force)
     draft = target.with_name(f".{target.name}.{os.getpid()}")
     try:
         shutil.copytree(source, draft)
+        draw_decoding(trial, draft)
         if target.exists():
             shutil.rmtree(target)
         draft.rename(target)

@@ -16,6 +16,7 @@ import pytest
 from optuna.trial import TrialState
 
 from models.reader import parse, plain
+from models.run import load
 from tuner.study import read_study
 
 STUDY = """\
@@ -97,7 +98,7 @@ def test_a_run_leaves_its_best_configuration_and_model(journey: Journey) -> None
     assert best["parameters"] == journey.best.user_attrs["configuration"]
     run = journey.place.home / "runs" / "small"
     names = {path.name for path in run.iterdir()}
-    assert names == {"config.yaml", "metrics.jsonl", "model.safetensors", "tokenizer.json"}
+    assert names == {"config.yaml", "metrics.jsonl", "model.safetensors", "tokenizer.json", "samples.jsonl"}
     assert journey.file("runs/small/config.yaml")["parameters"] == best["parameters"]
     assert last_score(run) == journey.best.value
     assert not list((journey.place.artifacts / "small" / "checkpoints").glob("*"))
@@ -133,6 +134,23 @@ def test_the_commands_that_are_shown_work(journey: Journey) -> None:
         written = journey.place.run(*command, "--length", 40, "--temperature", 0)
         assert written.code == 0, written
         assert re.match(r"The [a-l]{10}", written.said), written
+
+
+@pytest.mark.usefixtures("attached")
+def test_any_kept_trial_can_be_written_with(journey: Journey) -> None:
+    place = journey.place
+    said = [
+        place.run("sample", "small", "--length", 50, "--seed", 1, "--temperature", 0.5, *more)
+        for more in ((), ("--trial", journey.best.number))
+    ]
+    assert [one.code for one in said] == [0, 0], said
+    assert said[0].said == said[1].said
+    run = journey.place.home / "runs" / "small"
+    assert load(run, "cpu").generate("", 50, seed=1, temperature=0.5) == said[0].said.removesuffix("\n")
+    beams = place.run("sample", "small", "--length", 20, "--beams", 3, "--prompt", "ab")
+    assert beams.said == "ab" + load(run, "cpu").beam_search("ab", 20, beams=3) + "\n"
+    refused = place.run("sample", "small", "--trial", 99)
+    assert (refused.code, "has no trial 99; it has 0 to " in refused.said) == (2, True)
 
 
 @pytest.mark.usefixtures("attached")
