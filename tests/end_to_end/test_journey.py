@@ -16,6 +16,7 @@ import pytest
 from optuna.trial import TrialState
 
 from models.reader import parse, plain
+from models.report import fenced
 from models.run import load
 from tuner.study import read_study
 
@@ -25,6 +26,7 @@ corpus: {builtin: markov}
 threads: 1
 trial: {tokens: 20_000, rungs: 3}
 budget: {trials: 6}
+decoding: {share: 2.0}
 parameters:
   architecture: {type: categorical, choices: [rnn, gru, transformer]}
   learning_rate: {type: float, low: 1e-3, high: 1e-1, log: true}
@@ -98,7 +100,14 @@ def test_a_run_leaves_its_best_configuration_and_model(journey: Journey) -> None
     assert best["parameters"] == journey.best.user_attrs["configuration"]
     run = journey.place.home / "runs" / "small"
     names = {path.name for path in run.iterdir()}
-    assert names == {"config.yaml", "metrics.jsonl", "model.safetensors", "tokenizer.json", "samples.jsonl"}
+    assert names == {
+        "config.yaml",
+        "metrics.jsonl",
+        "model.safetensors",
+        "tokenizer.json",
+        "samples.jsonl",
+        "decoding.svg",
+    }
     assert journey.file("runs/small/config.yaml")["parameters"] == best["parameters"]
     assert last_score(run) == journey.best.value
     assert not list((journey.place.artifacts / "small" / "checkpoints").glob("*"))
@@ -192,8 +201,17 @@ def test_the_dashboard_shows_the_study_until_it_is_ended(journey: Journey, numbe
         assert code == 200
         (study,) = json.loads(studies)["study_summaries"]
         assert study["study_name"] == "small"
-        trials = json.loads(get(f"http://127.0.0.1:{port}/api/studies/{study['study_id']}?after=0")[1])["trials"]
+        details = f"http://127.0.0.1:{port}/api/studies/{study['study_id']}?after=0"
+        trials = json.loads(get(details)[1])["trials"]
         assert len(trials) == 6
+        best = trials[journey.best.number]
+        (samples,) = best["artifacts"]
+        place_of_it = f"{study['study_id']}/{best['trial_id']}/{samples['artifact_id']}"
+        lines = get(f"http://127.0.0.1:{port}/artifacts/{place_of_it}")[1].decode().splitlines()
+        assert [set(json.loads(line)) for line in lines] == [{"prompt", "text"}] * 3
+        assert fenced(json.loads(lines[0])["text"]) in best["note"]["body"]
+        figures = dashboard.until(lambda: json.loads(get(details)[1])["plotly_graph_objects"])
+        assert "people" in figures[0]["graph_object"]
     dashboard.process.send_signal(number)
     assert dashboard.end() == 130
     assert place.is_quiet()
