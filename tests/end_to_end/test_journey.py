@@ -18,6 +18,7 @@ from optuna.trial import TrialState
 from models.reader import parse, plain
 from models.report import fenced
 from models.run import load
+from tuner.artifacts import RUN
 from tuner.study import read_study
 
 STUDY = """\
@@ -86,7 +87,7 @@ def test_a_run_shows_its_trials_its_board_a_sample_and_what_is_next(journey: Jou
     assert said.startswith("study small: 2 workers on cpu\n")
     assert len(re.findall(r"^trial   \d  (?:complete|pruned)  ", said, re.MULTILINE)) == 6
     assert "\nDone: all 6 trials are finished. " in said
-    board = re.findall(r"^ +(\d)  +(\d\.\d{4})  +([\d,]+)  +([\d,]+)  architecture=", said, re.MULTILINE)
+    board = re.findall(r"^ +(\d)  +(\d\.\d{4})  +-?\d\.\d{4}  +([\d,]+)  +([\d,]+)  architecture=", said, re.MULTILINE)
     assert board[0][:2] == (str(journey.best.number), f"{journey.best.value:.4f}")
     assert re.search(r"^    The [a-l]{50}", said, re.MULTILINE)
     assert "Traceback" not in said
@@ -100,14 +101,7 @@ def test_a_run_leaves_its_best_configuration_and_model(journey: Journey) -> None
     assert best["parameters"] == journey.best.user_attrs["configuration"]
     run = journey.place.home / "runs" / "small"
     names = {path.name for path in run.iterdir()}
-    assert names == {
-        "config.yaml",
-        "metrics.jsonl",
-        "model.safetensors",
-        "tokenizer.json",
-        "samples.jsonl",
-        "decoding.svg",
-    }
+    assert names == {*RUN, "decoding.svg"}
     assert journey.file("runs/small/config.yaml")["parameters"] == best["parameters"]
     assert last_score(run) == journey.best.value
     assert not list((journey.place.artifacts / "small" / "checkpoints").glob("*"))
