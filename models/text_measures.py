@@ -17,32 +17,37 @@ ORDERS = (1, 2, 3, 4)
 COMPARED = 10
 """Texts that self-BLEU compares with each other; its work grows with the square of their number."""
 
+MOST_PARTS = 10
+"""Parts of the human texts that written texts are compared with; more would cost more than they tell."""
+
 FILL = "\uffff"
 """Fills a text up that is too short to be compared: a code point that no text has."""
 
 
-def text_divergence(written: Sequence[str], human: tuple[Sequence[str], Sequence[str]], length: int) -> float:
+def text_divergence(written: Sequence[str], human: Sequence[str], length: int) -> float:
     """Returns how much further the n-grams of written texts are from people's than both are from themselves.
 
         mean over n of  mean J_n(W_i, H_j) - J_n(W_1, W_2) / 2 - mean J_n(H_i, H_j) / 2
 
-    W_1 and W_2 are halves of the written texts, H_1 to H_4 those of two samples of human text; all are as many texts,
-    two at least, cut to `length` characters (or filled up, which counts as a difference). J_n is the Jensen-Shannon
-    divergence (Lin 1991), base 2, of their n-grams of characters, n in ORDERS. It lies in [-1, 1]; 0 is as different
-    as human text is from itself.
+    W_1 and W_2 are halves of the written texts (two at least), H_1, H_2, ... parts of the human texts, of which there
+    must be no fewer; all are as many texts, cut to `length` characters (or filled up, which counts as a difference).
+    J_n is the Jensen-Shannon divergence (Lin 1991), base 2, of their n-grams of characters, n in ORDERS. It lies in
+    [-1, 1]; 0 is as different as human text is from itself.
 
     Two samples differ by chance alone, which the halves tell and the last terms take off, as in the energy distance
     of Szekely & Rizzo 2013. Because J_n is the square of a distance in a Hilbert space (Endres & Schindelin 2003), the
     expected value is lowest, and 0, for a model that writes as people do.
     """
     size = len(written) // 2
-    samples = [sample[half : 2 * size : 2] for sample in (written, *human) for half in (0, 1)]
+    parts = min(len(human) // size, MOST_PARTS)
+    halves = [written[half : 2 * size : 2] for half in (0, 1)]
+    samples = halves + [human[part : parts * size : parts] for part in range(parts)]
     fitted = [[text[:length].ljust(length, FILL) for text in sample] for sample in samples]
     return float(np.mean([_excess(counts) for counts in _ngram_counts(fitted, length)]))
 
 
 def _excess(counts: npt.NDArray[np.float64]) -> float:
-    """Of the counts of two written samples and four human ones."""
+    """Of the counts of two written samples and of some human ones."""
     written, human = counts[:2], counts[2:]
     across = np.mean([jensen_shannon(one, other) for one in written for other in human])
     among = np.mean([jensen_shannon(one, other) for one, other in combinations(human, 2)])
