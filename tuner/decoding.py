@@ -42,6 +42,9 @@ FEWEST = 8
 GENERATED = 0.7
 """The part of the cost that goes into writing; the other is for reading what was written."""
 
+CLEAR = 0.01
+"""The part of the range of values seen that is not worth trying more for."""
+
 SURE = 1.5
 """By how many standard deviations a further parameter must improve, to be used."""
 
@@ -162,7 +165,7 @@ class _Search:
         points = _scaled([_coordinate(name, value, self._vocabulary_size) for value in self.values[name]])
         chosen = _evenly(points, everywhere)
         self._try([candidates[index] for index in chosen])
-        if not self.effort.is_spent:
+        if not self.effort.is_spent and not self._is_clear(points, chosen):
             further = self._promising(points, chosen, then)
             self._try([candidates[index] for index in further])
             chosen += further
@@ -172,6 +175,12 @@ class _Search:
         alike = np.flatnonzero(mean <= mean[lowest] + deviation[lowest])  # what cannot be told apart
         best = min(alike.tolist(), key=lambda index: _change(name, self.values[name][index]))
         return candidates[best], float(mean[best]), found.noise
+
+    def _is_clear(self, points: Array, chosen: list[int]) -> bool:
+        """Whether no other candidate could be better by more than a small part of what has been seen."""
+        values = np.array([value for _, value, _ in self.tried])
+        mean, deviation = Surrogate.fit(points[chosen], values).predict(points)
+        return bool(mean.min() - (mean - deviation).min() <= CLEAR * np.ptp(values))
 
     def _promising(self, points: Array, chosen: list[int], count: int) -> list[int]:
         """Candidates that could be best, each chosen as if those before it had turned out as expected."""

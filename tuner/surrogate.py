@@ -33,8 +33,8 @@ class Surrogate:
     @classmethod
     def fit(cls, points: Array, values: Array) -> Surrogate:
         """Fits values (N,) at points (N,) in [0, 1]; scale and noise are those of the largest likelihood."""
-        mean, deviation = float(values.mean()), float(values.std()) or 1.0
-        targets = (values - mean) / deviation
+        mean, deviation = float(values.mean()), float(values.std())
+        targets = (values - mean) / (deviation or 1.0)
         scale, part = max(product(SCALES, NOISES), key=lambda one: _likelihood(points, targets, *one))
         factor = _factor(points, scale, part)
         weights = np.linalg.solve(factor.T, np.linalg.solve(factor, targets))

@@ -297,3 +297,14 @@ def test_a_surrogate_finds_the_lowest_point_of_a_noisy_bowl() -> None:
 def test_a_surrogate_of_nothing_but_equals_is_flat() -> None:
     mean, _ = Surrogate.fit(np.array([0.0, 1.0]), np.array([2.0, 2.0])).predict(np.array([0.5]))
     assert mean.tolist() == [2.0]
+
+
+def test_a_search_stops_when_the_answer_is_clear(chain: EncodedCorpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[int] = []
+    own = decoding._Search._try
+    monkeypatch.setattr(
+        decoding._Search, "_try", lambda self, configs: (tried.append(len(configs)), own(self, configs))
+    )
+    monkeypatch.setattr(Continuations, "divergence", lambda self, texts: 0.2)  # all alike: nothing can be better
+    decoded(chain, 1.0, 3_000_000)
+    assert tried == [decoding.ALONE[0]]
