@@ -118,18 +118,21 @@ def decode(
         config, curve = _Search(model, corpus, among, config, space, effort, between).run()
     elif space.decoded:
         config = calibrate(model, corpus, config, space)
+    facts = _measured(model, reported, config, between) if required or texts >= 0 else {}
+    facts |= {"decoding_curve": curve} if curve else {}
     samples = _samples(model, reported, config, between)
-    divergence, facts = None, {}
-    if required or texts >= 0:
-        (written,) = reported.written(model, [config], config.seed + 1, between)  # not those it was chosen by
-        divergence = round(reported.divergence(written), 5)
-        facts = {
-            "text_divergence": divergence,
-            "text": _rounded(reported.measures(written)),
-            "human_text": _rounded(reported.measures(reported.others)),
-        }
-        facts |= {"decoding_curve": curve} if curve else {}
-    return Decoded(config, divergence, facts | {"decoding_seconds": round(effort.passed, 2)}, samples)
+    facts["decoding_seconds"] = round(effort.passed, 2)
+    return Decoded(config, facts.get("text_divergence"), facts, samples)
+
+
+def _measured(model: nn.Module, places: Continuations, config: Config, between: Callable[[], None]) -> dict[str, Any]:
+    """What texts are like that were not those the decoding was chosen by; the same measures for people's."""
+    (written,) = places.written(model, [config], config.seed + 1, between)
+    return {
+        "text_divergence": round(places.divergence(written), 5),
+        "text": _rounded(places.measures(written)),
+        "human_text": _rounded(places.measures(places.others)),
+    }
 
 
 class _Search:
