@@ -256,7 +256,8 @@ def _slot(device: str, threads: int) -> Slot:
 def oom_kills() -> int:
     """Returns how many processes the kernel has killed for want of memory; 0 where it does not tell."""
     count = 0
-    for place in ("/proc/vmstat", "/sys/fs/cgroup/memory.events"):
+    cgroups = "/sys/fs/cgroup/memory.events", "/sys/fs/cgroup/memory/memory.oom_control"  # version 2, version 1
+    for place in ("/proc/vmstat", *cgroups):
         with suppress(OSError):
             lines = Path(place).read_text().splitlines()
             count += sum(int(line.split()[1]) for line in lines if line.startswith("oom_kill "))
