@@ -45,6 +45,9 @@ GENERATED = 0.7
 CLEAR = 0.01
 """The part of the range of values seen that is not worth trying more for."""
 
+ALIKE = 2.0
+"""Within how many standard deviations of the best value others cannot be told apart from it."""
+
 SURE = 1.5
 """By how many standard deviations a further parameter must improve, to be used."""
 
@@ -175,7 +178,7 @@ class _Search:
         found = Surrogate.fit(points[chosen], np.array([value for _, value, _ in self.tried]))
         mean, deviation = found.predict(points)
         lowest = int(np.argmin(mean))
-        alike = np.flatnonzero(mean <= mean[lowest] + deviation[lowest])  # what cannot be told apart
+        alike = np.flatnonzero(mean <= mean[lowest] + ALIKE * deviation[lowest])
         best = min(alike.tolist(), key=lambda index: _change(name, self.values[name][index]))
         return candidates[best], float(mean[best]), found.noise
 
