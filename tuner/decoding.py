@@ -45,7 +45,7 @@ GENERATED = 0.7
 CLEAR = 0.01
 """The part of the range of values seen that is not worth trying more for."""
 
-ALIKE = 2.0
+ALIKE = 1.0
 """Within how many standard deviations of the best value others cannot be told apart from it."""
 
 SURE = 1.5
