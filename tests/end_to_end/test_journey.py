@@ -186,6 +186,28 @@ def get(address: str) -> tuple[int, bytes]:
         return answer.status, answer.read()
 
 
+@pytest.mark.usefixtures("attached")
+def test_a_confirmation_that_is_interrupted_goes_on_and_what_it_chose_is_exported(journey: Journey) -> None:
+    place, command = journey.place, ("confirm", "small", "--seeds", 2, "-n", 1)
+    begun = place.start(*command)
+    begun.until(lambda: " candidate=" in begun.said)
+    begun.interrupt()
+    assert begun.end() == 130, begun.said
+    assert "Go on with the same command: tuner confirm small --seeds 2 -n 1\n" in begun.said
+    done = place.run(*command)
+    assert done.code == 0, done
+    trainings = place.trials("small (confirmation)")
+    assert len(trainings) == 2 * len({training.params["candidate"] for training in trainings})
+    assert {training.state for training in trainings} == {TrialState.COMPLETE}
+    found = done.said[done.said.index("Confirmed with 2 fresh seeds each") :]
+    assert re.search(r"^Test split, read once: \d\.\d{4} bits per byte, the mean of 2 seeds\.$", found, re.MULTILINE)
+    assert place.run(*command).said == found
+    assert place.run("export", "small", "-o", "confirmed.yaml").code == 0
+    told = journey.file("confirmed.yaml")["provenance"]
+    assert told["trial"] == told["confirmation"]["winner"]
+    assert place.trials("small") == journey.trials
+
+
 def test_a_study_that_comes_with_the_tuner_is_found_from_any_folder(journey: Journey, place: Any) -> None:
     running = place.start("run", "quickstart", "-n", 1, "--threads", 1)
     running.until(lambda: running.said.startswith("study quickstart: 1 workers on "))
