@@ -608,6 +608,15 @@ def test_a_run_confirms_its_best_two_unless_it_is_told_not_to(
     assert "Confirmed" not in tuner("run", few, "-n", 1, "-o", "few.yaml").out
 
 
+def test_a_study_that_was_stopped_is_not_confirmed(
+    tuner: Command, worked: str, workers: Workers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launchers, "Team", lambda *parts: workers)  # who are asked to stop before they begin
+    result = tuner("run", f"{worked}.yaml", "-n", 1, "--trials", 9, "--confirm", 2, "-o", "first.yaml")
+    assert "Done: the study was stopped. 4 complete" in result.out, result
+    assert "(confirmation)" not in result.out + result.err
+
+
 def test_a_confirmation_that_fails_takes_nothing_from_a_run(
     tuner: Command, study_file: Callable[..., str], workers: Workers
 ) -> None:
