@@ -33,7 +33,7 @@ from models.config import Config
 from tuner import search
 from tuner.cli import _enter
 from tuner.ledger import Claim, Ledger
-from tuner.server import attached
+from tuner.server import SETTINGS, attached
 from tuner.storage import open_storage
 from tuner.study import Study, parse_study
 
@@ -204,6 +204,26 @@ def measure(
 
 
 @contextmanager
+def counted(storage: RDBStorage) -> Iterator[list[int]]:
+    """Looks now and then how many connections the server has, ours and the workers'."""
+    seen: list[int] = [0]
+    ended = threading.Event()
+
+    def look() -> None:
+        while not ended.wait(0.1):
+            with storage.engine.connect() as connection:
+                seen.append(
+                    connection.execute(text("SELECT count(*) FROM pg_stat_activity WHERE datid > 0")).scalar_one()
+                )
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    yield seen
+    ended.set()
+    thread.join()
+
+
+@contextmanager
 def server(url: str | None) -> Iterator[str]:
     """A PostgreSQL: the one given, or an embedded one that is gone afterwards."""
     if url is not None:
@@ -222,7 +242,10 @@ def main() -> None:
     parser.add_argument("--studies", type=int, nargs="*", default=[1_000], help="finished trials in the study")
     parser.add_argument("--workers", type=int, nargs="*", default=[1, 8, 64])
     parser.add_argument("--trials", type=int, default=64, help="measured in each case")
+    parser.add_argument("--max-connections", type=int, help="of the embedded server")
     wanted = parser.parse_args()
+    if wanted.max_connections:
+        SETTINGS["max_connections"] = str(wanted.max_connections)
     rows = []
     with server(wanted.storage) as url, open_storage(url) as storage:
         for size in wanted.studies:
@@ -231,7 +254,8 @@ def main() -> None:
             fill(storage, found, study, size)
             for workers in wanted.workers:
                 for way in (plain, ours):
-                    taken = measure(way, url, study, workers, wanted.trials)
+                    with counted(storage) as connections:
+                        taken = measure(way, url, study, workers, wanted.trials)
                     high = quantiles(taken, n=20)[-1]
                     rows.append(
                         {
@@ -241,6 +265,7 @@ def main() -> None:
                             "median ms": 1000 * median(taken),
                             "95 % ms": 1000 * high,
                             "share of 30 s, %": 100 * median(taken) / TRIAL_SECONDS,
+                            "connections": max(connections),
                         }
                     )
     show(rows)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -36,14 +36,16 @@ LOOK = 16
 class Continuations:
     """K places of a held-out text.
 
-    `prompts` (K, P) are the tokens before them, `human` the texts that follow, and `others` texts from between, all of
-    `length` characters. A model writes `tokens` tokens for a text, enough of them for nearly all.
+    `prompts` (K, P) are the tokens before them, `human` the texts that follow, `others` texts from between, and `all`
+    both of these for every place there is, all of `length` characters. A model writes `tokens` tokens for a text,
+    enough of them for nearly all.
     """
 
     tokenizer: Tokenizer
     prompts: Tensor
     human: list[str]
     others: list[str]
+    all: list[str]
     length: int
     tokens: int
 
@@ -52,8 +54,9 @@ class Continuations:
         """Cuts up held-out tokens (N,), at least 2, that are so many characters long."""
         text = np.asarray(text).astype(np.int64)
         prompt = min(PROMPT, len(text) // 2)
-        length = max(1, min(LENGTH, (characters - characters * prompt // len(text)) // 2))
-        places = min(MOST, max(1, (characters - characters * prompt // len(text)) // (2 * length)))
+        characters_left = characters - characters * prompt // len(text)
+        places = min(MOST, max(2, characters_left // (2 * LENGTH)))
+        length = max(1, min(LENGTH, characters_left // (2 * places)))
         stride = (len(text) - prompt) // (2 * places)
         begins = prompt + stride * np.arange(2 * places)
         parts = [tokenizer.decode(text[begin : begin + stride]) for begin in begins] + [""]
@@ -65,6 +68,7 @@ class Continuations:
             torch.from_numpy(np.stack([text[begin - prompt : begin] for begin in begins[::2]])),
             pieces[::2],
             pieces[1::2],
+            pieces,
             length,
             int(np.ceil(length * per_character * slack)),
         )
@@ -76,7 +80,7 @@ class Continuations:
         """Returns `count` of the places, spread evenly; all of them if there are no more."""
         chosen = np.linspace(0, len(self) - 1, min(count, len(self))).round().astype(int).tolist()
         human, others = ([texts[place] for place in chosen] for texts in (self.human, self.others))
-        return Continuations(self.tokenizer, self.prompts[chosen], human, others, self.length, self.tokens)
+        return replace(self, prompts=self.prompts[chosen], human=human, others=others)
 
     def written(
         self,
@@ -112,7 +116,7 @@ class Continuations:
 
     def divergence(self, texts: Sequence[str]) -> float:
         """Returns the `text_divergence` of texts written after these prompts from human text."""
-        return text_divergence(texts, (self.human, self.others), self.length)
+        return text_divergence(texts, self.all, self.length)
 
     def quality_and_diversity(self, texts: Sequence[str]) -> dict[str, float]:
         """Returns BLEU and self-BLEU of texts written after these prompts."""

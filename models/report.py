@@ -191,11 +191,16 @@ def _shell(name: str) -> str:
 
 
 def _draw(evaluations: list[Evaluation], path: Path) -> None:
-    """Draws both losses over the training tokens; the same evaluations give the same bytes."""
+    """Draws both losses over the training tokens."""
+    write_picture(_figure(evaluations), path)
+
+
+def write_picture(figure: Figure, path: Path) -> None:
+    """Writes a figure as SVG; the same figure gives the same bytes."""
     import matplotlib
 
     with matplotlib.rc_context({"svg.hashsalt": "loss", "svg.fonttype": "none"}):
-        _figure(evaluations).savefig(path, metadata={"Date": None})
+        figure.savefig(path, metadata={"Date": None})
 
 
 def _figure(evaluations: list[Evaluation]) -> Figure:

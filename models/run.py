@@ -31,7 +31,10 @@ from models.training import Diverged, Evaluation, Trained, Training, train, usab
 
 CONFIG, TOKENIZER, MODEL, METRICS = "config.yaml", "tokenizer.json", "model.safetensors", "metrics.jsonl"
 CHECKPOINT = "checkpoint.safetensors"
-OWN = (CONFIG, TOKENIZER, MODEL, METRICS, CHECKPOINT, RESULT, SAMPLES, CARD, PICTURE)
+OF_A_TRIAL = ("samples.jsonl", "decoding.svg")
+"""What the run folder of a study's trial has besides."""
+
+OWN = (CONFIG, TOKENIZER, MODEL, METRICS, CHECKPOINT, RESULT, SAMPLES, CARD, PICTURE, *OF_A_TRIAL)
 DRAFTS = tuple(f".{name}" for name in OWN)
 """How the names of files begin that are still being written."""
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from itertools import combinations
 
 import numpy as np
 import numpy.typing as npt
+
+from models.errors import ConfigError
 
 ORDERS = (1, 2, 3, 4)
 """The lengths of the n-grams of characters that are compared."""
@@ -14,29 +17,41 @@ ORDERS = (1, 2, 3, 4)
 COMPARED = 10
 """Texts that self-BLEU compares with each other; its work grows with the square of their number."""
 
+MOST_PARTS = 10
+"""Parts of the human texts that written texts are compared with; more would cost more than they tell."""
+
 FILL = "\uffff"
 """Fills a text up that is too short to be compared: a code point that no text has."""
 
 
-def text_divergence(written: Sequence[str], human: tuple[Sequence[str], Sequence[str]], length: int) -> float:
-    """Returns how much further the n-grams of written texts are from those of human texts than these among themselves.
+def text_divergence(written: Sequence[str], human: Sequence[str], length: int) -> float:
+    """Returns how much further the n-grams of written texts are from people's than both are from themselves.
 
-        mean over n of  (J_n(W, A) + J_n(W, B)) / 2 - J_n(A, B)
+        mean over n of  mean J_n(W_i, H_j) - J_n(W_1, W_2) / 2 - mean J_n(H_i, H_j) / 2
 
-    W are the written texts, A and B two samples of human text, as many texts in each, all cut to `length` characters
-    (or filled up, which counts as a difference). J_n is the Jensen-Shannon divergence (Lin 1991), base 2, of their
-    n-grams of characters, n in ORDERS. It lies in [-1, 1]; 0 is as different as human text is from itself. Few texts
-    differ by chance alone, which the last term takes off; what is left still grows with their number, so compare
-    divergences of equally many texts only.
+    W_1 and W_2 are halves of the written texts (two at least), H_1, H_2, ... parts of the human texts, of which there
+    must be no fewer; all are as many texts, cut to `length` characters (or filled up, which counts as a difference).
+    J_n is the Jensen-Shannon divergence (Lin 1991), base 2, of their n-grams of characters, n in ORDERS. It lies in
+    [-1, 1]; 0 is as different as human text is from itself.
+
+    Two samples differ by chance alone, which the halves tell and the last terms take off, as in the energy distance
+    of Szekely & Rizzo 2013. Because J_n is the square of a distance in a Hilbert space (Endres & Schindelin 2003), the
+    expected value is lowest, and 0, for a model that writes as people do.
     """
-    samples = [[text[:length].ljust(length, FILL) for text in sample] for sample in (written, *human)]
-    return float(np.mean([_excess(counts) for counts in _ngram_counts(samples, length)]))
+    size = len(written) // 2
+    parts = min(len(human) // size, MOST_PARTS)
+    halves = [written[half : 2 * size : 2] for half in (0, 1)]
+    samples = halves + [human[part : parts * size : parts] for part in range(parts)]
+    fitted = [[text[:length].ljust(length, FILL) for text in sample] for sample in samples]
+    return float(np.mean([_excess(counts) for counts in _ngram_counts(fitted, length)]))
 
 
 def _excess(counts: npt.NDArray[np.float64]) -> float:
-    written, first, second = counts
-    to_human = (jensen_shannon(written, first) + jensen_shannon(written, second)) / 2
-    return to_human - jensen_shannon(first, second)
+    """Of the counts of two written samples and of some human ones."""
+    written, human = counts[:2], counts[2:]
+    across = np.mean([jensen_shannon(one, other) for one in written for other in human])
+    among = np.mean([jensen_shannon(one, other) for one, other in combinations(human, 2)])
+    return float(across - jensen_shannon(*written) / 2 - among / 2)
 
 
 def jensen_shannon(left: npt.NDArray[np.float64], right: npt.NDArray[np.float64]) -> float:
@@ -96,6 +111,20 @@ def quality_and_diversity(written: Sequence[str], human: Sequence[str]) -> dict[
     some = written[:: max(1, len(written) // COMPARED)][:COMPARED]
     others = [[*some[:index], *some[index + 1 :]] for index in range(len(some))]
     return {"bleu": _bleu(written, [[text] for text in human], spaced), "self_bleu": _bleu(some, others, spaced)}
+
+
+def mauve(written: Sequence[str], human: Sequence[str], featurizer: str = "gpt2") -> float:
+    """Returns MAUVE, 0 to 1, more being closer (Pillutla et al. 2021), by the `mauve-text` library.
+
+    It compares the features that a large language model, which must be on this machine or is downloaded, gives to
+    some hundreds of texts or more; so no trial computes it. Raises ConfigError when the library is missing.
+    """
+    try:
+        from mauve import compute_mauve
+    except ImportError as error:
+        raise ConfigError(f"mauve: {error}; pip install 'textgen-tuner[mauve]'") from error
+    found = compute_mauve(p_text=list(human), q_text=list(written), featurize_model_name=featurizer, verbose=False)
+    return float(found.mauve)
 
 
 def _bleu(texts: Sequence[str], references: Sequence[Sequence[str]], spaced: bool) -> float:

@@ -381,35 +381,43 @@ def export(
 
     After a confirmation, the best is the trial that it chose.
     """
-    from tuner.export import best_trials, chosen_trial, copy_run, exported, require_copiable, require_free, write_new
-    from tuner.notations import NOTATIONS
-    from tuner.report import quality
+    from tuner.export import best_trials, chosen_trial, copy_run, exported, places, require_copiable
+    from tuner.notations import NOTATIONS, OURS
 
-    if top is not None and (number is not None or weights is not None or str(output) == "-"):
+    printed = str(output) == "-"
+    if top is not None and (number is not None or weights is not None or printed):
         raise click.UsageError("--top writes several files; leave out --trial, --weights and -o -")
     output = output or Path("best").with_suffix(NOTATIONS[notation])
     with _opened(storage, data_folder) as opened:
         found, study = _find(opened, study_name)
         chosen = best_trials(found, prefer, top)[:top] if top else [chosen_trial(found, number, prefer)]
-        paths = [output.with_stem(f"{output.stem}-{place}") for place in range(1, top + 1)] if top else [output]
         if weights is not None:
             kept = _artifacts_of(artifacts, study.name)
             run_folder = kept.fetch_run(chosen[0].number) or kept.run_folder(chosen[0].number)
             require_copiable(run_folder, weights, force)
-        texts = {path: exported(found, study, trial, path, notation) for path, trial in zip(paths, chosen, strict=True)}
-    if str(output) == "-":
-        click.echo(texts[output], nl=False)
+        paths = places(output, top)
+        texts = [exported(found, study, trial, path, notation) for path, trial in zip(paths, chosen, strict=True)]
+    if printed:
+        click.echo(texts[0], nl=False)
     else:
-        for path in paths:
-            require_free(path, force, study.name)
-        for (path, text), trial in zip(texts.items(), chosen, strict=True):
-            write_new(path, text, force, study.name)
-            click.echo(f"{path}: trial {trial.number}, {quality(trial):.4f} bits per byte")
+        _write_exports(paths, texts, chosen, force, study.name)
     if weights is not None:
-        copy_run(run_folder, weights, force)
-        click.echo(f"{weights}: its run folder", err=str(output) == "-")
-    if notation in ("yaml", "json") and str(output) != "-":
+        copy_run(chosen[0], run_folder, weights, force)
+        click.echo(f"{weights}: its run folder", err=printed)
+    if notation in OURS and not printed:
         click.echo(f"Train it: tuner train {shlex.quote(str(paths[0]))} -o my-run")
+
+
+def _write_exports(paths: list[Path], texts: list[str], chosen: list[FrozenTrial], force: bool, name: str) -> None:
+    """Writes files, all or none of them when one is in the way, and says what is in them."""
+    from tuner.export import require_free, write_new
+    from tuner.report import quality
+
+    for path in paths:
+        require_free(path, force, name)
+    for path, text, trial in zip(paths, texts, chosen, strict=True):
+        write_new(path, text, force, name)
+        click.echo(f"{path}: trial {trial.number}, {quality(trial):.4f} bits per byte")
 
 
 @commands.command(name="schema")
@@ -893,7 +901,7 @@ def _finish(
     click.echo(f"\nBest configuration: {output}")
     kept = artifacts.fetch_run(trial.number)
     if kept is not None:
-        copy_run(kept, run_folder, force=True)
+        copy_run(trial, kept, run_folder, force=True)
         click.echo(f"Its trained model:  {run_folder}\n\nIt writes:\n")
         click.echo(_indented(load(run_folder, "cpu").generate("The ", 300, seed=1)))
     else:

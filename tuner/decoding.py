@@ -168,7 +168,9 @@ class _Search:
             chosen += further
         found = Surrogate.fit(points[chosen], np.array([value for _, value, _ in self.tried]))
         mean, deviation = found.predict(points)
-        best = int(np.argmin(mean + deviation / 2))
+        lowest = int(np.argmin(mean))
+        alike = np.flatnonzero(mean <= mean[lowest] + deviation[lowest])  # what cannot be told apart
+        best = min(alike.tolist(), key=lambda index: _change(name, self.values[name][index]))
         return candidates[best], float(mean[best]), found.noise
 
     def _promising(self, points: Array, chosen: list[int], count: int) -> list[int]:

@@ -17,6 +17,7 @@ from models.reader import parse, plain, read_text
 from tuner.confirmation import confirmation_of, confirmed_trial
 from tuner.errors import StudyError
 from tuner.notations import OURS, noted
+from tuner.plots import draw_decoding
 from tuner.report import leaderboard, numbered, quality
 from tuner.study import OBJECTIVES, Study
 
@@ -69,6 +70,13 @@ def best_trials(study: optuna.Study, prefer: str = OBJECTIVES[0], count: int = 1
 
 def _completed(count: int) -> str:
     return f"{count} completed trial{'' if count == 1 else 's'}"
+
+
+def places(output: Path, top: int | None) -> list[Path]:
+    """Returns the files to write: `output`, or for the best few best-1.yaml, best-2.yaml, ... beside it."""
+    if top is None:
+        return [output]
+    return [output.with_stem(f"{output.stem}-{place}") for place in range(1, top + 1)]
 
 
 def exported(optuna_study: optuna.Study, study: Study, trial: FrozenTrial, path: Path, notation: str = "yaml") -> str:
@@ -127,12 +135,13 @@ def require_free(path: Path, force: bool, study_name: str | None = None) -> None
         raise RunError(f"{path}: {parent} is not a folder that you may write in; name another file with -o")
 
 
-def copy_run(source: Path, target: Path, force: bool) -> None:
-    """Copies the kept run folder of a trial. Raises RunError."""
+def copy_run(trial: FrozenTrial, source: Path, target: Path, force: bool) -> None:
+    """Copies the kept run folder of a trial, with a picture of its decoding. Raises RunError."""
     require_copiable(source, target, force)
     draft = target.with_name(f".{target.name}.{os.getpid()}")
     try:
         shutil.copytree(source, draft)
+        draw_decoding(trial, draft)
         if target.exists():
             shutil.rmtree(target)
         draft.rename(target)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from optuna.trial import FrozenTrial
@@ -10,6 +11,8 @@ from tuner.report import leaderboard, quality
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
+
+PICTURE = "decoding.svg"
 
 SHOWN = 3
 """Trials in a figure of the best ones."""
@@ -59,3 +62,35 @@ def quality_and_diversity(trials: list[FrozenTrial]) -> go.Figure | None:
         yaxis_title="self-BLEU (more is more monotonous)",
     )
     return figure
+
+
+def draw_decoding(trial: FrozenTrial, folder: Path) -> None:
+    """Draws divergence, and quality against diversity, over temperature into a run folder; nothing without a curve.
+
+    Raises OSError.
+    """
+    facts = trial.user_attrs
+    if "decoding_curve" not in facts:
+        return
+    from matplotlib.figure import Figure
+
+    from models.report import write_picture
+
+    curve, text, human = facts["decoding_curve"], facts["text"], facts["human_text"]
+    temperatures = [point["temperature"] for point in curve]
+    chosen = facts["configuration"]["temperature"]
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    left.plot(temperatures, [point["divergence"] for point in curve], marker=".")
+    left.axvline(chosen, linestyle=":", label=f"chosen: {chosen:g}")
+    left.set(xlabel="temperature", ylabel="text divergence (0: as people differ)")
+    right.plot([point["bleu"] for point in curve], [point["self_bleu"] for point in curve], marker=".")
+    for point in curve:
+        right.annotate(f"{point['temperature']:g}", (point["bleu"], point["self_bleu"]))
+    right.plot(text["bleu"], text["self_bleu"], "*", label="chosen", markersize=12)
+    right.plot(human["bleu"], human["self_bleu"], "x", label="people")
+    right.set(xlabel="BLEU (more is closer)", ylabel="self-BLEU (more is more monotonous)")
+    for axes in (left, right):
+        axes.legend()
+        axes.grid(alpha=0.3)
+    write_picture(figure, folder / PICTURE)

@@ -1,7 +1,9 @@
 """Opens the Optuna storage in PostgreSQL, embedded or by URL; the only file that knows a URL."""
 
+import random
 import re
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,9 @@ from tuner.server import attached, default_folder
 
 SCHEMES = ("postgresql", "postgres", "postgresql+psycopg2")
 OLDEST_VERSION = 14
+CROWDED_SECONDS = 60.0
+"""How long to wait for a place on a server that has no connection left."""
+
 CREATION_LOCK = 7083725462  # any number will do that all our processes, and nobody else, ask this database to lock
 
 # What libpq is told unless the URL says otherwise: a dead server or network is noticed within half a minute.
@@ -95,12 +100,28 @@ def _parse(url: str) -> URL:
 def _connect(address: URL, name: str) -> RDBStorage:
     settings = {key: value for key, value in CONNECTION.items() if key not in address.query}
     engine = sqlalchemy.create_engine(address, connect_args=settings, poolclass=sqlalchemy.NullPool)
-    with _explaining(name):
+
+    def connect() -> RDBStorage:
         with engine.connect() as connection:
             _require_version(connection)
             if _must_create(connection):
                 return _optuna_storage(address, settings, create=True)
         return _optuna_storage(address, settings, create=False)
+
+    with _explaining(name):
+        return _patiently(connect)
+
+
+def _patiently(connect: Callable[[], RDBStorage]) -> RDBStorage:
+    """Tries again for a while where too many start at once: a worker needs two connections then, and one later."""
+    end = time.monotonic() + CROWDED_SECONDS
+    while True:
+        try:
+            return connect()
+        except (SQLAlchemyError, StorageInternalError) as error:
+            if "too many" not in _reason(error) or time.monotonic() > end:
+                raise
+            time.sleep(random.uniform(0.2, 1.0))  # not all of them at once again
 
 
 def _require_version(connection: Connection) -> None:

@@ -16,6 +16,9 @@ import pytest
 from optuna.trial import TrialState
 
 from models.reader import parse, plain
+from models.report import fenced
+from models.run import load
+from tuner.artifacts import RUN
 from tuner.study import read_study
 
 STUDY = """\
@@ -24,6 +27,7 @@ corpus: {builtin: markov}
 threads: 1
 trial: {tokens: 20_000, rungs: 3}
 budget: {trials: 6}
+decoding: {share: 2.0}
 parameters:
   architecture: {type: categorical, choices: [rnn, gru, transformer]}
   learning_rate: {type: float, low: 1e-3, high: 1e-1, log: true}
@@ -83,7 +87,7 @@ def test_a_run_shows_its_trials_its_board_a_sample_and_what_is_next(journey: Jou
     assert said.startswith("study small: 2 workers on cpu\n")
     assert len(re.findall(r"^trial   \d  (?:complete|pruned)  ", said, re.MULTILINE)) == 6
     assert "\nDone: all 6 trials are finished. " in said
-    board = re.findall(r"^ +(\d)  +(\d\.\d{4})  +([\d,]+)  +([\d,]+)  architecture=", said, re.MULTILINE)
+    board = re.findall(r"^ +(\d)  +(\d\.\d{4})  +-?\d\.\d{4}  +([\d,]+)  +([\d,]+)  architecture=", said, re.MULTILINE)
     assert board[0][:2] == (str(journey.best.number), f"{journey.best.value:.4f}")
     assert re.search(r"^    The [a-l]{50}", said, re.MULTILINE)
     assert "Traceback" not in said
@@ -97,7 +101,7 @@ def test_a_run_leaves_its_best_configuration_and_model(journey: Journey) -> None
     assert best["parameters"] == journey.best.user_attrs["configuration"]
     run = journey.place.home / "runs" / "small"
     names = {path.name for path in run.iterdir()}
-    assert names == {"config.yaml", "metrics.jsonl", "model.safetensors", "tokenizer.json"}
+    assert names == {*RUN, "decoding.svg"}
     assert journey.file("runs/small/config.yaml")["parameters"] == best["parameters"]
     assert last_score(run) == journey.best.value
     assert not list((journey.place.artifacts / "small" / "checkpoints").glob("*"))
@@ -133,6 +137,23 @@ def test_the_commands_that_are_shown_work(journey: Journey) -> None:
         written = journey.place.run(*command, "--length", 40, "--temperature", 0)
         assert written.code == 0, written
         assert re.match(r"The [a-l]{10}", written.said), written
+
+
+@pytest.mark.usefixtures("attached")
+def test_any_kept_trial_can_be_written_with(journey: Journey) -> None:
+    place = journey.place
+    said = [
+        place.run("sample", "small", "--length", 50, "--seed", 1, "--temperature", 0.5, *more)
+        for more in ((), ("--trial", journey.best.number))
+    ]
+    assert [one.code for one in said] == [0, 0], said
+    assert said[0].said == said[1].said
+    run = journey.place.home / "runs" / "small"
+    assert load(run, "cpu").generate("", 50, seed=1, temperature=0.5) == said[0].said.removesuffix("\n")
+    beams = place.run("sample", "small", "--length", 20, "--beams", 3, "--prompt", "ab")
+    assert beams.said == "ab" + load(run, "cpu").beam_search("ab", 20, beams=3) + "\n"
+    refused = place.run("sample", "small", "--trial", 99)
+    assert (refused.code, "has no trial 99; it has 0 to " in refused.said) == (2, True)
 
 
 @pytest.mark.usefixtures("attached")
@@ -174,8 +195,17 @@ def test_the_dashboard_shows_the_study_until_it_is_ended(journey: Journey, numbe
         assert code == 200
         (study,) = json.loads(studies)["study_summaries"]
         assert study["study_name"] == "small"
-        trials = json.loads(get(f"http://127.0.0.1:{port}/api/studies/{study['study_id']}?after=0")[1])["trials"]
+        details = f"http://127.0.0.1:{port}/api/studies/{study['study_id']}?after=0"
+        trials = json.loads(get(details)[1])["trials"]
         assert len(trials) == 6
+        best = trials[journey.best.number]
+        (samples,) = best["artifacts"]
+        place_of_it = f"{study['study_id']}/{best['trial_id']}/{samples['artifact_id']}"
+        lines = get(f"http://127.0.0.1:{port}/artifacts/{place_of_it}")[1].decode().splitlines()
+        assert [set(json.loads(line)) for line in lines] == [{"prompt", "text"}] * 3
+        assert fenced(json.loads(lines[0])["text"]) in best["note"]["body"]
+        figures = dashboard.until(lambda: json.loads(get(details)[1])["plotly_graph_objects"])
+        assert "people" in figures[0]["graph_object"]
     dashboard.process.send_signal(number)
     assert dashboard.end() == 130
     assert place.is_quiet()

@@ -123,6 +123,35 @@ def test_train_says_how_it_goes_and_generate_writes(here: Path) -> None:
     assert run(here, "generate", "run", *options) == (0, f"世界 on {text}\n", "")
 
 
+def test_generate_ends_before_a_stop_string_and_follows_beams(
+    undisturbed: Path, run_here: Callable[..., Finished]
+) -> None:
+    whole = load(undisturbed).generate("on", 60, seed=2)
+    arguments = ("generate", str(undisturbed), "--prompt", "on", "--length", "60", "--seed", "2")
+    stopped = run_here(undisturbed.parent, *arguments, "--stop", "nowhere at all", "--stop", whole[20:24])
+    assert stopped.output == "on" + whole[: whole.index(whole[20:24])] + "\n"
+    beams = run_here(undisturbed.parent, *arguments[:-2], "--beams", "3", "--length-penalty", "0.5")
+    assert beams.output == "on" + load(undisturbed).beam_search("on", 60, beams=3, length_penalty=0.5) + "\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--stop", ""), "is empty; give the text to end before"),
+        (("--length-penalty", "2"), "--length-penalty is for --beams"),
+        (("--beams", "2", "--temperature", "0.5"), "--beams takes the most probable text"),
+        (("--beams", "0"), "0 is not in the range"),
+        (("--length", "0"), "0 is not in the range"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(
+    arguments: tuple[str, ...], message: str, undisturbed: Path, run_here: Callable[..., Finished]
+) -> None:
+    code, output, error = run_here(undisturbed.parent, "generate", str(undisturbed), *arguments)
+    assert (code, output) == (2, "")
+    assert message in error
+
+
 BLOCKED = ("optuna", "sqlalchemy", "psycopg2")
 BLOCKER = f"""
 import sys
@@ -398,6 +427,8 @@ def test_wrong_options_are_refused_with_the_usage(
     [
         ("--temperature", "-1", "greater than or equal to 0"),
         ("--temperature", "nan", "a finite number"),
+        ("--min-p", "1.5", "less than or equal to 1"),
+        ("--repetition-penalty", "0", "greater than 0"),
         ("--top-k", "0", "greater than or equal to 1"),
         ("--top-p", "1.5", "less than or equal to 1"),
     ],

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.text_measures import ORDERS, jensen_shannon, measures, quality_and_diversity, text_divergence
+from models.text_measures import jensen_shannon, measures, quality_and_diversity, text_divergence
 
 
 def walk(letters: int, seed: int, texts: int = 40, length: int = 64) -> list[str]:
@@ -42,32 +42,49 @@ def test_jensen_shannon_by_hand() -> None:
 
 
 def test_divergence_by_hand() -> None:
-    """One letter against another, from people who write half of each: 1 bit wide in no order, or far."""
-    human = (["ab"], ["ab"])
-    expected = []
-    for order in ORDERS[:2]:  # texts of two characters have no longer n-grams
-        grams = {1: (np.array([2.0, 0]), np.array([1.0, 1])), 2: (np.array([1.0, 0]), np.array([0, 1.0]))}[order]
-        expected.append(jensen_shannon(*grams))
-    assert text_divergence(["aa"], human, 2) == pytest.approx(np.mean(expected))
+    """A model that knows one letter, twice, and people who write two, always the same."""
+    human = ["ab"] * 4
+    letters = jensen_shannon(np.array([2.0, 0]), np.array([1.0, 1]))
+    pairs = 1.0  # texts of two characters have no longer n-grams
+    assert text_divergence(["aa", "aa"], human, 2) == pytest.approx((letters + pairs) / 2)
+    # One that writes as differently as it can is no closer, but its own halves are as far from each other.
+    letters = (jensen_shannon(np.array([2.0, 0]), np.array([1.0, 1])) * 2) / 2 - 1 / 2
+    assert text_divergence(["aa", "bb"], human, 2) == pytest.approx((letters + 1 - 1 / 2) / 2)
+
+
+@given(st.integers(0, 1000))
+@settings(max_examples=8, deadline=None)
+def test_no_model_is_closer_than_one_that_writes_as_people_do(seed: int) -> None:
+    def mean(letters: int, texts: int) -> float:
+        found = [
+            text_divergence(
+                walk(letters, seed + 10 * turn, texts), walk(12, seed + turn + 7777) + walk(12, seed + turn + 8888), 64
+            )
+            for turn in range(6)
+        ]
+        return float(np.mean(found))
+
+    assert mean(12, 40) == pytest.approx(0, abs=0.03)
+    assert min(mean(11, 40), mean(13, 40)) > mean(12, 40) + 0.05
 
 
 def test_human_text_is_as_different_as_human_text() -> None:
-    found = [text_divergence(walk(12, seed), (walk(12, seed + 100), walk(12, seed + 200)), 64) for seed in range(8)]
+    found = [text_divergence(walk(12, seed), walk(12, seed + 100) + walk(12, seed + 200), 64) for seed in range(8)]
     assert np.mean(found) == pytest.approx(0, abs=0.01)
-    stranger = text_divergence(walk(11, 1), (walk(12, 2), walk(12, 3)), 64)
+    stranger = text_divergence(walk(11, 1), walk(12, 2) + walk(12, 3), 64)
     assert stranger > 0.1
-    assert text_divergence(walk(12, 1)[:1] * 40, (walk(12, 2), walk(12, 3)), 64) > 0.05  # one text, over and over
+    assert text_divergence(walk(12, 1)[:1] * 40, walk(12, 2) + walk(12, 3), 64) > 0.05  # one text, over and over
 
 
-@given(texts=st.lists(st.text(max_size=9), min_size=1, max_size=5))
+@given(texts=st.lists(st.text(max_size=9), min_size=2, max_size=6))
 @settings(max_examples=40, deadline=None)
 def test_divergence_of_any_texts_is_bounded(texts: list[str]) -> None:
-    human = (["the wall", "on the"], ["a mat, a", "cat sat."])
+    human = ["the wall", "on the", "a mat, a", "cat sat."] * 3
     assert -1 <= text_divergence(texts, human, 8) <= 1
 
 
 def test_missing_text_counts_as_a_difference() -> None:
-    human = (walk(6, 1), walk(6, 2))
+    human = walk(6, 1) + walk(6, 2)
     whole = text_divergence(walk(6, 3), human, 64)
     assert text_divergence([text[:32] for text in walk(6, 3)], human, 64) > whole + 0.1
     assert text_divergence([""] * 40, human, 64) > 0.5

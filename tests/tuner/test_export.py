@@ -11,7 +11,7 @@ from pathlib import Path
 
 import optuna
 import pytest
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from models.config import Budget, Config, Recipe
 from models.errors import ConfigError, RunError
@@ -40,6 +40,10 @@ FACTS = {
     "versions": {"python": "3.9.0", "torch": "1.0"},
     "attempts": 2,
 }
+
+
+TRIAL = create_trial(value=2.0)
+"""One whose worker wrote nothing down about its texts."""
 
 
 class Shelf:
@@ -316,12 +320,12 @@ def run_folder(shelf: Shelf, tmp_path: Path) -> Path:
 
 def test_a_run_is_copied_whole_and_replaced_by_force_alone(run_folder: Path, tmp_path: Path) -> None:
     target = tmp_path / "runs" / "mine"
-    copy_run(run_folder, target, force=False)
+    copy_run(TRIAL, run_folder, target, force=False)
     assert {path.name for path in target.iterdir()} == {"config.yaml", "model.safetensors"}
     with pytest.raises(RunError, match="exists already"):
-        copy_run(run_folder, target, force=False)
+        copy_run(TRIAL, run_folder, target, force=False)
     (target / "model.safetensors").write_bytes(b"older")
-    copy_run(run_folder, target, force=True)
+    copy_run(TRIAL, run_folder, target, force=True)
     assert (target / "model.safetensors").read_bytes() == b"weights"
     assert [path.name for path in target.parent.iterdir()] == ["mine"]
 
@@ -332,17 +336,17 @@ def test_a_folder_with_anything_but_a_run_is_never_replaced(run_folder: Path, tm
     (target / content).parent.mkdir(parents=True)
     (target / content).write_text("the only copy")
     with pytest.raises(RunError, match="home"):
-        copy_run(run_folder, target, force=True)
+        copy_run(TRIAL, run_folder, target, force=True)
     assert (target / content).read_text() == "the only copy"
 
 
 def test_a_place_where_no_run_can_be_copied_to_is_refused(run_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(RunError, match="cannot be written"):
-        copy_run(run_folder, tmp_path / "file" / "mine", force=True)
+        copy_run(TRIAL, run_folder, tmp_path / "file" / "mine", force=True)
 
 
 def test_a_run_that_is_not_kept_is_not_copied(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"not kept here; train it with `tuner train`"):
-        copy_run(tmp_path / "nothing", tmp_path / "mine", force=False)
+        copy_run(TRIAL, tmp_path / "nothing", tmp_path / "mine", force=False)
     assert not (tmp_path / "mine").exists()
