@@ -10,6 +10,9 @@ import optuna
 
 from models.report import fenced
 
+WIDTH = 100
+"""Characters in a line of a sample."""
+
 SHOWN = {
     "text_divergence": "text divergence",
     "bleu": "BLEU",
@@ -54,4 +57,10 @@ def _measures(facts: dict[str, Any]) -> list[str]:
 
 
 def _sample(sample: dict[str, str]) -> list[str]:
-    return ["After", fenced(sample["prompt"]), "it writes", fenced(sample["text"])]
+    return ["After", shown(sample["prompt"]), "it writes", shown(sample["text"])]
+
+
+def shown(text: str) -> str:
+    """Returns a text as a block of Markdown; long lines are broken, for the page does not."""
+    lines = (line[start : start + WIDTH] for line in text.split("\n") for start in range(0, len(line) or 1, WIDTH))
+    return fenced("\n".join(lines))

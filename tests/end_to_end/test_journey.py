@@ -16,9 +16,9 @@ import pytest
 from optuna.trial import TrialState
 
 from models.reader import parse, plain
-from models.report import fenced
 from models.run import load
 from tuner.artifacts import RUN
+from tuner.notes import shown as as_shown
 from tuner.study import read_study
 
 STUDY = """\
@@ -203,7 +203,7 @@ def test_the_dashboard_shows_the_study_until_it_is_ended(journey: Journey, numbe
         place_of_it = f"{study['study_id']}/{best['trial_id']}/{samples['artifact_id']}"
         lines = get(f"http://127.0.0.1:{port}/artifacts/{place_of_it}")[1].decode().splitlines()
         assert [set(json.loads(line)) for line in lines] == [{"prompt", "text"}] * 3
-        assert fenced(json.loads(lines[0])["text"]) in best["note"]["body"]
+        assert as_shown(json.loads(lines[0])["text"]) in best["note"]["body"]
         figures = dashboard.until(lambda: json.loads(get(details)[1])["plotly_graph_objects"])
         assert "people" in figures[0]["graph_object"]
     dashboard.process.send_signal(number)

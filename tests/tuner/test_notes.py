@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 from models.report import fenced
-from tuner.notes import trial_note
+from tuner.notes import shown, trial_note
 
 FACTS = {
     "text_divergence": 0.0812,
@@ -47,3 +47,10 @@ def test_markup_and_control_characters_are_shown_as_text(text: str) -> None:
     assert html.startswith("<pre><code")
     assert "<script" not in html
     assert not set(html) & {"\x00", "\x1b", "\r", "\u202e"}
+
+
+def test_long_lines_are_broken_and_nothing_is_lost() -> None:
+    text = "word " * 60 + "\n\nend"
+    block = shown(text)
+    assert max(map(len, block.splitlines())) == 100
+    assert block.replace("\n", "") == fenced(text).replace("\n", "")

@@ -4,6 +4,8 @@ import dataclasses
 import json
 import os
 import resource
+import shutil
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -24,18 +26,20 @@ from models.config import Config, Corpus
 from models.corpus import load_corpus
 from models.errors import CorpusError
 from models.network import parameter_count
-from models.report import fenced
 from models.run import load, read_recipe, train_run
 from models.training import Diverged, Training, train
-from tuner import courier, search, worker
+from tuner import courier, search, server, worker
 from tuner import ledger as books
 from tuner.artifacts import Artifacts
+from tuner.cli import _enter
 from tuner.errors import StorageError, StudyError, WorkerError
 from tuner.export import chosen_trial, exported
 from tuner.ledger import Counts, Ledger
+from tuner.notes import shown
 from tuner.objective import Objective, Outcome
 from tuner.plots import quality_and_diversity
 from tuner.report import front
+from tuner.storage import open_storage
 from tuner.study import Study
 from tuner.worker import KEPT, Worker, load_study, work
 
@@ -147,8 +151,8 @@ def test_texts_of_a_completed_trial_are_kept_and_shown(finished: Finished, stora
             samples = [json.loads(line) for line in file]
         assert len(samples) == 3
         assert all(set(sample) == {"prompt", "text"} for sample in samples)
-        assert fenced(samples[0]["prompt"]) in note
-        assert fenced(samples[2]["text"]) in note
+        assert shown(samples[0]["prompt"]) in note
+        assert shown(samples[2]["text"]) in note
     assert not any(name.startswith("artifacts:") for trial in finished.those(PRUNED) for name in trial.system_attrs)
 
 
@@ -935,3 +939,26 @@ def test_a_study_of_two_objectives_trains_measures_and_exports(
     kept = [path.name for path in (tmp_path / study.name).glob("trial-*")]
     best = sorted(done.trials, key=lambda trial: trial.values[0])[:KEPT]
     assert sorted(kept) == sorted(f"trial-{trial.number}" for trial in best)
+
+
+# A server with few connections.
+
+
+def test_workers_take_turns_on_a_server_that_has_no_connection_left(
+    small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of ten, three are for administrators: fewer than eight workers would like, who take two each at times."""
+    from tests.tuner.conftest import Crew
+
+    monkeypatch.setitem(server.SETTINGS, "max_connections", "10")
+    monkeypatch.setattr("tuner.worker.POLL_SECONDS", 0.01)
+    place = Path(tempfile.mkdtemp(prefix="crowded-", dir="/tmp"))
+    place.chmod(0o755)
+    study = small(12)
+    with open_storage(None, place / "data") as opened:
+        found = _enter(opened, study)
+        Crew(place / "data", tmp_path).work(study, by_learning_rate, workers=8)
+        states = [trial.state for trial in found.get_trials()]
+    shutil.rmtree(place)
+    assert len(states) == 12
+    assert set(states) <= {COMPLETE, PRUNED}
