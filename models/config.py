@@ -7,6 +7,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+SCHEMA = 1
+"""The version of the files that hold a recipe or a study, `schema` in them. It grows when an old reader would err."""
+
 ARCHITECTURES = ("rnn", "lstm", "gru", "transformer")
 
 

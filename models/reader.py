@@ -48,6 +48,25 @@ def parse(text: str, name: str) -> CommentedMap:
     return document
 
 
+def require_schema(document: CommentedMap, name: str, newest: int) -> None:
+    """Takes the key `schema` out of a file's mapping; raises ConfigError where it is newer than what is known here.
+
+    A file without it is one that a person wrote, or an export from before there were versions. In JSON, which has no
+    comments, an export begins with its `command`, which is for people and taken out as well.
+    """
+    if "schema" not in document:
+        return
+    document.pop("command", None)
+    line, value = _line(document, ("schema",)), plain(document.pop("schema"))
+    if type(value) is not int or value < 1:
+        raise ConfigError(f"{name}:{line}: schema: should be a whole number from 1 to {newest}, not {_shown(value)}")
+    if value > newest:
+        raise ConfigError(
+            f"{name}:{line}: schema: {value} is newer than {newest}, the newest that this version reads; update with "
+            "`pip install --upgrade textgen-tuner`, or export the file again with this version"
+        )
+
+
 def plain(value: Any) -> Any:
     """Returns a parsed value as plain dicts, lists, numbers and text."""
     if isinstance(value, dict):

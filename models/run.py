@@ -18,12 +18,13 @@ from torch import nn
 from models import sampling, tokenizers
 from models.board import EVENTS, board, require_tensorboard
 from models.checkpoint import load_weights, weights, write_tensors
-from models.config import Budget, Config, Recipe, resolve_path
+from models.config import SCHEMA, Budget, Config, Recipe, resolve_path
 from models.corpus import EncodedCorpus, load_corpus, require_room
 from models.distributed import ALONE, FailedElsewhere, Team
 from models.errors import ChangedCorpusError, ConfigError, RunError
+from models.metrics import Score
 from models.network import build, generator_class
-from models.reader import dump, parse, read_text, validate
+from models.reader import dump, parse, read_text, require_schema, validate
 from models.report import CARD, PICTURE, RESULT, SAMPLES, write_report
 from models.tokenizers import Tokenizer
 from models.training import Diverged, Evaluation, Trained, Training, train, usable_device
@@ -42,7 +43,9 @@ CHECKPOINT_SECONDS = 60.0
 
 def read_recipe(path: Path) -> Recipe:
     """Returns the recipe in a YAML or JSON file; a relative corpus path counts from that file's folder."""
-    recipe = validate(parse(read_text(path), str(path)), str(path), Recipe)
+    document = parse(read_text(path), str(path))
+    require_schema(document, str(path), SCHEMA)
+    recipe = validate(document, str(path), Recipe)
     return recipe.model_copy(update={"corpus": resolve_path(recipe.corpus, path.parent)})
 
 
@@ -155,7 +158,7 @@ def with_facts(recipe: Recipe, fingerprint: str) -> Recipe:
 def write_start(folder: Path, recipe: Recipe, tokenizer: Tokenizer) -> None:
     """Writes what is known before a run: its configuration and its vocabulary."""
     header = f"Train it again: python -m models train {CONFIG} -o NEW-RUN"
-    values = recipe.model_dump(mode="json", exclude_none=True, exclude={"parameters"})
+    values = {"schema": SCHEMA, **recipe.model_dump(mode="json", exclude_none=True, exclude={"parameters"})}
     values["parameters"] = recipe.parameters.model_dump(mode="json")
     _write_whole(folder / CONFIG, dump(values, header))
     tokenizers.save(tokenizer, folder / TOKENIZER)
@@ -254,6 +257,15 @@ def load(folder: str | Path, device: str = "auto") -> Run:
     except (OSError, SafetensorError, ValueError) as error:
         raise RunError(f"{folder / MODEL}: does not hold the weights of {CONFIG} ({error})") from error
     return Run(recipe, tokenizer, model.to(usable_device(device)).eval())
+
+
+def score_test(folder: Path, device: str = "auto") -> Score | None:
+    """Returns the score of a complete run on the test split of its corpus, as `train` has it; None without one."""
+    run = load(folder, device)
+    corpus = load_corpus(run.recipe.corpus, run.recipe.parameters.tokenizer, run.recipe.parameters.vocabulary_size)
+    training = Training(run.recipe.parameters, corpus, run.recipe.trial, usable_device(device))
+    load_weights(training.model, weights(run.model))
+    return training.score(training.test) if len(corpus.test) else None
 
 
 def _prepare(folder: Path, recipe: Recipe, tokenizer: Tokenizer, resume: bool, force: bool) -> None:

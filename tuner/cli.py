@@ -18,14 +18,17 @@ import click
 
 from models import __main__ as single
 from models.__main__ import Command
+from models.errors import UserError
 from tuner.errors import StudyError, WorkerError
 
 if TYPE_CHECKING:
     import optuna
     from optuna.storages import RDBStorage
+    from optuna.trial import FrozenTrial
 
+    from models.metrics import Score
     from tuner.artifacts import Artifacts
-    from tuner.launchers import Death
+    from tuner.launchers import Death, Slot
     from tuner.report import Snapshot
     from tuner.study import Study
 
@@ -33,6 +36,9 @@ STOPPED = single.STOPPED
 """Exit code of a command that was asked to stop and left everything so that it can go on."""
 
 REFRESH_SECONDS = 1.0
+
+FEWEST_CONFIRMED, SHORT_SEEDS = 3, 2
+"""Completed trials from which on `run` confirms the best of them, and the fresh seeds it takes for each."""
 
 _storage = click.option(
     "--storage",
@@ -119,6 +125,16 @@ commands.add_command(single.generate)
 @click.option(
     "--hours", type=click.FloatRange(min=0, min_open=True), help="So many hours instead of the file's budget."
 )
+@click.option(
+    "--confirm",
+    "confirmed",
+    type=click.IntRange(min=0),
+    envvar="TUNER_CONFIRM",
+    default=2,
+    show_default=True,
+    help="How many of the best are trained again with two fresh seeds each, to choose among them. [env: TUNER_CONFIRM]",
+)
+@click.option("--no-confirm", is_flag=True, help="The same as --confirm 0.")
 @_force
 def run(
     study_file: str,
@@ -136,6 +152,8 @@ def run(
     corpus_path: Path | None,
     trials: int | None,
     hours: float | None,
+    confirmed: int,
+    no_confirm: bool,
     force: bool,
 ) -> None:
     """Search: start workers on a study, watch them, and export the best configuration.
@@ -158,6 +176,8 @@ def run(
         environment = _environment(storage, data_folder, artifacts, checkpoint_seconds)
         begins = f"{len(places)} workers on {', '.join(sorted({place.device for place in places}))}"
         reason = _supervise(opened, found, study, begins, places, kept, [study.name], environment, grace)
+        if confirmed and not no_confirm:
+            _confirm_in_short(opened, found, study, confirmed, places, artifacts, environment, grace)
         _finish(opened, found, study, kept, output, run_folder, reason)
 
 
@@ -191,6 +211,46 @@ def work(
         begins = f"{len(places)} workers join"
         reason = _supervise(opened, found, study, begins, places, kept, arguments, environment, grace)
         click.echo(f"Done: {reason}.")
+
+
+@commands.command()
+@click.argument("study_name", metavar="STUDY")
+@_places
+@_team
+@click.option("--top", type=click.IntRange(min=1), help="So many of the best trials. [default: 5, or all there are]")
+@click.option("--seeds", type=click.IntRange(min=2), default=3, show_default=True, help="Fresh seeds for each of them.")
+@click.option("--corpus", "corpus_path", help="Where the study's text lies on this machine, if elsewhere.")
+def confirm(
+    study_name: str,
+    storage: str | None,
+    data_folder: Path | None,
+    artifacts: str | None,
+    workers: int | None,
+    devices: str,
+    per_device: int | None,
+    threads: int | None,
+    grace: float,
+    checkpoint_seconds: float,
+    top: int | None,
+    seeds: int,
+    corpus_path: str | None,
+) -> None:
+    """Train the best trials of a study again with fresh seeds, choose among them, and score the chosen one.
+
+    The same command goes on with a confirmation that was stopped, and shows one that is done.
+    """
+    from tuner import confirmation
+    from tuner.launchers import slots
+
+    with _opened(storage, data_folder) as opened:
+        found, study = _find(opened, study_name)
+        chosen = confirmation.candidates(found, top)
+        places = slots(workers, devices, threads or study.threads, per_device)
+        more = ["--corpus", corpus_path] if corpus_path else []
+        environment = _environment(storage, data_folder, artifacts, checkpoint_seconds)
+        result = _confirmed(opened, found, study, chosen, seeds, places, artifacts, more, environment, grace)
+    click.echo("\n".join(confirmation.lines(result)))
+    click.echo(f"Export it: tuner export {shlex.quote(study.name)}")
 
 
 @commands.command(name="_worker", hidden=True)
@@ -257,6 +317,7 @@ def status(study_name: str | None, storage: str | None, data_folder: Path | None
                 click.echo("\n\n".join(report.failures(now)) or f"No trial of study {study.name} failed.")
                 return
             _show(report.progress(now), report.leaderboard_table(now))
+            _show_confirmation(found)
             for trial in now.trials:
                 if trial.state == optuna.trial.TrialState.FAIL:
                     click.echo(report.described(trial, study, None))
@@ -265,18 +326,35 @@ def status(study_name: str | None, storage: str | None, data_folder: Path | None
             raise StudyError("--failed: name the study, as in `tuner status STUDY --failed`")
         names = sorted(optuna.get_all_study_names(opened))
         ours = [(name, optuna.load_study(study_name=name, storage=opened)) for name in names]
-        rows = [(name, _snapshot(opened, found)) for name, found in ours if "study" in found.user_attrs]
+        own = [(name, found) for name, found in ours if _is_search(found)]
+        rows = [(name, _snapshot(opened, found)) for name, found in own]
         if rows:
             _show(report.studies_table(rows))
         else:
             click.echo("No studies yet. Start one: tuner run quickstart")
 
 
+def _is_search(found: optuna.Study) -> bool:
+    """Whether a study is the tuner's, and no confirmation of another one."""
+    return "study" in found.user_attrs and "confirms" not in found.user_attrs["study"]
+
+
 @commands.command()
 @click.argument("study_name", metavar="STUDY")
 @_places
-@click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("best.yaml"), show_default=True)
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), help="The file to write, - to print it. [default: best.yaml]"
+)
 @click.option("--trial", "number", type=int, help="This trial instead of the best one.")
+@click.option("--top", type=click.IntRange(min=1), help="The best so many, in best-1.yaml, best-2.yaml, ...")
+@click.option(
+    "--format",
+    "notation",
+    type=click.Choice(["yaml", "json", "flags", "env"]),
+    default="yaml",
+    show_default=True,
+    help="yaml and json hold everything; flags and env the hyperparameters, for other programs.",
+)
 @click.option(
     "--prefer",
     type=click.Choice(["bits_per_byte", "text_divergence"]),
@@ -291,29 +369,63 @@ def export(
     storage: str | None,
     data_folder: Path | None,
     artifacts: str | None,
-    output: Path,
+    output: Path | None,
     number: int | None,
+    top: int | None,
+    notation: str,
     prefer: str,
     weights: Path | None,
     force: bool,
 ) -> None:
-    """Write the best configuration of a study to a file that `tuner train` reads."""
-    from tuner.export import chosen_trial, copy_run, exported, require_copiable, write_new
-    from tuner.report import quality
+    """Write the best configuration of a study to a file that `tuner train` reads.
 
+    After a confirmation, the best is the trial that it chose.
+    """
+    from tuner.export import best_trials, chosen_trial, copy_run, exported, places, require_copiable
+    from tuner.notations import NOTATIONS, OURS
+
+    printed = str(output) == "-"
+    if top is not None and (number is not None or weights is not None or printed):
+        raise click.UsageError("--top writes several files; leave out --trial, --weights and -o -")
+    output = output or Path("best").with_suffix(NOTATIONS[notation])
     with _opened(storage, data_folder) as opened:
         found, study = _find(opened, study_name)
-        trial = chosen_trial(found, number, prefer)
+        chosen = best_trials(found, prefer, top)[:top] if top else [chosen_trial(found, number, prefer)]
         if weights is not None:
             kept = _artifacts_of(artifacts, study.name)
-            run_folder = kept.fetch_run(trial.number) or kept.run_folder(trial.number)
+            run_folder = kept.fetch_run(chosen[0].number) or kept.run_folder(chosen[0].number)
             require_copiable(run_folder, weights, force)
-        write_new(output, exported(found, study, trial, output), force, study.name)
-    click.echo(f"{output}: trial {trial.number}, {quality(trial):.4f} bits per byte")
+        paths = places(output, top)
+        texts = [exported(found, study, trial, path, notation) for path, trial in zip(paths, chosen, strict=True)]
+    if printed:
+        click.echo(texts[0], nl=False)
+    else:
+        _write_exports(paths, texts, chosen, force, study.name)
     if weights is not None:
-        copy_run(trial, run_folder, weights, force)
-        click.echo(f"{weights}: its run folder")
-    click.echo(f"Train it: tuner train {output} -o my-run")
+        copy_run(chosen[0], run_folder, weights, force)
+        click.echo(f"{weights}: its run folder", err=printed)
+    if notation in OURS and not printed:
+        click.echo(f"Train it: tuner train {shlex.quote(str(paths[0]))} -o my-run")
+
+
+def _write_exports(paths: list[Path], texts: list[str], chosen: list[FrozenTrial], force: bool, name: str) -> None:
+    """Writes files, all or none of them when one is in the way, and says what is in them."""
+    from tuner.export import require_free, write_new
+    from tuner.report import quality
+
+    for path in paths:
+        require_free(path, force, name)
+    for path, text, trial in zip(paths, texts, chosen, strict=True):
+        write_new(path, text, force, name)
+        click.echo(f"{path}: trial {trial.number}, {quality(trial):.4f} bits per byte")
+
+
+@commands.command(name="schema")
+def json_schema() -> None:
+    """Print the JSON schema of an export."""
+    from tuner.notations import json_schema
+
+    click.echo(json_schema(), nl=False)
 
 
 @commands.command()
@@ -695,6 +807,73 @@ def _reason(now: Snapshot) -> str:
     return "the study was stopped"
 
 
+def _confirmed(
+    storage: RDBStorage,
+    found: optuna.Study,
+    study: Study,
+    chosen: list[FrozenTrial],
+    seeds: int,
+    places: list[Slot],
+    artifacts: str | None,
+    more: list[str],
+    environment: dict[str, str],
+    grace: float,
+) -> dict[str, Any]:
+    """What the confirmation of these trials found: what is stored, or what workers find out now."""
+    from tuner import confirmation
+
+    result = confirmation.stored(found, chosen, seeds)
+    if result is not None:
+        return result
+    companion, definition = confirmation.enter(storage, found, study, chosen, seeds)
+    kept = _artifacts_of(artifacts, definition.name)
+    places = places[: len(chosen) * seeds]
+    begins = f"{len(places)} workers train the best {len(chosen)} again, with {seeds} fresh seeds each"
+    _supervise(storage, companion, definition, begins, places, kept, [definition.name, *more], environment, grace)
+    score = _test_scorer("cpu" if places[0].device == "cpu" else "auto")
+    result = confirmation.conclude(found, companion, chosen, seeds, kept.fetch_run, score)
+    for number in confirmation.runs_of_others(companion, result):
+        kept.remove_run(number)
+    return result
+
+
+def _test_scorer(device: str) -> Callable[[Path], Score | None]:
+    """What scores a run on the test split; where the text is not on this machine, it says so."""
+    from models.run import score_test
+
+    def score(run_folder: Path) -> Score | None:
+        try:
+            return score_test(run_folder, device)
+        except UserError as error:
+            click.echo(f"{run_folder}: not scored on the test split: {error}", err=True)
+            return None
+
+    return score
+
+
+def _confirm_in_short(
+    storage: RDBStorage,
+    found: optuna.Study,
+    study: Study,
+    top: int,
+    places: list[Slot],
+    artifacts: str | None,
+    environment: dict[str, str],
+    grace: float,
+) -> None:
+    """Confirms the best few at the end of a search; what goes wrong there takes nothing from the search."""
+    from tuner.confirmation import candidates
+
+    now = _snapshot(storage, found)
+    if now.spent < 1 or now.counts.complete < FEWEST_CONFIRMED:
+        return
+    try:
+        chosen = candidates(found, None)[:top]
+        _confirmed(storage, found, study, chosen, SHORT_SEEDS, places, artifacts, [], environment, grace)
+    except (StudyError, WorkerError) as error:
+        click.echo(f"Not confirmed: {error}", err=True)
+
+
 def _finish(
     storage: RDBStorage,
     found: optuna.Study,
@@ -718,6 +897,7 @@ def _finish(
     write_new(output, exported(found, study, trial, output), force=True)
     click.echo(f"\nDone: {reason}. {now.counts.complete} complete, {now.counts.pruned} pruned.\n")
     _show(leaderboard_table(now))
+    _show_confirmation(found)
     click.echo(f"\nBest configuration: {output}")
     kept = artifacts.fetch_run(trial.number)
     if kept is not None:
@@ -729,6 +909,14 @@ def _finish(
     click.echo(f"\nNext:\n  tuner dashboard {study.name}\n  tuner train {output} -o my-run --tokens 5000000")
     if kept is not None:
         click.echo(f'  tuner generate {run_folder} --prompt "The "')
+
+
+def _show_confirmation(found: optuna.Study) -> None:
+    from tuner.confirmation import lines
+
+    result = found.user_attrs.get("confirmation")
+    if result is not None:
+        click.echo("\n" + "\n".join(lines(result)))
 
 
 def _indented(text: str) -> str:

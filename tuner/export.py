@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
-import platform
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,35 +13,73 @@ from optuna.trial import FrozenTrial, TrialState
 
 from models.config import Config, Recipe
 from models.errors import ConfigError, RunError
-from models.reader import dump, parse, plain, read_text
+from models.reader import parse, plain, read_text
+from tuner.confirmation import confirmation_of, confirmed_trial
 from tuner.errors import StudyError
+from tuner.notations import OURS, noted
 from tuner.plots import draw_decoding
 from tuner.report import leaderboard, numbered, quality
 from tuner.study import OBJECTIVES, Study
 
-VERSIONS = ("textgen-tuner", "torch", "optuna", "numpy", "tokenizers")
+KEPT = (
+    "text_divergence",
+    "tokens",
+    "training_seconds",
+    "tokens_per_second",
+    "parameter_count",
+    "peak_memory_bytes",
+    "device",
+    "machine",
+    "precision",
+    "tokenizer_fingerprint",
+    "versions",
+)
+"""The facts of a trial that its export tells, those that its worker wrote down."""
 
 
 def chosen_trial(study: optuna.Study, number: int | None = None, prefer: str = OBJECTIVES[0]) -> FrozenTrial:
     """Returns the completed trial of that number, or the best one in what is preferred. Raises StudyError."""
-    trials = study.get_trials(deepcopy=False)
-    if number is not None:
-        found = numbered(trials, number, study.study_name)
-        if found.state != TrialState.COMPLETE:
-            raise StudyError(f"trial {number} is {found.state.name.lower()}; only a complete one can be exported")
-        return found
-    board = leaderboard(trials)
+    if number is None:
+        return best_trials(study, prefer)[0]
+    found = numbered(study.get_trials(deepcopy=False), number, study.study_name)
+    if found.state != TrialState.COMPLETE:
+        raise StudyError(f"trial {number} is {found.state.name.lower()}; only a complete one can be exported")
+    return found
+
+
+def best_trials(study: optuna.Study, prefer: str = OBJECTIVES[0], count: int = 1) -> list[FrozenTrial]:
+    """Returns at least `count` completed trials, those first that are best in what is preferred. Raises StudyError.
+
+    In bits per byte, the first is the one that a confirmation chose, as long as nothing better was found since.
+    """
+    board = leaderboard(study.get_trials(deepcopy=False))
     if not board:
         raise StudyError(f"study {study.study_name} has no completed trial yet; look again with `tuner status`")
     if prefer == OBJECTIVES[0]:
-        return board[0]
-    measured = [trial for trial in board if trial.user_attrs.get(prefer) is not None]
-    if not measured:
+        chosen = confirmed_trial(study, board)
+        ranked = board if chosen is None else [chosen, *(trial for trial in board if trial is not chosen)]
+    else:
+        ranked = [trial for trial in board if trial.user_attrs.get(prefer) is not None]
+        ranked.sort(key=lambda trial: float(trial.user_attrs[prefer]))
+    if not ranked:
         raise StudyError(f"no trial of study {study.study_name} was long enough to measure its {prefer}")
-    return min(measured, key=lambda trial: trial.user_attrs[prefer])
+    if len(ranked) < count:
+        raise StudyError(f"study {study.study_name} has {_completed(len(ranked))}, not {count}; give a smaller --top")
+    return ranked
 
 
-def exported(optuna_study: optuna.Study, study: Study, trial: FrozenTrial, path: Path) -> str:
+def _completed(count: int) -> str:
+    return f"{count} completed trial{'' if count == 1 else 's'}"
+
+
+def places(output: Path, top: int | None) -> list[Path]:
+    """Returns the files to write: `output`, or for the best few best-1.yaml, best-2.yaml, ... beside it."""
+    if top is None:
+        return [output]
+    return [output.with_stem(f"{output.stem}-{place}") for place in range(1, top + 1)]
+
+
+def exported(optuna_study: optuna.Study, study: Study, trial: FrozenTrial, path: Path, notation: str = "yaml") -> str:
     """Returns the file's text: the stored configuration, never rebuilt from today's defaults, and where it is from."""
     facts = trial.user_attrs
     recipe = Recipe(
@@ -50,15 +87,29 @@ def exported(optuna_study: optuna.Study, study: Study, trial: FrozenTrial, path:
         trial=study.trial,
         parameters=Config.model_validate(facts["configuration"]),
         threads=facts["threads"],
-        provenance=_provenance(study, trial),
+        provenance=_provenance(optuna_study, study, trial),
     )
-    header = (
-        f"{quality(trial):.4f} bits per byte on the validation split: trial {trial.number} of study {study.name}\n"
-        f"Train it:  tuner train {path} -o my-run      (or: python -m models train {path} -o my-run)"
-    )
-    values = recipe.model_dump(mode="json", exclude_none=True)
-    values["parameters"] = recipe.parameters.model_dump(mode="json")
-    return dump(values, header)
+    command = training_command(path, facts.get("device"))
+    lines = [
+        f"{quality(trial):.4f} bits per byte on the validation split: trial {trial.number} of study {study.name}",
+        *([f"Train it:  {command}"] if notation in OURS else []),
+        *_came_to(study, trial),
+    ]
+    return noted(recipe, notation, "\n".join(lines), command)
+
+
+def training_command(path: Path, device: str | None) -> str:
+    """Returns the command that trains an export to the value in it: on a CPU if the trial was trained on one."""
+    on = ["--device", "cpu"] if device == "cpu" else []
+    return shlex.join(["tuner", "train", str(path), "-o", "my-run", *on])
+
+
+def _came_to(study: Study, trial: FrozenTrial) -> list[str]:
+    """For a budget in seconds, what this trial made of it: tokens are the same on every machine."""
+    if study.trial.seconds is None or "tokens" not in trial.user_attrs:
+        return []
+    tokens = trial.user_attrs["tokens"]
+    return [f"Its {study.trial.seconds:g} seconds came to {tokens} tokens; --tokens {tokens} trains as much anywhere."]
 
 
 def write_new(path: Path, text: str, force: bool, study_name: str | None = None) -> None:
@@ -121,21 +172,16 @@ def _study_of(path: Path) -> Any:
     return provenance.get("study") if isinstance(provenance, dict) else None
 
 
-def _provenance(study: Study, trial: FrozenTrial) -> dict[str, Any]:
-    facts = trial.user_attrs
-    kept = ("tokens", "training_seconds", "tokens_per_second", "parameter_count", "peak_memory_bytes", "device")
+def _provenance(found: optuna.Study, study: Study, trial: FrozenTrial) -> dict[str, Any]:
+    """Where a configuration is from, all of it written down when it was trained."""
+    known = {name: trial.user_attrs[name] for name in KEPT if trial.user_attrs.get(name) is not None}
+    confirmed = confirmation_of(found, trial.number)
     return {
         "study": study.name,
         "trial": trial.number,
         "objective": study.objective,
         "value": quality(trial),
-        **({} if facts.get("text_divergence") is None else {"text_divergence": facts["text_divergence"]}),
-        **{name: facts[name] for name in kept if facts.get(name) is not None},
+        **known,
         "finished": None if trial.datetime_complete is None else trial.datetime_complete.isoformat(timespec="seconds"),
-        "versions": {"python": platform.python_version(), **_versions()},
-        "machine": f"{platform.system()} {platform.machine()}, {platform.processor() or 'unknown processor'}",
+        **({} if confirmed is None else {"confirmation": confirmed}),
     }
-
-
-def _versions() -> dict[str, str]:
-    return {name: importlib.metadata.version(name) for name in VERSIONS}

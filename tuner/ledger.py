@@ -210,10 +210,17 @@ class Ledger:
                     raise LostLease(f"trial {activity.trial} was taken over")
         return str(line.state), float(line.active_seconds)
 
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keeps others from claiming or queueing trials of the study while the block does."""
+        with self.engine.begin() as connection:
+            _lock(connection, _CLAIM_LOCK, self.study_id)
+            yield
+
     def take(
-        self, study: optuna.Study, worker_id: str, trials: int | None, hours: float | None
+        self, study: optuna.Study, worker_id: str, trials: int | None, hours: float | None, new: bool = True
     ) -> Claim | Wait | Ended:
-        """Claims the next trial: a dead worker's, one that waits, or a new one if the budget has room."""
+        """Claims the next trial: a dead worker's, one that waits, or a `new` one if the budget has room."""
         with self.engine.begin() as connection:
             _lock(connection, _CLAIM_LOCK, self.study_id)
             counts = self.counts(connection)
@@ -223,7 +230,9 @@ class Ledger:
                 return ended
             if orphan is not None:
                 trial = optuna.Trial(study, orphan)
-            elif trials is not None and counts.finished + counts.running >= trials:
+            elif not new and counts.waiting + counts.running == 0:
+                return Ended("all that was queued is done")
+            elif (trials is not None and counts.finished + counts.running >= trials) or not (new or counts.waiting):
                 return Wait("the last trials are running elsewhere")
             else:
                 trial = study.ask()

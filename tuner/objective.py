@@ -27,6 +27,7 @@ from tuner.artifacts import SAMPLES, Artifacts
 from tuner.decoding import Decoded, calibrate, decode
 from tuner.errors import StudyError
 from tuner.limits import DoesNotFit
+from tuner.origin import origin
 from tuner.study import Study
 
 CHECKPOINT_SECONDS = 30.0
@@ -207,6 +208,7 @@ class Objective:
             "peak_memory_bytes": peak_memory(self.device),
             "threads": torch.get_num_threads(),
             "device": self.device,
+            **origin(config, corpus.tokenizer, self.device),
         }
 
 

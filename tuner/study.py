@@ -9,8 +9,8 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from ruamel.yaml.comments import CommentedMap
 
-from models.config import Budget, Corpus, resolve_path
-from models.reader import Problem, dump, parse, read_text, validate
+from models.config import SCHEMA, Budget, Corpus, resolve_path
+from models.reader import Problem, dump, parse, read_text, require_schema, validate
 from tuner import search
 from tuner.limits import Limits
 from tuner.space import Space, chosen_problem, problems_of
@@ -73,6 +73,8 @@ class Study(BaseModel):
     timeout: float = Field(600.0, gt=0, description="Seconds after which a training step counts as a crash.")
     provenance: dict[str, Any] | None = Field(None, description="Written by export; read by people.")
 
+    confirms: str | None = Field(None, description="Written by confirm: the study whose best trials these are again.")
+
     @field_validator("sampler", "pruner", mode="before")
     @classmethod
     def _name_alone(cls, value: Any) -> Any:
@@ -105,6 +107,8 @@ class Study(BaseModel):
     @property
     def trials(self) -> int | None:
         """How many trials are to be finished; a grid has no more than it has points, a fixed configuration has one."""
+        if self.confirms is not None:
+            return self.budget.trials
         listed = self.sampler["type"] == "grid" or not self.space.trained
         points = search.grid_points(self.space) if listed else None
         return min((count for count in (self.budget.trials, points) if count is not None), default=None)
@@ -123,6 +127,7 @@ def read_study(path: Path) -> Study:
 def parse_study(text: str, name: str, default_name: str) -> Study:
     """Returns the study that YAML or JSON text describes; `name` stands before each problem."""
     document = parse(text, name)
+    require_schema(document, name, SCHEMA)
     document.setdefault("name", default_name)
     doubled = list(_move(document))
     return validate(document, name, Study, lambda values: [*doubled, *_problems(values)])

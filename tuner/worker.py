@@ -152,7 +152,8 @@ class Worker:
             raise WorkerError(f"{len(self.failures)} trials in a row failed here; the last: {self.failures[-1]}")
 
     def _take(self) -> Any:
-        return self.ledger.take(self.study, self.id, self.definition.trials, self.definition.budget.hours)
+        budget = self.definition.trials, self.definition.budget.hours
+        return self.ledger.take(self.study, self.id, *budget, new=self.definition.confirms is None)
 
     def _work_on(self, claim: Claim) -> None:
         """Trains a claimed trial to its end, whatever that is, and writes the end down."""
@@ -275,7 +276,9 @@ class Worker:
             self.study.tell(trial, values, state=state)
 
     def _keep_best(self) -> None:
-        """Deletes the weights of completed trials that are no longer among the best."""
+        """Deletes the weights of completed trials that are no longer among the best; a confirmation needs all."""
+        if self.definition.confirms is not None:
+            return
         done = self.courier.ask(lambda: leaderboard(self.study.get_trials(deepcopy=False)))
         for trial in done[KEPT:]:
             if trial.number not in self.forgotten:

@@ -70,6 +70,7 @@ class Place:
             **{name: value for name, value in os.environ.items() if not name.startswith(("TUNER_", "COV_"))},
             "TUNER_DATA": str(self.data),
             "TUNER_ARTIFACTS": str(self.artifacts),
+            "TUNER_CONFIRM": "0",
             "PYTHONUNBUFFERED": "1",
         }
         self.commands: list[Running] = []

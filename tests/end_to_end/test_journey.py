@@ -216,6 +216,26 @@ def get(address: str) -> tuple[int, bytes]:
         return answer.status, answer.read()
 
 
+@pytest.mark.usefixtures("attached")
+def test_a_confirmation_that_is_interrupted_goes_on_with_the_same_command(journey: Journey) -> None:
+    place = journey.place
+    top = min(2, [trial.state for trial in journey.trials].count(TrialState.COMPLETE))
+    command = ("confirm", "small", "--top", top, "--seeds", 2, "-n", 1)
+    begun = place.start(*command)
+    begun.until(lambda: place.workers("small (confirmation)"))
+    begun.interrupt()
+    assert begun.end() == 130, begun.said
+    assert f"Go on with the same command: tuner confirm small --top {top} --seeds 2 -n 1\n" in begun.said
+    done = place.run(*command)
+    assert done.code == 0, done
+    trainings = place.trials("small (confirmation)")
+    assert len(trainings) == 2 * top
+    assert {training.state for training in trainings} == {TrialState.COMPLETE}
+    found = done.said[done.said.index("Confirmed with 2 fresh seeds each") :]
+    assert re.search(r"^Test split, read once: \d\.\d{4} bits per byte, the mean of 2 seeds\.$", found, re.MULTILINE)
+    assert place.trials("small") == journey.trials
+
+
 def test_a_study_that_comes_with_the_tuner_is_found_from_any_folder(journey: Journey, place: Any) -> None:
     running = place.start("run", "quickstart", "-n", 1, "--threads", 1)
     running.until(lambda: running.said.startswith("study quickstart: 1 workers on "))

@@ -61,6 +61,7 @@ def tuner(
     monkeypatch.chdir(home)
     monkeypatch.setenv("TUNER_DATA", str(data_folder))
     monkeypatch.setenv("TUNER_ARTIFACTS", str(tmp_path / "artifacts"))
+    monkeypatch.setenv("TUNER_CONFIRM", "0")
     monkeypatch.delenv("TUNER_STORAGE", raising=False)
     handler = signal.getsignal(signal.SIGTERM)
 
@@ -522,6 +523,108 @@ def test_export_copies_weights_or_refuses_before_it_writes(
     assert result.code == 0, result
     assert "mine: its run folder\n" in result.out
     assert json.dumps(provenance("mine/config.yaml")) == json.dumps(provenance("best.yaml"))
+
+
+@pytest.mark.parametrize(("notation", "name"), [("json", "best.json"), ("flags", "best.flags"), ("env", "best.env")])
+def test_an_export_can_be_written_for_other_programs(tuner: Command, worked: str, notation: str, name: str) -> None:
+    result = tuner("export", worked, "--format", notation)
+    assert result.code == 0, result
+    assert re.search("learning.rate", Path(name).read_text().lower())
+    printed = tuner("export", worked, "--format", notation, "-o", "-")
+    assert printed.out == Path(name).read_text().replace("best." + notation, "-")
+
+
+def test_export_writes_the_best_few_beside_each_other(
+    tuner: Command, refused: Callable[..., str], worked: str, storage: RDBStorage
+) -> None:
+    result = tuner("export", worked, "--top", 3, "-o", "a/best.yaml")
+    assert result.code == 0, result
+    written = sorted(Path("a").iterdir())
+    assert [path.name for path in written] == ["best-1.yaml", "best-2.yaml", "best-3.yaml"]
+    values = [provenance(str(path))["value"] for path in written]
+    assert values == sorted(trial.value for trial in optuna.load_study(study_name=worked, storage=storage).trials)[:3]
+    assert "has 4 completed trials, not 5; give a smaller --top" in refused("export", worked, "--top", 5)
+    Path("best-2.yaml").write_text("mine: true\n")
+    assert refused("export", worked, "--top", 3).startswith("best-2.yaml: exists already")
+    assert "leave out --trial" in tuner("export", worked, "--top", 2, "--trial", 1).err
+
+
+def test_the_schema_of_exports_is_printed(tuner: Command) -> None:
+    assert json.loads(tuner("schema").out)["properties"]["schema"]["const"] == 1
+
+
+# Confirmation.
+
+
+def test_a_confirmation_is_shown_stored_exported_and_not_done_twice(
+    tuner: Command, worked: str, workers: Workers, storage: RDBStorage
+) -> None:
+    workers.score = lambda number, config, rung: config.learning_rate + config.seed / 1000
+    result = tuner("confirm", worked, "--top", 2, "--seeds", 2, "-n", 3)
+    assert result.code == 0, result
+    assert f"study {worked} (confirmation): 3 workers train the best 2 again, with 2 fresh seeds each" in result.out
+    assert len(re.findall(r"^trial   \d  complete  0\.\d{4}  candidate=\d seed=\d", result.out, re.MULTILINE)) == 4
+    shown = result.out[result.out.index("Confirmed with 2 fresh seeds each") : result.out.index("Export it")]
+    workers.score = lambda number, config, rung: 1 / 0
+    assert tuner("confirm", worked, "--top", 2, "--seeds", 2).out.startswith(shown)
+    assert shown in tuner("status", worked).out
+    assert "(confirmation)" not in tuner("status").out
+    assert tuner("status", f"{worked} (confirmation)").code == 0
+    assert tuner("export", worked, "--force").code == 0
+    winner = re.search(r"Trial (\d) is chosen", shown)
+    assert winner is not None
+    told = provenance("best.yaml")
+    assert told["trial"] == told["confirmation"]["winner"] == int(winner[1])
+    assert len(optuna.load_study(study_name=worked, storage=storage).trials) == 4
+
+
+def test_a_confirmation_that_cannot_be_is_refused(
+    tuner: Command, refused: Callable[..., str], worked: str, small: Callable[..., Study], enter: Any
+) -> None:
+    assert "has 4 completed trials, not 9; give a smaller --top" in refused("confirm", worked, "--top", 9)
+    assert refused("confirm", "nonsense").startswith("no study 'nonsense' in this database; there are: ")
+    assert "has no completed trial yet" in refused("confirm", enter(small()).study_name)
+    assert tuner("confirm", worked, "--seeds", 1).code == 2
+
+
+def test_a_confirmation_that_was_stopped_says_how_to_go_on(tuner: Command, worked: str, workers: Workers) -> None:
+    workers.score = lambda number, config, rung: 1 / 0
+    result = tuner("confirm", worked, "--top", 2)
+    assert result.code == 2
+    assert "the confirmation is not finished; go on with the same command" in result.err
+
+
+def test_a_run_confirms_its_best_two_unless_it_is_told_not_to(
+    tuner: Command, study_file: Callable[..., str], workers: Workers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TUNER_CONFIRM")
+    path = study_file("pruner: none")
+    assert "Confirmed" not in tuner("run", path, "-n", 1, "--no-confirm").out
+    result = tuner("run", path, "-n", 1)
+    assert result.code == 0, result
+    assert result.out.count("  candidate=") == 4
+    assert provenance("best.yaml")["confirmation"]["winner"] == provenance("best.yaml")["trial"]
+    few = study_file("pruner: none", "budget: {trials: 2}")
+    assert "Confirmed" not in tuner("run", few, "-n", 1, "-o", "few.yaml").out
+
+
+def test_a_study_that_was_stopped_is_not_confirmed(
+    tuner: Command, worked: str, workers: Workers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launchers, "Team", lambda *parts: workers)  # who are asked to stop before they begin
+    result = tuner("run", f"{worked}.yaml", "-n", 1, "--trials", 9, "--confirm", 2, "-o", "first.yaml")
+    assert "Done: the study was stopped. 4 complete" in result.out, result
+    assert "(confirmation)" not in result.out + result.err
+
+
+def test_a_confirmation_that_fails_takes_nothing_from_a_run(
+    tuner: Command, study_file: Callable[..., str], workers: Workers
+) -> None:
+    workers.score = lambda number, config, rung: 1 / 0 if config.seed else config.learning_rate
+    result = tuner("run", study_file("pruner: none"), "-n", 1, "--confirm", 2)
+    assert result.code == 0, result
+    assert "Not confirmed: the confirmation is not finished" in result.err
+    assert "confirmation" not in provenance("best.yaml")
 
 
 # Dashboard.

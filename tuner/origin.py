@@ -1,0 +1,60 @@
+"""Where a trial was trained: versions, hardware, precision and tokenizer, written down by its worker."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import platform
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from models.config import Config
+from models.tokenizers import Tokenizer
+
+PACKAGES = ("textgen-tuner", "torch", "optuna", "numpy", "tokenizers")
+
+
+def origin(config: Config, tokenizer: Tokenizer, device: str) -> dict[str, Any]:
+    """Returns what has a say in the value of a trial beside its configuration and its text."""
+    return {
+        "tokenizer_fingerprint": tokenizer_fingerprint(tokenizer),
+        "versions": versions(device),
+        "machine": machine(device),
+        "precision": precision(config, device),
+    }
+
+
+def tokenizer_fingerprint(tokenizer: Tokenizer) -> str:
+    """Returns the SHA-256 of a vocabulary: that of its file, tokenizer.json, in a run folder."""
+    return "sha256:" + hashlib.sha256(tokenizer.model_dump_json(indent=1).encode() + b"\n").hexdigest()
+
+
+def versions(device: str) -> dict[str, str]:
+    """Returns the versions of Python, of the packages that matter, and of CUDA where it is used."""
+    found = {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in PACKAGES}}
+    return found | ({"cuda": str(torch.version.cuda)} if device.startswith("cuda") else {})
+
+
+def machine(device: str) -> str:
+    """Returns the system and the processor, or the GPU, that a device belongs to."""
+    chip = torch.cuda.get_device_name(device) if device.startswith("cuda") else _processor()
+    return f"{platform.system()} {platform.machine()}, {chip}"
+
+
+def precision(config: Config, device: str) -> str:
+    """Returns the number format of the matrix products, for auto the one it stands for on the device."""
+    if config.precision != "auto":
+        return config.precision
+    return "bfloat16" if device.startswith("cuda") and torch.cuda.is_bf16_supported() else "float32"
+
+
+def _processor() -> str:
+    with suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        for line in lines:
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or "unknown processor"
