@@ -79,11 +79,12 @@ def train(
         if not team.leads:
             warnings.simplefilter("ignore")
         with options_checked():
-            wanted = team.leader_first(lambda: changed(read_recipe(recipe), **options))
+            promised = team.leader_first(lambda: read_recipe(recipe))
+            wanted = team.leader_first(lambda: changed(promised, **options))
         device = team.leader_first(lambda: team.device(device))
         _mention_threads(wanted, recipe, options["threads"], device, team)
         try:
-            _train_all(wanted, output, seeds, resume, force, team, requested.is_set, device=device, **flags)
+            _train_all(wanted, promised, output, seeds, resume, force, team, requested.is_set, device=device, **flags)
         except Stopped:
             if team.leads:
                 click.echo("Saved; go on with the same command" + (" and --resume" if not resume else ""), err=True)
@@ -92,6 +93,7 @@ def train(
 
 def _train_all(
     recipe: Recipe,
+    promised: Recipe,
     output: Path,
     seeds: int | None,
     resume: bool,
@@ -111,7 +113,7 @@ def _train_all(
     for folder, one in runs.items():
         if seeds is not None and resume and trained_already(folder, one, options["allow_changed_corpus"]):
             continue
-        _train_one(one, folder, team, requested, resume=resume, force=force, **options)
+        _train_one(one, promised, folder, team, requested, resume=resume, force=force, **options)
     if team.leads:
         for line in summary(runs) if seeds is not None else ():
             click.echo(line)
@@ -119,8 +121,11 @@ def _train_all(
         click.echo(f'Write with it: {group} generate {next(iter(runs))} --prompt "The "')
 
 
-def _train_one(recipe: Recipe, folder: Path, team: Team, requested: Callable[[], bool], **options: Any) -> None:
+def _train_one(
+    recipe: Recipe, promised: Recipe, folder: Path, team: Team, requested: Callable[[], bool], **options: Any
+) -> None:
     from models.progress import Progress
+    from models.promise import compared
     from models.run import train_run
     from models.stopping import Stopped
 
@@ -139,6 +144,9 @@ def _train_one(recipe: Recipe, folder: Path, team: Team, requested: Callable[[],
 
     trained = train_run(recipe, folder, team=team, on_evaluation=tell, on_step=look, **options)
     if team.leads:
+        comparison = None if options["allow_changed_corpus"] else compared(promised, recipe, trained, team)
+        if comparison is not None:
+            click.echo(comparison)
         test = "" if trained.test is None else f", {trained.test.bits_per_byte:.4f} on the test split"
         speed = f"{trained.tokens_per_second:,.0f} tokens/s"
         click.echo(f"{trained.best.bits_per_byte:.4f} bits per byte{test} ({speed}) in {folder}")

@@ -5,13 +5,12 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import platform
-from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from models.config import Config
+from models.promise import machine
 from models.tokenizers import Tokenizer
 
 PACKAGES = ("textgen-tuner", "torch", "optuna", "numpy", "tokenizers")
@@ -38,23 +37,8 @@ def versions(device: str) -> dict[str, str]:
     return found | ({"cuda": str(torch.version.cuda)} if device.startswith("cuda") else {})
 
 
-def machine(device: str) -> str:
-    """Returns the system and the processor, or the GPU, that a device belongs to."""
-    chip = torch.cuda.get_device_name(device) if device.startswith("cuda") else _processor()
-    return f"{platform.system()} {platform.machine()}, {chip}"
-
-
 def precision(config: Config, device: str) -> str:
     """Returns the number format of the matrix products, for auto the one it stands for on the device."""
     if config.precision != "auto":
         return config.precision
     return "bfloat16" if device.startswith("cuda") and torch.cuda.is_bf16_supported() else "float32"
-
-
-def _processor() -> str:
-    with suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        for line in lines:
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or "unknown processor"

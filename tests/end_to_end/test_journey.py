@@ -121,6 +121,7 @@ def test_the_best_configuration_trains_to_the_very_value_it_promised(journey: Jo
         done = place.run(*arguments, command=(sys.executable, "-m", "models", "train"), cwd=place.folder)
     assert done.code == 0, done
     assert f"{journey.best.value:.4f} bits per byte" in done.said.splitlines()[-2]
+    assert f"To the last bit the value of trial {journey.best.number} of study small\n" in done.said
     assert last_score(place.home / folder) == journey.best.value
     weights = [(place.home / run / "model.safetensors").read_bytes() for run in (folder, "runs/small")]
     assert weights[0] == weights[1]
