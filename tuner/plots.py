@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from optuna.trial import FrozenTrial
 
 from tuner.report import leaderboard, quality
+from tuner.study import Study
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -16,6 +17,12 @@ PICTURE = "decoding.svg"
 
 SHOWN = 3
 """Trials in a figure of the best ones."""
+
+
+def dashboard_figures(definition: Study, trials: list[FrozenTrial]) -> dict[str, go.Figure]:
+    """Returns the figures of a study in the dashboard, by name; without those of which nothing is known yet."""
+    drawn = {"quality-and-diversity": quality_and_diversity(trials)}
+    return {name: figure for name, figure in drawn.items() if figure is not None}
 
 
 def quality_and_diversity(trials: list[FrozenTrial]) -> go.Figure | None:
