@@ -1,5 +1,6 @@
 """The documents: made from the code where they can be, links lead somewhere, commands and studies are real."""
 
+import ast
 import importlib.util
 import re
 import shlex
@@ -180,3 +181,31 @@ def test_a_command_that_does_not_exist_would_be_found(tmp_path: Path) -> None:
         path.write_text(f"```sh\n{line}\n```\n", encoding="utf-8")
         with pytest.raises(AssertionError):
             test_every_command_in_the_documents_exists(path)
+
+
+def said() -> list[str]:
+    """All texts in the sources, each value that is put into one shown as `...`."""
+    paths = [path for folder in ("tuner", "models") for path in sorted((ROOT / folder).glob("*.py"))]
+    nodes = [node for path in paths for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))]
+    return [_text(node) for node in nodes if isinstance(node, ast.JoinedStr | ast.Constant)]
+
+
+def _text(node: ast.expr) -> str:
+    parts = node.values if isinstance(node, ast.JoinedStr) else [node]
+    return "".join(str(part.value) if isinstance(part, ast.Constant) else "..." for part in parts)
+
+
+@every_document
+def test_every_message_in_the_documents_is_one_of_ours(path: Path) -> None:
+    sources = said()
+    for message in (line for text in fenced(path, "text") for line in text.splitlines()):
+        pieces = [piece.strip() for piece in message.split("...")]
+        longest = max(pieces, key=len)
+        assert len(longest) > 8, f"{path.name}: {message} says too little to be found"
+        for piece in pieces:
+            assert any(piece in text for text in sources), f"{path.name}: {message}: {piece}"
+
+
+def test_the_documents_for_symptoms_quote_enough_of_them() -> None:
+    text = "".join(fenced(ROOT / "docs" / "troubleshooting.md", "text"))
+    assert len(text.splitlines()) > 30
