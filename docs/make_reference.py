@@ -1,10 +1,11 @@
-"""Writes the references from the code: study-file.md from the models and tables, commands.md from the command line.
+"""Writes the references from the code: study-file.md, commands.md and rooms.md.
 
 python docs/make_reference.py
 """
 
 from __future__ import annotations
 
+import ast
 import inspect
 import re
 from collections.abc import Callable, Iterator
@@ -263,10 +264,30 @@ Where a command's own table says "also", these are meant.
 <<commands>>
 """
 
+ROOMS = """\
+# Rooms
+
+Every file is a room; this is what each says of itself in its first line. Written by `python docs/make_reference.py`.
+How they work together: [architecture](architecture.md).
+
+## models
+
+Text generators and their training; useful without the tuner. Nothing in it imports `tuner`, Optuna or SQLAlchemy.
+
+<<rooms models>>
+
+## tuner
+
+The search service. It imports `models`.
+
+<<rooms tuner>>
+"""
+
 
 def main() -> None:
     (HERE / "study-file.md").write_text(study_file(), encoding="utf-8")
     (HERE / "commands.md").write_text(commands(), encoding="utf-8")
+    (HERE / "rooms.md").write_text(rooms(), encoding="utf-8")
 
 
 def study_file() -> str:
@@ -297,6 +318,12 @@ def commands() -> str:
         "commands": lambda: "\n\n".join(_command(name, command, shared) for name, command in every),
     }
     return _filled(COMMANDS, parts)
+
+
+def rooms() -> str:
+    """Returns the list of the rooms, each with the first line that it says of itself."""
+    parts = {"rooms": lambda package: _table(["room", "what it is for"], list(_rooms(package)))}
+    return _filled(ROOMS, parts)
 
 
 def _filled(template: str, parts: dict[str, Callable[..., str]]) -> str:
@@ -581,6 +608,15 @@ def _environment(every: list[tuple[str, click.Command]]) -> Iterator[list[str]]:
             if isinstance(option.envvar, str) and option.envvar not in seen:
                 seen.add(option.envvar)
                 yield [f"`{option.envvar}`", f"`{_longest(option)}`", _parameter(option)[3]]
+
+
+# The rooms.
+
+
+def _rooms(package: str) -> Iterator[list[str]]:
+    for path in sorted((HERE.parent / package).glob("*.py")):
+        first = (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").split("\n")[0]
+        yield [f"[`{path.name}`](../{package}/{path.name})", first]
 
 
 if __name__ == "__main__":

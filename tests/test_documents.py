@@ -76,6 +76,11 @@ def test_the_reference_of_commands_is_what_the_code_says() -> None:
     assert (ROOT / "docs" / "commands.md").read_text(encoding="utf-8") == make_reference.commands()
 
 
+def test_the_list_of_rooms_is_what_they_say() -> None:
+    """Made by: python docs/make_reference.py"""
+    assert (ROOT / "docs" / "rooms.md").read_text(encoding="utf-8") == make_reference.rooms()
+
+
 def test_every_key_knob_sampler_and_pruner_is_in_the_reference() -> None:
     text = make_reference.study_file()
     schema = Study.model_json_schema()
