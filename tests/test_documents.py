@@ -1,9 +1,11 @@
 """The documents: made from the code where they can be, links lead somewhere, commands and studies are real."""
 
 import ast
+import doctest
 import importlib.util
 import re
 import shlex
+import sys
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -128,6 +130,16 @@ def test_every_program_in_the_documents_is_python(path: Path) -> None:
         compile(text, path.name, "exec")
 
 
+def test_the_check_of_a_generator_of_ones_own_comes_out_as_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    path = ROOT / "docs" / "own-generator.md"
+    module = ModuleType("neighbours")
+    exec(fenced(path, "python")[0], module.__dict__)
+    monkeypatch.setitem(sys.modules, "neighbours", module)
+    (session,) = fenced(path, "pycon")
+    example = doctest.DocTestParser().get_doctest(session, {}, path.name, str(path), 0)
+    assert doctest.DocTestRunner().run(example) == (0, 9)
+
+
 @every_document
 def test_every_command_in_the_documents_exists(path: Path) -> None:
     for words in called(path):
@@ -136,7 +148,9 @@ def test_every_command_in_the_documents_exists(path: Path) -> None:
 
 def called(path: Path) -> Iterator[list[str]]:
     """The calls of `tuner` and `python -m models` in a document's blocks and in its text."""
-    lines = [line for text in fenced(path, "", "sh", "bash") for line in text.replace("\\\n", " ").splitlines()]
+    lines = [
+        line for text in fenced(path, "", "sh", "bash", "console") for line in text.replace("\\\n", " ").splitlines()
+    ]
     lines += [token.content for token in tokens(path) if token.type == "code_inline"]
     for line in lines:
         for part in re.split(r"&&|\|\||[;|()]|\$ ", line):
