@@ -7,6 +7,7 @@ import re
 import shlex
 import sys
 from collections.abc import Iterator
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
@@ -41,6 +42,7 @@ make_reference = imported(ROOT / "docs" / "make_reference.py")
 every_document = pytest.mark.parametrize("path", DOCUMENTS, ids=[path.name for path in DOCUMENTS])
 
 
+@cache
 def tokens(path: Path) -> list[Token]:
     """All tokens of a document, those inside of paragraphs too."""
     read = MarkdownIt("commonmark").enable("table").parse(path.read_text(encoding="utf-8"))
@@ -202,6 +204,7 @@ def test_a_command_that_does_not_exist_would_be_found(tmp_path: Path) -> None:
             test_every_command_in_the_documents_exists(path)
 
 
+@cache
 def said() -> list[str]:
     """All texts in the sources, each value that is put into one shown as `...`."""
     paths = [path for folder in ("tuner", "models") for path in sorted((ROOT / folder).glob("*.py"))]
