@@ -144,8 +144,8 @@ study that has ended: it goes on, with what waits first.
 ## sampler
 
 How the next trial is proposed: a name alone (`sampler: gp`), or a mapping with `type` and options. Options are Optuna's
-own keywords, listed here with their defaults as of Optuna <<version>>. To a `seed` each worker adds its number, which the
-database gives it, so that workers differ: a search repeats with one worker on a fresh database only.
+own keywords, listed here with their defaults as of Optuna <<version>>. To a `seed` each worker adds its number in the
+database, so that workers differ: a search repeats with one worker on a fresh database only.
 
 <<options samplers>>
 
