@@ -24,7 +24,7 @@ from tuner.study import Study
 FEWEST = 10
 """Trials from which on the importance of parameters is more than chance."""
 
-MOST_WEIGHED = 2_000
+MOST_WEIGHED = 1_000
 """Most trials from which importance is computed: of more, an even sample."""
 
 SAMPLED = 3

@@ -59,7 +59,7 @@ def report(storage: RDBStorage, found: optuna.Study, definition: Study, kept: Ar
         written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         over=not now.workers and not now.counts.running,
         best=best,
-        architecture=plots.architecture(definition, best.trial) if best else None,
+        architecture=plots.architecture(definition)(best.trial) if best else None,
         text=definition.corpus.path or f"the built-in corpus {definition.corpus.builtin}",
         fingerprint=found.user_attrs.get("fingerprint"),
         limits=definition.limits.given(),

@@ -28,7 +28,7 @@ PICTURE = "decoding.svg"
 SHOWN = 3
 """Trials in a figure of the best ones."""
 
-POINTS, CURVES = 400, 120
+POINTS, CURVES = 300, 120
 """Most trials shown as points and as curves: half of them the best, the others an even sample."""
 
 COLOURS = ("#1F83C9", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#8C6D31")
@@ -110,25 +110,29 @@ def outcome(trial: FrozenTrial) -> str | None:
     return FULL if trial.state == TrialState.COMPLETE else PRUNED
 
 
-def architecture(definition: Study, trial: FrozenTrial) -> str:
-    """Returns the architecture of a trial, searched or fixed."""
+def architecture(definition: Study) -> Callable[[FrozenTrial], str]:
+    """Returns what tells the architecture of a trial, searched or fixed."""
     default = definition.space.fixed.get("architecture", Config().architecture)
-    return str(trial.params.get("architecture", default))
+    return lambda trial: str(trial.params.get("architecture", default))
 
 
-def selected(trials: Sequence[FrozenTrial], most: int) -> list[FrozenTrial]:
-    """Returns all trials, or of too many the best half of `most` and an even sample of the others."""
-    if len(trials) <= most:
-        return list(trials)
-    ranked = sorted(trials, key=_rank)
-    best, others = ranked[: most // 2], sorted(ranked[most // 2 :], key=lambda trial: trial.number)
-    step = len(others) / (most - len(best))
-    return best + [others[int(index * step)] for index in range(most - len(best))]
+def ranked(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
+    """Returns trials trained to the end, the best one first, and then the others by what they came to."""
+    return sorted(trials, key=_rank)
 
 
 def _rank(trial: FrozenTrial) -> tuple[bool, float]:
     value = last_value(trial)
     return outcome(trial) != FULL, math.inf if value is None else value
+
+
+def selected(ranks: list[FrozenTrial], most: int) -> list[FrozenTrial]:
+    """Returns all of the ranked trials, or of too many the best half of `most` and an even sample of the others."""
+    if len(ranks) <= most:
+        return ranks
+    best, others = ranks[: most // 2], ranks[most // 2 :]
+    step = len(others) / (most - len(best))
+    return best + [others[int(index * step)] for index in range(most - len(best))]
 
 
 # Figures of a whole study.
@@ -142,7 +146,7 @@ def history(definition: Study, trials: list[FrozenTrial]) -> go.Figure | None:
         return None
     figure, axis = _figure(), _quality_axis(values)
     place = {trial.number: index for index, trial in enumerate(ended, start=1)}
-    shown = selected(ended, 2 * POINTS)
+    shown = selected(ranked(ended), 2 * POINTS)
     _add_outcomes(figure, shown, lambda trial: place[trial.number], axis, _hint)
     steps = best_so_far(ended)
     if steps:
@@ -178,12 +182,12 @@ def learning_curves(definition: Study, trials: list[FrozenTrial]) -> go.Figure |
     begun = [trial for trial in trials if last_value(trial) is not None and trial.intermediate_values]
     if not begun:
         return None
-    figure, shown = _figure(), selected(begun, CURVES)
+    figure, shown, of = _figure(), selected(ranked(begun), CURVES), architecture(definition)
     axis = _quality_axis([last_value(trial) or 0.0 for trial in begun])
     best = {trial.number for trial in best_first(begun)[:SHOWN]}
     colours = _colours(definition, shown)
     for name, colour in colours.items():
-        own = [trial for trial in shown if architecture(definition, trial) == name]
+        own = [trial for trial in shown if of(trial) == name]
         strong = [trial for trial in own if trial.number in best]
         whole = [trial for trial in own if outcome(trial) == FULL and trial.number not in best]
         others = [trial for trial in own if outcome(trial) != FULL]
@@ -239,27 +243,28 @@ def spent(definition: Study, rung: int) -> float:
 
 def slices(definition: Study, trials: list[FrozenTrial]) -> dict[str, go.Figure]:
     """Returns quality against each searched parameter, by its name; without those that no trial has."""
-    drawn = {name: slice_of(name, one, trials) for name, one in definition.space.searched.items()}
+    ranks = ranked(trial for trial in trials if trial.state.is_finished())
+    drawn = {name: slice_of(name, one, ranks) for name, one in definition.space.searched.items()}
     return {name: figure for name, figure in drawn.items() if figure is not None}
 
 
-def slice_of(name: str, searched: Searched, trials: list[FrozenTrial]) -> go.Figure | None:
-    """Returns quality against one parameter; None when no trial that has ended has it."""
-    known = [trial for trial in trials if name in trial.params and outcome(trial) is not None]
+def slice_of(name: str, searched: Searched, ranks: list[FrozenTrial]) -> go.Figure | None:
+    """Returns quality against one parameter, of ranked trials that have ended; None when none has it."""
+    known = [trial for trial in ranks if name in trial.params]
     if not known:
         return None
     figure, shown = _figure(), selected(known, POINTS)
     axis = _quality_axis([value for trial in known if (value := last_value(trial)) is not None])
 
     def hint(trial: FrozenTrial) -> str:
-        return f"{name} {shown_value(trial.params[name])}<br>{_came_to(trial)}"
+        return f"{shown_value(trial.params[name])}<br>{_came_to(trial)}"
 
     _add_outcomes(figure, shown, _position(searched, name), axis, hint)
-    best = best_first(known)[:1]
-    if best:
-        x, y = [_position(searched, name)(best[0])], [_short(quality(best[0]))]
+    best = known[0]
+    if outcome(best) == FULL:
+        x, y = [_position(searched, name)(best)], [_short(quality(best))]
         mark = {"symbol": "star", "size": 14, "color": BEST, "line": {"width": 1, "color": "white"}}
-        figure.add_scatter(x=x, y=y, text=hint(best[0]), hoverinfo="text", mode="markers", marker=mark, name="the best")
+        figure.add_scatter(x=x, y=y, text=hint(best), hoverinfo="text", mode="markers", marker=mark, name="the best")
     figure.update_xaxes(title=name, **_parameter_axis(searched))
     return _finish(figure, f"Quality against {name}", _part(shown, known, "trials"), axis)
 
@@ -287,13 +292,14 @@ def _key(choice: Value) -> tuple[type, Value]:
 def costs(definition: Study, trials: list[FrozenTrial]) -> dict[str, go.Figure]:
     """Returns quality against what trials cost, by the cost's name, each with its front."""
     same = "tokens" if definition.trial.tokens else "training_seconds"  # the budget is the same for all
-    drawn = {name: cost_of(name, definition, trials) for name in COSTS if name != same}
+    board = best_first(trials)
+    drawn = {name: cost_of(name, definition, board) for name in COSTS if name != same}
     return {name: figure for name, figure in drawn.items() if figure is not None}
 
 
-def cost_of(name: str, definition: Study, trials: list[FrozenTrial]) -> go.Figure | None:
-    """Returns quality against one of COSTS for completed trials; None when nobody wrote it down."""
-    known = [trial for trial in best_first(trials) if trial.user_attrs.get(name)]
+def cost_of(name: str, definition: Study, board: list[FrozenTrial]) -> go.Figure | None:
+    """Returns quality against one of COSTS for completed trials, best first; None when nobody wrote it down."""
+    known = [trial for trial in board if trial.user_attrs.get(name)]
     if not known:
         return None
     label, sign = COSTS[name]
@@ -328,17 +334,17 @@ def _compared(
     title: str,
 ) -> go.Figure:
     """Completed trials by two numbers, coloured by architecture, and the front: those that none beats in both."""
-    figure, shown = _figure(), selected(known, POINTS)
+    figure, shown, of = _figure(), selected(known, POINTS), architecture(definition)
     leading = front(known, lambda trial: (signs[0] * place(trial)[0], signs[1] * place(trial)[1]))
     ahead, there = {trial.number for trial in leading}, {trial.number for trial in shown}
     shown += [trial for trial in leading if trial.number not in there][:POINTS]
     colours = _colours(definition, shown)
     for name, colour in colours.items():
-        own = [trial for trial in shown if architecture(definition, trial) == name]
+        own = [trial for trial in shown if of(trial) == name]
         figure.add_scatter(
             x=[_short(place(trial)[0]) for trial in own],
             y=[_short(place(trial)[1]) for trial in own],
-            text=[_hint(trial) for trial in own],
+            text=[_came_to(trial) for trial in own],
             hoverinfo="text",
             mode="markers",
             marker={"color": colour, "size": [9 if trial.number in ahead else 6 for trial in own], "opacity": 0.85},
@@ -384,9 +390,9 @@ def parallel_coordinates(definition: Study, trials: list[FrozenTrial]) -> go.Fig
     known = [trial for trial in trials if outcome(trial) in (FULL, PRUNED) and trial.params]
     if len(space) < 2 or not known:
         return None
-    figure, shown = _figure(), sorted(selected(known, CURVES), key=_rank)
-    cut = max(1, len(best_first(known)) // 10)
-    best = {trial.number for trial in best_first(known)[:cut]}
+    figure, shown, board = _figure(), selected(ranked(known), CURVES), best_first(known)
+    cut = max(1, len(board) // 10)
+    best = {trial.number for trial in board[:cut]}
     groups: tuple[tuple[str, list[FrozenTrial], dict[str, Any], float], ...] = (
         ("pruned", [t for t in shown if outcome(t) == PRUNED], {"color": PALE, "width": 0.7}, 0.35),
         (
@@ -585,8 +591,8 @@ def _colours(definition: Study, trials: Iterable[FrozenTrial]) -> dict[str, str]
     """A colour for each architecture, the same in all figures of a study."""
     searched = definition.space.searched.get("architecture")
     listed = [str(one) for one in searched.values()] if searched else []
-    names = [*listed, *sorted({architecture(definition, trial) for trial in trials} - {*listed})]
-    there = {architecture(definition, trial) for trial in trials}
+    there = set(map(architecture(definition), trials))
+    names = [*listed, *sorted(there - {*listed})]
     return {name: COLOURS[index % len(COLOURS)] for index, name in enumerate(names) if name in there}
 
 
@@ -597,13 +603,12 @@ def _hint(trial: FrozenTrial) -> str:
 
 def _came_to(trial: FrozenTrial) -> str:
     value = last_value(trial)
-    text = "no value" if value is None else f"{value:.4f} bits per byte"
-    return f"trial {trial.number}: {text}, {outcome(trial) or 'not at its end'}"
+    return f"trial {trial.number}: {'no value' if value is None else f'{value:.4f}'}"
 
 
 def _part(shown: Sequence[object], known: Sequence[object], what: str) -> str:
     if len(shown) < len(known):
-        return f"{len(shown):,} of {len(known):,} {what} shown, the best and an even sample"
+        return f"{len(shown):,} of {len(known):,} {what} shown, the best and an even sample of the others"
     return f"all {what} shown ({len(known):,})"
 
 
