@@ -9,6 +9,7 @@ import json
 import math
 import shlex
 from datetime import UTC, datetime
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -188,6 +189,7 @@ def _rendered(drawn: dict[str, go.Figure], **facts: Any) -> str:
     return html.encode("utf-8", "replace").decode("utf-8")  # half characters, which no file can hold
 
 
+@cache
 def _environment() -> Environment:
     made = Environment(
         loader=PackageLoader("tuner"), autoescape=True, undefined=StrictUndefined, trim_blocks=False, lstrip_blocks=True

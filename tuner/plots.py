@@ -195,7 +195,7 @@ def learning_curves(definition: Study, trials: list[FrozenTrial]) -> go.Figure |
         drawn = [style for style in styles if style[0]]
         for group, width, opacity in drawn:
             legend = group is drawn[-1][0]
-            _add_curves(figure, definition, group, colour, width, opacity, escape(name), legend)
+            _add_curves(figure, definition, group, colour, width, opacity, escape(name, quote=False), legend)
     figure.update_xaxes(title="tokens trained on" if definition.trial.tokens else "seconds of training")
     what = f"strong: the best {min(SHOWN, len(best))}; thin: pruned or not at the end yet; "
     return _finish(figure, "Learning curves", what + _part(shown, begun, "curves"), axis)
@@ -348,7 +348,7 @@ def _compared(
             hoverinfo="text",
             mode="markers",
             marker={"color": colour, "size": [9 if trial.number in ahead else 6 for trial in own], "opacity": 0.85},
-            name=escape(name),
+            name=escape(name, quote=False),
         )
     xs, ys = zip(*(place(trial) for trial in leading), strict=True)
     line = {"color": BEST, "width": 1.5, "dash": "dot", "shape": "hv" if signs[0] > 0 else "vh"}
@@ -374,7 +374,7 @@ def importance(shares: dict[str, dict[str, float]]) -> go.Figure:
     names = sorted({name for one in shares.values() for name in one}, key=lambda name: max(_of(shares, name)))
     for colour, (whose, one) in zip((COLOURS[0], COLOURS[1]), shares.items(), strict=False):
         values = [_short(100 * one.get(name, 0.0)) for name in names]
-        figure.add_bar(x=values, y=names, orientation="h", name=escape(whose), marker={"color": colour})
+        figure.add_bar(x=values, y=names, orientation="h", name=escape(whose, quote=False), marker={"color": colour})
     figure.update_layout(height=160 + 40 * len(names), barmode="group")
     figure.update_xaxes(title="share of importance (%)")
     return _finish(figure, "How much each parameter matters", "PED-ANOVA; the shares of each colour add up to 100 %")
@@ -416,8 +416,9 @@ def parallel_coordinates(definition: Study, trials: list[FrozenTrial]) -> go.Fig
             x=xs, y=ys, text=hints, hoverinfo="text", mode="lines+markers", line=line, marker={"size": 4},
             opacity=opacity, name=name,
         )  # fmt: skip
-    for index, one in enumerate(space.values()):
-        _add_scale(figure, index, one)
+    lines = [{"x0": index, "x1": index, "y0": 0, "y1": 1, "layer": "below", **SCALE} for index in range(len(space))]
+    marks = [mark for index, one in enumerate(space.values()) for mark in _scale(index, one)]
+    figure.update_layout(shapes=lines, annotations=marks)
     figure.update_xaxes(tickvals=list(range(len(space))), ticktext=list(space), range=[-0.3, len(space) - 0.4])
     figure.update_xaxes(side="top", showgrid=False)
     figure.update_yaxes(visible=False, range=[-0.16, 1.06])
@@ -427,6 +428,8 @@ def parallel_coordinates(definition: Study, trials: list[FrozenTrial]) -> go.Fig
 
 FOOT = -0.12
 """Where a line passes the axis of a parameter that its trial does not have."""
+
+SCALE = {"type": "line", "line": {"color": PALE, "width": 1}}
 
 
 def _height(searched: Searched, trial: FrozenTrial, name: str) -> float:
@@ -447,18 +450,15 @@ def _at(trial: FrozenTrial, name: str) -> str:
     return f"{name} {value}<br>{_came_to(trial)}"
 
 
-def _add_scale(figure: go.Figure, index: int, searched: Searched) -> None:
-    """Draws one axis of the parallel coordinates, with its choices or its two ends."""
-    figure.add_shape(type="line", x0=index, x1=index, y0=0, y1=1, line={"color": PALE, "width": 1}, layer="below")
+def _scale(index: int, searched: Searched) -> list[dict[str, Any]]:
+    """What stands beside one axis of the parallel coordinates: its choices or its two ends."""
     if isinstance(searched, Categorical):
         count = len(searched.choices)
         marks = [((place + 0.5) / count, shown_value(choice)) for place, choice in enumerate(searched.choices)]
     else:
         marks = [(0.0, f"{searched.low:g}"), (1.0, f"{searched.high:g}")]
-    for height, text in marks:
-        figure.add_annotation(
-            x=index, y=height, text=text, showarrow=False, xanchor="left", xshift=5, font={"size": 10}
-        )
+    style = {"x": index, "showarrow": False, "xanchor": "left", "xshift": 5, "font": {"size": 10}}
+    return [{**style, "y": height, "text": text} for height, text in marks]
 
 
 def quality_and_diversity(trials: list[FrozenTrial]) -> go.Figure | None:
@@ -618,7 +618,7 @@ def _is_wide(values: list[float]) -> bool:
 
 def shown_value(value: Any) -> str:
     """A parameter's value as plotly and a page may show it."""
-    return f"{value:.4g}" if isinstance(value, float) else escape(str(value))
+    return f"{value:.4g}" if isinstance(value, float) else escape(str(value), quote=False)
 
 
 def _short(number: float) -> float:
