@@ -30,7 +30,7 @@ MOST_WEIGHED = 1_000
 SAMPLED = 3
 """Trials whose texts are shown."""
 
-LISTED = 20
+LISTED = 8
 """Most trials of one kind of failure that are listed."""
 
 PLACE = ("device", "machine", "precision", "threads", "versions")
@@ -131,8 +131,8 @@ def _seconds(unit: str, pruned: Sequence[FrozenTrial], left: dict[int, float]) -
     return sum(left[number] / float(rate or math.inf) for number, rate in rates.items())
 
 
-def importance(trials: list[FrozenTrial]) -> Weights:
-    """Returns how much each parameter matters, for the trials at their end and for all at their first rung.
+def importance(definition: Study, trials: list[FrozenTrial]) -> Weights:
+    """Returns how much each parameter of the training matters, for trials at their end and for all at the first rung.
 
     Pruning leaves only good values of a parameter that matters, so that it seems to matter less at the end.
     """
@@ -144,7 +144,7 @@ def importance(trials: list[FrozenTrial]) -> Weights:
     shares, missing = {}, []
     for whose, worth in asked.items():
         known = [trial for trial in trials if outcome(trial) in (FULL, PRUNED) and _is_finite(worth(trial))]
-        found = _shares(known, worth) if len(known) >= FEWEST else {}
+        found = _shares(known, definition.space.trained, worth) if len(known) >= FEWEST else {}
         if found:
             shares[whose] = found
         elif len(known) < FEWEST:
@@ -154,12 +154,14 @@ def importance(trials: list[FrozenTrial]) -> Weights:
     return Weights(shares, missing)
 
 
-def _shares(known: list[FrozenTrial], worth: Callable[[FrozenTrial], float | None]) -> dict[str, float]:
+def _shares(
+    known: list[FrozenTrial], trained: Iterable[str], worth: Callable[[FrozenTrial], float | None]
+) -> dict[str, float]:
     """PED-ANOVA over copies of the trials in memory, each complete with the value in question."""
     step = max(1.0, len(known) / MOST_WEIGHED)
     weighed = [known[int(index * step)] for index in range(min(len(known), MOST_WEIGHED))]
     owners = Counter(name for trial in weighed for name in trial.params)
-    names = [name for name, count in owners.items() if count >= FEWEST]
+    names = [name for name in trained if owners[name] >= FEWEST]
     study = optuna.create_study()
     for trial in weighed:
         copy = optuna.trial.create_trial(value=worth(trial), params=trial.params, distributions=trial.distributions)

@@ -63,7 +63,7 @@ def report(storage: RDBStorage, found: optuna.Study, definition: Study, kept: Ar
         architecture=plots.architecture(definition)(best.trial) if best else None,
         text=definition.corpus.path or f"the built-in corpus {definition.corpus.builtin}",
         fingerprint=found.user_attrs.get("fingerprint"),
-        limits=definition.limits.given(),
+        limits={name: f"{limit:,}" for name, limit in definition.limits.given().items()},
         ranges=[_range(name, one, best) for name, one in definition.space.searched.items()],
         board=board[:ROWS],
         complete=len(board),
@@ -110,7 +110,7 @@ def _mark(study_name: str) -> Markup:
 
 def _figures(definition: Study, trials: list[FrozenTrial]) -> tuple[dict[str, go.Figure], list[str]]:
     """Every figure that something is known for, by its name in the page, and why there is none of importance."""
-    weights = findings.importance(trials)
+    weights = findings.importance(definition, trials)
     drawn: dict[str, go.Figure | None] = {
         "history": plots.history(definition, trials),
         "objectives": plots.objectives(definition, trials),

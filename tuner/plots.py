@@ -60,14 +60,16 @@ COSTS = {
 }
 """What a trial costs: fact -> its axis, and 1 where less is better or -1 where more is."""
 
-FULL, PRUNED, BEYOND, BROKEN = "trained to the end", "pruned, at its last rung", "did not fit", "failed or diverged"
+FULL, PRUNED, BEYOND, BROKEN = "trained to the end", "pruned", "did not fit", "failed or diverged"
 MARKS: dict[str, dict[str, Any]] = {
     FULL: {"color": COLOURS[0], "size": 7, "opacity": 0.85},
     PRUNED: {"color": COLOURS[4], "size": 6, "opacity": 0.6},
     BEYOND: {"color": PALE, "size": 7, "symbol": "x-thin", "line": {"width": 1.5, "color": PALE}},
     BROKEN: {"color": PALE, "size": 7, "symbol": "triangle-up-open"},
 }
-"""How the ends of trials look; those that have no value stand at the upper edge."""
+"""How the ends of trials look."""
+
+PLACED = "pruned trials stand at their last rung, those without a value at the upper edge; "
 
 
 def dashboard_figures(definition: Study, trials: list[FrozenTrial]) -> dict[str, go.Figure]:
@@ -155,7 +157,7 @@ def history(definition: Study, trials: list[FrozenTrial]) -> go.Figure | None:
         xs, ys = zip(*steps, strict=True)
         figure.add_scatter(x=xs, y=ys, mode="lines", line=line, name="best so far", hoverinfo="x+y")
     figure.update_xaxes(title="trials ended")
-    return _finish(figure, "What trials came to, in the order they ended", _part(shown, ended, "trials"), axis)
+    return _finish(figure, "What trials came to, in the order they ended", PLACED + _part(shown, ended, "trials"), axis)
 
 
 def in_order_of_end(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
@@ -245,6 +247,10 @@ def slices(definition: Study, trials: list[FrozenTrial]) -> dict[str, go.Figure]
     """Returns quality against each searched parameter, by its name; without those that no trial has."""
     ranks = ranked(trial for trial in trials if trial.state.is_finished())
     drawn = {name: slice_of(name, one, ranks) for name, one in definition.space.searched.items()}
+    for name in definition.space.decoded:
+        if (figure := drawn[name]) is not None:
+            title = figure.layout.title
+            title.subtitle.text = "chosen on the trained model, for its texts alone; " + title.subtitle.text
     return {name: figure for name, figure in drawn.items() if figure is not None}
 
 
@@ -281,7 +287,7 @@ def _parameter_axis(searched: Searched) -> dict[str, Any]:
     if isinstance(searched, Categorical):
         names = [shown_value(choice) for choice in searched.choices]
         return {"tickvals": list(range(len(names))), "ticktext": names, "range": [-0.6, len(names) - 0.4]}
-    return {"type": "log"} if searched.log else {}
+    return {"type": "log", "exponentformat": "power"} if searched.log else {}
 
 
 def _key(choice: Value) -> tuple[type, Value]:
@@ -582,7 +588,7 @@ def _add_outcomes(
             hoverinfo="text",
             mode="markers",
             marker=mark,
-            name=kind if kind in (FULL, PRUNED) else f"{kind} (at the edge)",
+            name=kind,
             cliponaxis=False,
         )
 

@@ -203,11 +203,11 @@ def test_importance_is_told_from_ten_trials_on(desk: Callable[..., Desk]) -> Non
     made = desk()
     for number in range(9):
         made.add(COMPLETE, 5.0 - number / 10, 3.0, 2.0 + number / 10)
-    few = findings.importance(made.found.get_trials(deepcopy=False))
+    few = findings.importance(made.study, made.found.get_trials(deepcopy=False))
     assert few.shares == {}
     assert "there are 9, and fewer than 10 say nothing" in few.missing[0]
     made.add(PRUNED, 4.5)
-    enough = findings.importance(made.found.get_trials(deepcopy=False))
+    enough = findings.importance(made.study, made.found.get_trials(deepcopy=False))
     assert list(enough.shares) == ["of all trials, at rung 1"]
     assert sum(enough.shares["of all trials, at rung 1"].values()) == pytest.approx(1)
     assert len(enough.missing) == 1
@@ -220,7 +220,7 @@ def test_what_went_wrong_is_told_by_reason(desk: Callable[..., Desk]) -> None:
         made.add(FAIL, facts={"reason": "KeyError: 'x'"})
     text = made.text()
     assert "KeyError : 25 trials" in text
-    assert "and 5 more" in text
+    assert "and 17 more" in text
     assert "does not fit : 1 trial trial 2: does not fit: memory 9 MiB of at most 8 MiB" in text
     assert "What the last one's code said Traceback ValueError: too odd" in text
     assert "1 trial trial 3: diverged" in text

@@ -112,8 +112,8 @@ def test_a_slice_shows_how_each_trial_ended_and_its_axis_is_that_of_the_search(s
     edge = figure.layout.yaxis.range[1]
     assert [y for _, y in points(figure, plots.FULL)] == [2.5]
     assert [y for _, y in points(figure, plots.PRUNED)] == [3.5]
-    assert [y for _, y in points(figure, "did not fit (at the edge)")] == [edge, edge]
-    assert [y for _, y in points(figure, "failed or diverged (at the edge)")] == [edge, edge]
+    assert [y for _, y in points(figure, plots.BEYOND)] == [edge, edge]
+    assert [y for _, y in points(figure, plots.BROKEN)] == [edge, edge]
     assert [y for _, y in points(figure, "the best")] == [2.5]  # not the better one that does not fit
     assert figure.layout.xaxis.type == "log"
     assert "(6)" in figure.layout.title.subtitle.text

@@ -4,6 +4,7 @@ const figures = JSON.parse(document.getElementById("figures").textContent);
 const plots = [...document.querySelectorAll("[data-figure]")];
 const dark = matchMedia("(prefers-color-scheme: dark)");
 const narrow = matchMedia("(max-width: 40rem)");
+let printing = false;
 const PRINTED = { full: 680, half: 330 };  // CSS pixels of an A4 or Letter page between its margins
 const CONFIG = {
   responsive: true,
@@ -22,28 +23,34 @@ function template(isDark) {
   } };
 }
 
-function laidOut(place, isDark, width) {
+function laidOut(place) {
+  const small = place.closest(".grid") !== null;
   const layout = {
     ...figures[place.dataset.figure].layout,
-    template: template(isDark), margin: { l: 8, r: 16, t: 16, b: 8 }, autosize: width === undefined,
-    legend: { ...figures[place.dataset.figure].layout.legend, orientation: "h", x: 0, xanchor: "left", y: 1.02, yanchor: "bottom", bgcolor: "rgba(0,0,0,0)" },
+    template: template(dark.matches && !printing), margin: { l: 8, r: 16, t: 16, b: 8 },
+    autosize: !printing, width: printing ? (small ? PRINTED.half : PRINTED.full) : undefined,
+    legend: {
+      ...figures[place.dataset.figure].layout.legend,
+      orientation: "h", x: 0, xanchor: "left", y: 1.02, yanchor: "bottom", bgcolor: "rgba(0,0,0,0)",
+      ...(small && { entrywidth: 94, font: { size: 10 } }),
+    },
     dragmode: narrow.matches ? false : "zoom",  // a thumb scrolls the page
   };
   if (layout.xaxis?.side === "top") Object.assign(layout.legend, { y: 0, yanchor: "top" });
   if (layout.height) place.style.height = `${layout.height}px`;
-  return width === undefined ? layout : { ...layout, width };
+  return layout;
 }
 
-function draw(place, isDark, width) {
+function draw(place) {
   const data = structuredClone(figures[place.dataset.figure].data);
-  return Plotly.react(place, data, laidOut(place, isDark, width), CONFIG);
+  return Plotly.react(place, data, laidOut(place), CONFIG);
 }
 
 const pause = () => new Promise((resolve) => setTimeout(resolve));
 
 async function drawAll() {
   for (const place of plots) {
-    await draw(place, dark.matches);
+    await draw(place);
     await pause();
   }
   document.documentElement.dataset.drawn = plots.length;
@@ -54,10 +61,12 @@ function beforePrint() {
     details.dataset.opened = "";
     details.open = true;
   }
-  for (const place of plots) draw(place, false, place.closest(".grid") ? PRINTED.half : PRINTED.full);
+  printing = true;
+  plots.forEach(draw);  // at once: the printer does not wait
 }
 
 function afterPrint() {
+  printing = false;
   for (const details of document.querySelectorAll("details[data-opened]")) details.open = false;
   drawAll();
 }
