@@ -33,6 +33,9 @@ SAMPLED = 3
 LISTED = 8
 """Most trials of one kind of failure that are listed."""
 
+LONGEST = 10_000
+"""Most characters that are shown of a reason or a traceback; its end says most."""
+
 PLACE = ("device", "machine", "precision", "threads", "versions")
 """What was written down about where a trial was trained."""
 
@@ -161,7 +164,11 @@ def _shares(
     step = max(1.0, len(known) / MOST_WEIGHED)
     weighed = [known[int(index * step)] for index in range(min(len(known), MOST_WEIGHED))]
     owners = Counter(name for trial in weighed for name in trial.params)
-    names = [name for name in trained if owners[name] >= FEWEST]
+    names = [
+        name for name in trained if owners[name] >= FEWEST and _varies(trial.params.get(name) for trial in weighed)
+    ]
+    if len(names) < 2 or not _varies(map(worth, weighed)):
+        return {}
     study = optuna.create_study()
     for trial in weighed:
         copy = optuna.trial.create_trial(value=worth(trial), params=trial.params, distributions=trial.distributions)
@@ -170,6 +177,10 @@ def _shares(
         warnings.simplefilter("ignore")  # of conditional parameters that few trials have; we say how many there are
         found = optuna.importance.get_param_importances(study, params=names)
     return {name: share for name, share in found.items() if math.isfinite(share)} if any(found.values()) else {}
+
+
+def _varies(values: Iterable[Any]) -> bool:
+    return len({value for value in values if value is not None}) > 1
 
 
 def _is_finite(value: float | None) -> bool:
@@ -195,9 +206,10 @@ def _kind(trial: FrozenTrial) -> str | None:
 
 
 def _trouble(kind: str, own: list[FrozenTrial]) -> Trouble:
-    reasons = [(trial.number, str(trial.user_attrs.get("reason", "")).partition("\n")[0]) for trial in own]
+    listed = own[:LISTED]
+    reasons = [(trial.number, str(trial.user_attrs.get("reason", "")).partition("\n")[0][:LONGEST]) for trial in listed]
     traces = [str(trial.user_attrs["traceback"]) for trial in own if trial.user_attrs.get("traceback")]
-    return Trouble(kind, len(own), reasons[:LISTED], traces[-1] if traces else "")
+    return Trouble(kind, len(own), reasons, traces[-1][-LONGEST:] if traces else "")
 
 
 def samples(storage: RDBStorage, kept: Artifacts | None, board: Sequence[FrozenTrial]) -> list[Sample]:

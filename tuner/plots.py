@@ -44,6 +44,7 @@ TEMPLATE = {
         "paper_bgcolor": "white",
         "plot_bgcolor": "white",
         "font": {"color": "#1f2328"},
+        "title": {"x": 0.05},
         "hoverlabel": {"align": "left"},
         **{
             axis: {"gridcolor": "#e4e7eb", "linecolor": "#9aa2ad", "zeroline": False, "automargin": True}
@@ -76,7 +77,7 @@ def dashboard_figures(definition: Study, trials: list[FrozenTrial]) -> dict[str,
     """Returns the figures of a study in the dashboard, by name; without those of which nothing is known yet."""
     drawn = {
         "learning-curves": learning_curves(definition, trials),
-        "parameters": side_by_side(slices(definition, trials), "Quality against each searched parameter"),
+        "parameters": side_by_side(slices(definition, trials), "Quality against each searched parameter", PLACED),
         "costs": side_by_side(costs(definition, trials), "Quality against cost"),
         "objectives": objectives(definition, trials),
         "quality-and-diversity": quality_and_diversity(trials),
@@ -107,9 +108,11 @@ def outcome(trial: FrozenTrial) -> str | None:
         return None
     if not is_feasible(trial):
         return BEYOND
-    if trial.state == TrialState.FAIL or last_value(trial) is None or "reason" in trial.user_attrs:
+    if last_value(trial) is None or trial.state == TrialState.FAIL:
         return BROKEN
-    return FULL if trial.state == TrialState.COMPLETE else PRUNED
+    if trial.state == TrialState.COMPLETE:
+        return FULL
+    return BROKEN if "reason" in trial.user_attrs else PRUNED
 
 
 def architecture(definition: Study) -> Callable[[FrozenTrial], str]:
@@ -515,7 +518,7 @@ def quality_and_diversity(trials: list[FrozenTrial]) -> go.Figure | None:
 # What figures are made of.
 
 
-def side_by_side(figures: dict[str, go.Figure], title: str) -> go.Figure | None:
+def side_by_side(figures: dict[str, go.Figure], title: str, note: str = "") -> go.Figure | None:
     """Returns one figure with all of them in rows of three; None without one."""
     if not figures:
         return None
@@ -532,7 +535,7 @@ def side_by_side(figures: dict[str, go.Figure], title: str) -> go.Figure | None:
             whole.add_trace(trace, row, column)
         for update, axis in ((whole.update_xaxes, figure.layout.xaxis), (whole.update_yaxes, figure.layout.yaxis)):
             update(**axis.to_plotly_json(), row=row, col=column)
-    subtitle = next(iter(figures.values())).layout.title.subtitle.text
+    subtitle = note + next(iter(figures.values())).layout.title.subtitle.text
     whole.update_layout(template=TEMPLATE, height=340 * rows)
     return _finish(whole, title, subtitle)
 

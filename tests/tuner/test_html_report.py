@@ -211,6 +211,12 @@ def test_importance_is_told_from_ten_trials_on(desk: Callable[..., Desk]) -> Non
     assert list(enough.shares) == ["of all trials, at rung 1"]
     assert sum(enough.shares["of all trials, at rung 1"].values()) == pytest.approx(1)
     assert len(enough.missing) == 1
+    equal = desk()
+    for _ in range(10):
+        equal.add(COMPLETE, 2.0)
+    nothing = findings.importance(equal.study, equal.found.get_trials(deepcopy=False))
+    assert nothing.shares == {}
+    assert "all are equally good" in nothing.missing[0]
 
 
 def test_what_went_wrong_is_told_by_reason(desk: Callable[..., Desk]) -> None:
