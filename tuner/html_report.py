@@ -191,9 +191,7 @@ def _rendered(drawn: dict[str, go.Figure], **facts: Any) -> str:
 
 @cache
 def _environment() -> Environment:
-    made = Environment(
-        loader=PackageLoader("tuner"), autoescape=True, undefined=StrictUndefined, trim_blocks=False, lstrip_blocks=True
-    )
+    made = Environment(loader=PackageLoader("tuner"), autoescape=True, undefined=StrictUndefined, lstrip_blocks=True)
     made.filters |= {
         "bits": _bits,
         "count": _count,
