@@ -454,6 +454,41 @@ def sample(
     single.write_text(run_folder, **options)
 
 
+@commands.command(name="report")
+@click.argument("study_name", metavar="STUDY")
+@_places
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    default=Path("report.html"),
+    show_default=True,
+    help="The file to write.",
+)
+@_force
+def write_report(
+    study_name: str, storage: str | None, data_folder: Path | None, artifacts: str | None, output: Path, force: bool
+) -> None:
+    """Write what a study found as one HTML file, which opens anywhere without a network."""
+    from tuner import html_report
+
+    with _opened(storage, data_folder) as opened:
+        found, study = _find(opened, study_name)
+        html_report.require_free(output, force, study.name)
+        html = html_report.report(opened, found, study, _readable_artifacts(artifacts, study.name))
+    html_report.write(output, html, force, study.name)
+    click.echo(f"{output}: report of study {study.name}, {len(html.encode()) / 1e6:.1f} MB; open it in a browser")
+
+
+def _readable_artifacts(place: str | None, study_name: str) -> Artifacts | None:
+    """A study's artifacts; None, and a word about it, where they cannot be reached."""
+    try:
+        return _artifacts_of(place, study_name)
+    except WorkerError as error:
+        click.echo(f"Without the models' texts: {error}", err=True)
+        return None
+
+
 def _kept_ones(kept: Artifacts, found: optuna.Study) -> str:
     """Which trials' models are kept, the best one first."""
     from tuner.report import leaderboard
