@@ -8,6 +8,7 @@ import os
 import pty
 import signal
 import subprocess
+import sys
 import sysconfig
 import threading
 from collections.abc import Callable
@@ -181,6 +182,12 @@ def test_a_terminal_shows_a_live_table_that_ctrl_c_ends(begun: optuna.Study, env
     assert "4/10 trials" in shown
     assert "best: 2.0000" in shown
     assert "Traceback" not in shown
+
+
+def test_watching_needs_none_of_what_training_needs() -> None:
+    program = "import tuner.status, tuner.watching, tuner.publisher, sys; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
+    assert not {"torch", "scipy", "plotly", "matplotlib", "pandas"} & set(loaded)
 
 
 def test_failed_stands_alone(environment: dict[str, str]) -> None:
