@@ -15,7 +15,7 @@ from optuna.trial import FrozenTrial, TrialState
 from models.config import Config
 from models.markdown import code, fenced
 from tuner.confirmation import lines
-from tuner.report import Row, activity, configured, duration, excess, front, quality
+from tuner.report import Row, activity, configured, counted, duration, excess, front, quality
 from tuner.study import Study
 
 WIDTH = 100
@@ -231,7 +231,7 @@ def _workers(now: Row) -> list[str]:
 
 def _board(now: Row, board: Sequence[FrozenTrial]) -> list[str]:
     beyond = now.counts.complete - len(board)
-    infeasible = [f"{beyond} completed trials exceed the limits and are not listed."] if beyond > 0 else []
+    infeasible = [f"Beyond the limits, and not listed: {counted(beyond, 'completed trial')}."] if beyond > 0 else []
     if not board:
         return infeasible or ["No trial is complete yet."]
     best = front(list(board)) if len(now.study.objectives) > 1 else board
@@ -265,7 +265,8 @@ def _confirmed(now: Row, number: int) -> str:
 
 
 def _failed(now: Row) -> list[str]:
-    return [f"{now.counts.fail} trials failed: {code(_command('status', now, '--failed'))}"] if now.counts.fail else []
+    failed = counted(now.counts.fail, "trial")
+    return [f"{failed} failed: {code(_command('status', now, '--failed'))}"] if now.counts.fail else []
 
 
 def _confirmation(now: Row) -> list[str]:

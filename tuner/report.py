@@ -118,7 +118,7 @@ def require_board(trials: Sequence[FrozenTrial], study_name: str) -> list[Frozen
     complete = sum(trial.state == TrialState.COMPLETE for trial in trials)
     if complete:
         raise StudyError(
-            f"none of the {complete} completed trials of study {study_name} keeps its limits; "
+            f"study {study_name} has {counted(complete, 'completed trial')}, but none that keeps its limits; "
             f"raise them in a study of another name, or export one all the same with --trial"
         )
     raise StudyError(f"study {study_name} has no completed trial yet; look again with `tuner status`")
@@ -185,7 +185,7 @@ def failed_lines(now: Snapshot) -> list[str]:
     failed = [trial for trial in now.trials if trial.state == TrialState.FAIL]
     lines = [described(trial, now.study, None) for trial in failed[-FAILED_SHOWN:]]
     command = f"tuner status {shlex.quote(now.study.name)} --failed"
-    return [*lines, f"{len(failed)} trials failed: {command} says why"] if failed else []
+    return [*lines, f"{counted(len(failed), 'trial')} failed: {command} says why"] if failed else []
 
 
 def _traceback(facts: dict[str, Any]) -> list[str]:
@@ -227,7 +227,8 @@ def worker_table(workers: list[Worker]) -> Table:
     """What each worker is doing."""
     table = Table.grid(padding=(0, 2))
     for worker in workers:
-        table.add_row(f"worker {worker.number}", *map(terminal.line, activity(worker).values()))
+        words = activity(worker) | {"seen": f"seen {worker.seen:.0f} s ago"}
+        table.add_row(f"worker {worker.number}", *map(terminal.line, words.values()))
     return table
 
 
@@ -240,7 +241,7 @@ def activity(worker: Worker) -> dict[str, str]:
         "progress": "" if worker.progress is None else f"{worker.progress:.0%}",
         "speed": "" if worker.tokens_per_second is None else f"{worker.tokens_per_second:,.0f} tokens/s",
         "memory": "" if worker.memory_bytes is None else f"{worker.memory_bytes / 2**20:,.0f} MiB",
-        "seen": f"seen {worker.seen:.0f} s ago",
+        "seen": f"{worker.seen:.0f} s ago",
     }
 
 
@@ -277,6 +278,11 @@ def studies_table(rows: Sequence[Row]) -> Table:
         numbers = map(str, (counts.complete, counts.pruned, counts.fail, counts.running, len(now.workers)))
         table.add_row(terminal.line(now.study.name), now.condition, f"{counts.finished}{total}", *numbers, left, best)
     return table
+
+
+def counted(number: int, what: str) -> str:
+    """Returns a number of things, as in 1 trial, 2 trials."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def duration(seconds: float) -> str:

@@ -154,13 +154,13 @@ def test_the_note_of_a_study_says_what_where_how_far_who_and_how_good(small: Cal
     }  # fmt: skip
     note = study_note(row(study, confirmation=confirmation), [made(**FACTS)])
     page = html(note)
-    for text in ("Running", "5 of 10 trials", "50%", "██████████░", "0:00:50 left", "seen 1 s ago", "65,432 tokens/s"):
+    for text in ("Running", "5 of 10 trials", "50%", "██████████░", "0:00:50 left", "1 s ago", "65,432 tokens/s"):
         assert text in page
     assert '<a href="/dashboard/studies/7/trials?numbers=6">6</a>' in page
     assert '<a href="/dashboard/studies/7/trials?numbers=0">0</a>' in page
     assert "tuner export 'it'\"'\"'s mine'" in note
     assert "2.6000 ± 0.1000, chosen" in page
-    assert "2 completed trials exceed the limits and are not listed" in page
+    assert "Beyond the limits, and not listed: 2 completed trials." in page
     assert "2 trials failed: <code>tuner status 'it'&quot;'&quot;'s mine' --failed</code>" in page
     assert "Trial 0 is chosen: best." in page
     assert not any(mark in page for mark in ("<script", "<img", "<h1", "\x1b"))

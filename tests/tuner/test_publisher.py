@@ -66,7 +66,7 @@ def test_a_study_has_a_note_with_its_board_and_every_trial_has_one(
     board = sent["note"]["body"]
     assert "trials?numbers=1)" in board
     assert "trials?numbers=0)" not in board
-    assert "1 completed trials exceed the limits" in board
+    assert "not listed: 1 completed trial." in board
     bodies = [trial["note"]["body"] for trial in sent["trials"]]
     assert "Complete: 2.0000" in bodies[1]
     assert "Running, rung 1 of 3" in bodies[3]

@@ -80,7 +80,7 @@ def test_a_trial_beyond_the_limits_is_on_no_board_and_is_named_as_such(small: Ca
     assert "complete  1.0000  exceeds memory" in report.described(large, small(), None)
     now = snapshot(small(10), trials=[*TRIALS, large])
     assert "(3 complete of which 1 beyond the limits, 2 pruned" in shown(report.progress(now))
-    with pytest.raises(StudyError, match="none of the 1 completed trials of study s keeps its limits"):
+    with pytest.raises(StudyError, match="study s has 1 completed trial, but none that keeps its limits"):
         report.require_board([large], "s")
     with pytest.raises(StudyError, match="no completed trial yet"):
         report.require_board([], "s")
