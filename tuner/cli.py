@@ -37,6 +37,9 @@ STOPPED = single.STOPPED
 
 REFRESH_SECONDS = 1.0
 
+BOARD_ROWS = 5
+"""Trials that `status` shows."""
+
 FEWEST_CONFIRMED, SHORT_SEEDS = 3, 2
 """Completed trials from which on `run` confirms the best of them, and the fresh seeds it takes for each."""
 
@@ -364,13 +367,14 @@ def _show_studies(opened: RDBStorage) -> None:
 
 
 def _show_study(opened: RDBStorage, found: optuna.Study, study: Study, failed: bool) -> None:
-    from tuner import report
+    from tuner import overview, report
     from tuner.watching import details
 
-    now = report.snapshot(opened, found, study)
     if failed:
+        now = report.snapshot(opened, found, study)
         click.echo("\n\n".join(report.failures(now)) or f"No trial of study {study.name} failed.")
         return
+    now = overview.in_short(opened, found._study_id, study, BOARD_ROWS)
     _show(report.progress(now), *details(found, now))
     for line in report.failed_lines(now):
         click.echo(line)

@@ -66,6 +66,7 @@ class Snapshot(Standing):
 
     best: FrozenTrial | None
     trials: list[FrozenTrial]
+    infeasible: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +92,7 @@ def snapshot(storage: RDBStorage, optuna_study: optuna.Study, study: Study) -> S
         ledger.state(),
         best=board[0] if board else None,
         trials=trials,
+        infeasible=sum(trial.state == TrialState.COMPLETE for trial in trials) - len(board),
     )
 
 
@@ -185,7 +187,7 @@ def failed_lines(now: Snapshot) -> list[str]:
     failed = [trial for trial in now.trials if trial.state == TrialState.FAIL]
     lines = [described(trial, now.study, None) for trial in failed[-FAILED_SHOWN:]]
     command = f"tuner status {shlex.quote(now.study.name)} --failed"
-    return [*lines, f"{counted(len(failed), 'trial')} failed: {command} says why"] if failed else []
+    return [*lines, f"{counted(now.counts.fail, 'trial')} failed: {command} says why"] if failed else []
 
 
 def _traceback(facts: dict[str, Any]) -> list[str]:
@@ -216,8 +218,7 @@ def states(now: Snapshot) -> str:
     done = f"{counts.finished}/{now.study.trials}" if now.study.trials is not None else str(counts.finished)
     rest = {"failed": counts.fail, "waiting": counts.waiting}
     others = "".join(f", {count} {state}" for state, count in rest.items() if count)
-    beyond = sum(trial.state == TrialState.COMPLETE and not is_feasible(trial) for trial in now.trials)
-    infeasible = f" of which {beyond} beyond the limits" if beyond else ""
+    infeasible = f" of which {now.infeasible} beyond the limits" if now.infeasible else ""
     asked = f"  {now.state}" if now.state != RUNNING and now.spent < 1 else ""
     left = "" if now.seconds_left is None else f"  about {duration(now.seconds_left)} left"
     return f"{done} trials  ({counts.complete} complete{infeasible}, {counts.pruned} pruned{others}){asked}{left}"

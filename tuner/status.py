@@ -10,11 +10,11 @@ from typing import Any
 
 import optuna
 from optuna.storages import RDBStorage
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 
 from tuner import overview
 from tuner.ledger import Worker
-from tuner.report import Row, Snapshot, Standing, front, is_feasible, leaderboard, quality, snapshot
+from tuner.report import Row, Snapshot, Standing, front, leaderboard, quality
 from tuner.study import Study
 
 SCHEMA = 1
@@ -31,7 +31,7 @@ def studies_document(storage: RDBStorage) -> Document:
 
 def study_document(storage: RDBStorage, found: optuna.Study, study: Study) -> Document:
     """Returns one study, with its best trials and what its last confirmation found."""
-    now = snapshot(storage, found, study)
+    now = overview.in_short(storage, found._study_id, study, BOARD)
     confirmation = found.user_attrs.get("confirmation")
     means = {one["trial"]: one["mean"] for one in (confirmation or {"candidates": []})["candidates"]}
     board = front(now.trials) if len(study.objectives) > 1 else leaderboard(now.trials)[:BOARD]
@@ -59,9 +59,8 @@ def _row(row: Row) -> Document:
 
 
 def _study(now: Snapshot) -> Document:
-    complete = [trial for trial in now.trials if trial.state == TrialState.COMPLETE]
     document = _standing(now)
-    document["trials"]["infeasible"] = sum(not is_feasible(trial) for trial in complete)
+    document["trials"]["infeasible"] = now.infeasible
     best = None if now.best is None else {"trial": now.best.number, "value": quality(now.best)}
     return document | {"best": best}
 

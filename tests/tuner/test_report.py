@@ -78,7 +78,7 @@ def test_a_trial_beyond_the_limits_is_on_no_board_and_is_named_as_such(small: Ca
     assert [each.number for each in report.leaderboard([*TRIALS, large, within])] == [9, 1, 2, 0]
     assert [each.number for each in report.front([*TRIALS, large])] == [1, 2]
     assert "complete  1.0000  exceeds memory" in report.described(large, small(), None)
-    now = snapshot(small(10), trials=[*TRIALS, large])
+    now = snapshot(small(10), trials=[*TRIALS, large], infeasible=1)
     assert "(3 complete of which 1 beyond the limits, 2 pruned" in shown(report.progress(now))
     with pytest.raises(StudyError, match="study s has 1 completed trial, but none that keeps its limits"):
         report.require_board([large], "s")

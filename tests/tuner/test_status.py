@@ -27,6 +27,7 @@ from sqlalchemy.exc import OperationalError
 from tuner import overview, status, watching
 from tuner.ledger import Ledger
 from tuner.limits import mark
+from tuner.report import failed_lines, front, leaderboard
 from tuner.study import Study
 from tuner.watching import AWAY, StudiesWatcher, Watcher
 
@@ -63,6 +64,29 @@ def test_a_row_of_all_studies_is_what_the_study_itself_says(storage: RDBStorage,
     assert row.counts == now.counts
     assert (row.state, row.spent, row.study) == (now.state, now.spent, now.study)
     assert [worker.host for worker in row.workers] == ["a-host"]
+
+
+def test_a_study_in_short_is_the_study(storage: RDBStorage, begun: optuna.Study) -> None:
+    short = overview.in_short(storage, begun._study_id, definition(begun), 10)
+    whole = watching.snapshot(storage, begun, definition(begun))
+    assert (short.counts, short.infeasible, short.best) == (whole.counts, whole.infeasible, whole.best)
+    assert leaderboard(short.trials) == leaderboard(whole.trials)
+    assert failed_lines(short) == failed_lines(whole)
+    assert len(overview.in_short(storage, begun._study_id, definition(begun), 1).trials) == 2
+
+
+def test_the_front_in_short_is_the_front(
+    storage: RDBStorage, small: Callable[..., Study], enter: Callable[[Study], optuna.Study]
+) -> None:
+    study = small(10, objective=["bits_per_byte", "text_divergence"])
+    found = enter(study)
+    for values in ((1.0, 5.0), (2.0, 3.0), (2.0, 4.0), (3.0, 3.0), (4.0, 1.0), (1.0, 5.0), (1.0, 6.0), (0.5, 0.5)):
+        trial = found.ask()
+        if values == (0.5, 0.5):
+            mark(trial, {"memory": 0.5})
+        found.tell(trial, values)
+    short = overview.in_short(storage, found._study_id, study, 1)
+    assert [trial.number for trial in short.trials] == [trial.number for trial in front(found.trials)] == [0, 5, 1, 4]
 
 
 def test_all_studies_are_read_without_reading_trials(storage: RDBStorage, begun: optuna.Study) -> None:
