@@ -55,11 +55,18 @@ def study_of(name: str) -> Study:
     return parse_study(json.dumps(values), name, name)
 
 
-def fill(storage: RDBStorage, found: optuna.Study, study: Study, count: int, facts: bool = False) -> None:
+def fill(
+    storage: RDBStorage,
+    found: optuna.Study,
+    study: Study,
+    count: int,
+    facts: bool = False,
+    different: int = FILLED_BY_OPTUNA,
+) -> None:
     """Adds trials as a search leaves them, two thirds pruned at the first rung; `facts`: with what workers store."""
-    _add(storage, found, study, min(count, FILLED_BY_OPTUNA), facts)
-    for done in range(FILLED_BY_OPTUNA, count, FILLED_BY_OPTUNA):
-        _copy(storage, found._study_id, done, min(count - done, FILLED_BY_OPTUNA))
+    _add(storage, found, study, min(count, different), facts)
+    for done in range(different, count, different):
+        _copy(storage, found._study_id, done, min(count - done, different))
 
 
 def _copy(storage: RDBStorage, study: int, offset: int, count: int) -> None:

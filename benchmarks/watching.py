@@ -3,7 +3,7 @@
     python benchmarks/watching.py                                           (some minutes)
     python benchmarks/watching.py --tree ../earlier --stored-notes          (another checkout, with its kind of notes)
 
-A study is filled with trials, with curves, facts and texts as workers leave them; two smaller ones stand beside it.
+A study is filled with trials, with curves, facts and texts as workers leave them; a smaller one stands beside it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,6 @@ from tuner.cli import _enter
 from tuner.storage import open_storage
 from tuner.study import Study
 
-REPEATED = 5
 NOTE = "| measure | this model | people |\n|---|---|---|\n" + "| a measure | 0.1234 | 0.1234 |\n" * 9 + "a text " * 150
 
 PUBLISH = """
@@ -83,7 +82,7 @@ class Tree:
         return [float(line) for line in done.stdout.split()]
 
 
-def timed(action: Callable[[], object], times: int = REPEATED) -> float:
+def timed(action: Callable[[], object], times: int) -> float:
     """The median of several times, in milliseconds."""
     taken = []
     for _ in range(times):
@@ -141,7 +140,9 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=10_000)
     parser.add_argument("--tree", type=Path, default=Path(__file__).parents[1], help="the checkout that is measured")
     parser.add_argument("--stored-notes", action="store_true", help="with notes of completed trials in the database")
+    parser.add_argument("--repeated", type=int, default=5, help="each number is the median of so many")
     wanted = parser.parse_args()
+    times = wanted.repeated
     rows: list[dict[str, object]] = []
 
     def tell(what: str, milliseconds: float, size: int | None = None) -> None:
@@ -149,32 +150,34 @@ def main() -> None:
         print(rows[-1], file=sys.stderr)
 
     with server(wanted.storage) as url, open_storage(url) as storage:
-        studies = {f"watched-{size}": size for size in (wanted.trials, wanted.trials // 10, wanted.trials // 10)}
+        studies = {f"watched-{size}": size for size in (wanted.trials, wanted.trials // 10)}
         for name, size in studies.items():
             study = study_of(name)
             found = _enter(storage, study)
-            fill(storage, found, study, size, facts=True)
+            fill(storage, found, study, size, facts=True, different=100)
             if wanted.stored_notes:
                 store_notes(storage, found._study_id)
         name = next(iter(studies))
         with storage.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
             connection.execute(text("ANALYZE"))
         tree = Tree(wanted.tree.resolve(), url)
-        tell("tuner --help", timed(lambda: tree.run("--help")))
-        tell("tuner status", timed(lambda: tree.run("status")))
-        tell("tuner status STUDY", timed(lambda: tree.run("status", name)))
+        tell("tuner --help", timed(lambda: tree.run("--help"), times))
+        tell("tuner status", timed(lambda: tree.run("status"), times))
+        tell("tuner status STUDY", timed(lambda: tree.run("status", name), times))
         rounds = [1000 * seconds for seconds in tree.publisher_rounds(name)]
         tell("publisher, first round", rounds[0])
         tell("publisher, nothing new", median(rounds[1:6]))
         tell("publisher, a trial has ended", median(rounds[6:]))
         with tree.dashboard(name) as page:
             tell(
-                "dashboard, list of studies", timed(lambda: get(page.rpartition("/")[0])), get(page.rpartition("/")[0])
+                "dashboard, list of studies",
+                timed(lambda: get(page.rpartition("/")[0]), times),
+                get(page.rpartition("/")[0]),
             )
             tell("dashboard, study, first time", timed(lambda: get(page), 1))
-            tell("dashboard, study", timed(lambda: get(page)), get(page))
+            tell("dashboard, study", timed(lambda: get(page), times), get(page))
             after = f"{page}?after={wanted.trials}"
-            tell("dashboard, study, next look of an open page", timed(lambda: get(after)), get(after))
+            tell("dashboard, study, next look of an open page", timed(lambda: get(after), times), get(after))
             study = study_of(name)
             tell("a worker's trial, nobody watches", 1000 * median(measure(ours, url, study, 1, 12)))
             with watched(tree, name, page):

@@ -35,6 +35,9 @@ BEGIN = "[//]: # (tuner: from here to the end it is written anew all the time; w
 END = "[//]: # (tuner: the end)"
 """Lines that no reader of Markdown shows."""
 
+USUAL = Config().model_dump(mode="json")
+VALUE_CHARACTERS = 60
+
 MEASURES = {
     "text_divergence": "text divergence",
     "bleu": "BLEU",
@@ -108,7 +111,7 @@ def _facts(facts: dict[str, Any]) -> list[str]:
         "memory": _number(facts.get("peak_memory_bytes"), " MiB", 2**20),
         "trained on": _number(facts.get("tokens"), " tokens"),
         "for": _number(facts.get("training_seconds"), " s"),
-        "worker": code(str(facts["worker"])[:200]) if "worker" in facts else "",
+        "worker": code(_value(facts["worker"])) if "worker" in facts else "",
         "attempts": _number(facts.get("attempts") if facts.get("attempts", 1) != 1 else None),
         "crashes": _number(facts.get("crashes")),
         "retry of trial": _number(facts.get("retry_of")),
@@ -119,11 +122,10 @@ def _facts(facts: dict[str, Any]) -> list[str]:
 
 def _configuration(trial: FrozenTrial) -> list[str]:
     whole = trial.user_attrs.get("configuration", {})
-    usual = Config().model_dump(mode="json")
     searched = trial.params
-    fixed = {name: value for name, value in whole.items() if name not in searched and value != usual.get(name)}
-    rows = [(code(name), code(_value(value)), "searched") for name, value in searched.items()]
-    rows += [(code(name), code(_value(value)), "given") for name, value in fixed.items()]
+    fixed = {name: value for name, value in whole.items() if name not in searched and value != USUAL.get(name)}
+    rows = [(code(_value(name)), code(_value(value)), "searched") for name, value in searched.items()]
+    rows += [(code(_value(name)), code(_value(value)), "given") for name, value in fixed.items()]
     return [_table(("setting", "value", ""), rows) + "\n\nWhat is not listed has its default."] if rows else []
 
 
@@ -302,4 +304,5 @@ def _number(value: Any, unit: str = "", by: float = 1) -> str:
 
 
 def _value(value: Any) -> str:
-    return (f"{value:.4g}" if isinstance(value, float) else str(value))[:200]
+    text = f"{value:.4g}" if isinstance(value, float) else str(value)
+    return text if len(text) <= VALUE_CHARACTERS else text[: VALUE_CHARACTERS - 1] + "…"

@@ -17,6 +17,7 @@ from typing import Any
 
 import optuna
 from optuna.storages import RDBStorage
+from optuna.storages._cached_storage import _CachedStorage
 from optuna.study._frozen import FrozenStudy
 from optuna.trial import FrozenTrial
 from optuna_dashboard import _app, save_plotly_graph_object
@@ -51,6 +52,7 @@ class Publisher(threading.Thread):
     def __init__(self, storage: RDBStorage) -> None:
         super().__init__(name="publisher", daemon=True)
         self.storage = storage
+        self.trials = _CachedStorage(storage)
         self.ended = threading.Event()
         self.known: dict[int, _Known] = {}
         self.may_write = True
@@ -78,12 +80,14 @@ class Publisher(threading.Thread):
     @contextmanager
     def shown(self) -> Iterator[None]:
         """Lets the dashboard of this process send what it would, with what we know."""
-        before = _app.serialize_study_detail
-        _app.serialize_study_detail = lambda *arguments: self.detail(before, *arguments)
+        serialize, get_trials = _app.serialize_study_detail, _app.get_trials
+        _app.serialize_study_detail = lambda *arguments: self.detail(serialize, *arguments)
+        # It would read all trials of a study every ten seconds, those that ended long ago, too.
+        _app.get_trials = lambda cache, storage, study_id: get_trials(cache, self.trials, study_id)
         try:
             yield
         finally:
-            _app.serialize_study_detail = before
+            _app.serialize_study_detail, _app.get_trials = serialize, get_trials
 
     def detail(
         self,
@@ -122,7 +126,7 @@ class Publisher(threading.Thread):
 
     def _study(self, row: Row) -> optuna.Study:
         name = self.storage.get_study_name_from_id(row.study_id)  # a study can be renamed in the dashboard
-        return optuna.load_study(study_name=name, storage=self.storage)
+        return optuna.load_study(study_name=name, storage=self.trials)
 
     def _draw(self, study: optuna.Study, definition: Study, trials: list[FrozenTrial]) -> None:
         if not self.may_write:

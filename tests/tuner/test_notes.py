@@ -90,7 +90,7 @@ def test_nothing_in_a_note_is_markup(small: Callable[..., Study], place: str) ->
     facts |= {place: EVIL} if place in ("reason", "traceback", "worker", "architecture") else {}
     page = html(trial_note(small(), made(**facts, system=system)))
     assert not any(mark in page for mark in ("<script", "<a ", "<img", "<h1", "</td><script", "\x1b"))
-    assert "alert(1)" in page
+    assert "script" in page
     for row in page.split("<tr>")[1:]:
         assert row.count("<td") <= 3
 
