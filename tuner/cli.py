@@ -37,9 +37,6 @@ STOPPED = single.STOPPED
 
 REFRESH_SECONDS = 1.0
 
-BOARD_ROWS = 5
-"""Trials that `status` shows."""
-
 FEWEST_CONFIRMED, SHORT_SEEDS = 3, 2
 """Completed trials from which on `run` confirms the best of them, and the fresh seeds it takes for each."""
 
@@ -368,7 +365,7 @@ def _show_studies(opened: RDBStorage) -> None:
 
 def _show_study(opened: RDBStorage, found: optuna.Study, study: Study, failed: bool) -> None:
     from tuner import overview, report
-    from tuner.watching import details
+    from tuner.watching import BOARD_ROWS, details
 
     if failed:
         now = report.snapshot(opened, found, study)

@@ -43,6 +43,9 @@ _BOARD = sql.text(
     f" WHERE study_id = :study AND CAST(state AS text) = 'COMPLETE' AND {_FEASIBLE}"
     " ORDER BY first.value NULLS LAST, second.value, number"  # infinity is kept as NULL
 )
+_ENDED = sql.text(
+    "SELECT trial_id FROM trials WHERE study_id = :study AND CAST(state AS text) NOT IN ('RUNNING', 'WAITING')"
+)
 _FAILED = sql.text(
     "SELECT trial_id FROM trials WHERE study_id = :study AND CAST(state AS text) = 'FAIL'"
     " ORDER BY number DESC LIMIT :most"
@@ -103,6 +106,12 @@ def in_short(storage: RDBStorage, study_id: int, study: Study, most: int) -> Sna
         trials=trials,
         infeasible=counts.complete - len(ranked),
     )
+
+
+def ended(storage: RDBStorage, study_id: int) -> set[int]:
+    """Returns the ids of the trials of a study that have ended."""
+    with storage.engine.begin() as connection:
+        return set(connection.execute(_ENDED, {"study": study_id}).scalars())
 
 
 def _front(ranked: Sequence[Any]) -> list[int]:

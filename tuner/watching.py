@@ -19,11 +19,14 @@ from tuner import overview, report
 from tuner.confirmation import lines
 from tuner.courier import is_outage
 from tuner.ledger import RUNNING
-from tuner.report import Row, Snapshot, configured, described, duration, progress, quality, snapshot
+from tuner.report import Row, Snapshot, configured, described, duration, progress, quality
 from tuner.study import Study
 
 PLAIN_SECONDS = 30.0
 """How often plain output says how far a study is, when no trial ends."""
+
+BOARD_ROWS = 5
+"""Trials on a board, unless there are two objectives."""
 
 REFRESH_SECONDS = 2.0
 """How often somebody who only watches looks again."""
@@ -74,12 +77,12 @@ class Watcher(View):
     def __init__(self, storage: RDBStorage, found: optuna.Study, study: Study, board: bool = False) -> None:
         super().__init__(transient=not board)
         self.storage, self.found, self.study, self.board = storage, found, study, board
-        self.told = {trial.number for trial in found.get_trials(deepcopy=False) if trial.state.is_finished()}
+        self.told = overview.ended(storage, found._study_id)
         self.spoke = -PLAIN_SECONDS if board else time.monotonic()
         self.state = RUNNING
 
     def show(self) -> None:
-        now = snapshot(self.storage, self.found, self.study)
+        now = overview.in_short(self.storage, self.found._study_id, self.study, BOARD_ROWS)
         self._tell_finished(now)
         if now.state != self.state:
             self.state = now.state
@@ -94,9 +97,10 @@ class Watcher(View):
         return Group(progress(now), Text(""), *details(self.found, now)) if self.board else progress(now)
 
     def _tell_finished(self, now: Snapshot) -> None:
-        fresh = [trial for trial in now.trials if trial.state.is_finished() and trial.number not in self.told]
-        for trial in sorted(fresh, key=lambda one: (one.datetime_complete is None, one.datetime_complete)):
-            self.told.add(trial.number)
+        fresh = overview.ended(self.storage, self.found._study_id) - self.told
+        trials = [self.storage.get_trial(trial_id) for trial_id in fresh]
+        self.told |= fresh
+        for trial in sorted(trials, key=lambda one: (one.datetime_complete is None, one.datetime_complete)):
             self.say(described(trial, self.study, now.best))
             self.spoke = time.monotonic()
 

@@ -24,10 +24,10 @@ from optuna.trial import TrialState
 from sqlalchemy import event
 from sqlalchemy.exc import OperationalError
 
-from tuner import overview, status, watching
+from tuner import overview, status
 from tuner.ledger import Ledger
 from tuner.limits import mark
-from tuner.report import failed_lines, front, leaderboard
+from tuner.report import failed_lines, front, leaderboard, snapshot
 from tuner.study import Study
 from tuner.watching import AWAY, StudiesWatcher, Watcher
 
@@ -58,7 +58,7 @@ def definition(study: optuna.Study) -> Study:
 
 def test_a_row_of_all_studies_is_what_the_study_itself_says(storage: RDBStorage, begun: optuna.Study) -> None:
     (row,) = [row for row in overview.rows(storage) if row.study_id == begun._study_id]
-    now = watching.snapshot(storage, begun, definition(begun))
+    now = snapshot(storage, begun, definition(begun))
     assert now.best is not None
     assert (row.best, row.best_trial) == (now.best.values[0], now.best.number) == (2.0, 1)
     assert row.counts == now.counts
@@ -68,7 +68,7 @@ def test_a_row_of_all_studies_is_what_the_study_itself_says(storage: RDBStorage,
 
 def test_a_study_in_short_is_the_study(storage: RDBStorage, begun: optuna.Study) -> None:
     short = overview.in_short(storage, begun._study_id, definition(begun), 10)
-    whole = watching.snapshot(storage, begun, definition(begun))
+    whole = snapshot(storage, begun, definition(begun))
     assert (short.counts, short.infeasible, short.best) == (whole.counts, whole.infeasible, whole.best)
     assert leaderboard(short.trials) == leaderboard(whole.trials)
     assert failed_lines(short) == failed_lines(whole)
@@ -163,7 +163,7 @@ def test_a_database_that_goes_away_is_waited_for(
         raise OperationalError("SELECT", {}, Exception("gone"))
 
     with monkeypatch.context() as patch:
-        patch.setattr(watching, "snapshot", away)
+        patch.setattr(overview, "in_short", away)
         assert [watcher.look(), watcher.look()] == [False, False]
     assert capsys.readouterr().out == f"{AWAY}\n"
     assert watcher.look()
