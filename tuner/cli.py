@@ -922,6 +922,7 @@ def _finish(
 ) -> None:
     """Exports the best trial and its run, and shows what came out."""
     from models.run import load
+    from models.terminal import printed
     from tuner.export import chosen_trial, copy_run, exported, write_new
     from tuner.report import described, leaderboard_table
 
@@ -940,7 +941,7 @@ def _finish(
     if kept is not None:
         copy_run(trial, kept, run_folder, force=True)
         click.echo(f"Its trained model:  {run_folder}\n\nIt writes:\n")
-        click.echo(_indented(load(run_folder, "cpu").generate("The ", 300, seed=1)))
+        click.echo(printed(_indented(load(run_folder, "cpu").generate("The ", 300, seed=1))))
     else:
         click.echo("Its trained model was kept by a worker elsewhere; with shared --artifacts it would be here, too.")
     click.echo(f"\nNext:\n  tuner dashboard {study.name}\n  tuner train {output} -o my-run --tokens 5000000")
