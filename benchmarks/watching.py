@@ -54,20 +54,24 @@ class Tree:
     """A checkout whose commands are measured on a database."""
 
     def __init__(self, folder: Path, url: str) -> None:
-        self.url = url
+        self.folder, self.url = folder, url
         self.environment = os.environ | {"PYTHONPATH": str(folder), "TUNER_STORAGE": url, "PYTHONUNBUFFERED": "1"}
 
     def command(self, *arguments: str) -> list[str]:
         return [sys.executable, "-m", "tuner", *arguments]
 
     def run(self, *arguments: str) -> None:
-        subprocess.run(self.command(*arguments), env=self.environment, check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(
+            self.command(*arguments), cwd=self.folder, env=self.environment, check=True, stdout=subprocess.DEVNULL
+        )
 
     @contextmanager
     def dashboard(self, name: str) -> Iterator[str]:
         """A dashboard, by the address of its study in its interface."""
         command = self.command("dashboard", name, "--port", "8519")
-        with subprocess.Popen(command, env=self.environment, stdout=subprocess.PIPE, text=True) as process:
+        with subprocess.Popen(
+            command, cwd=self.folder, env=self.environment, stdout=subprocess.PIPE, text=True
+        ) as process:
             assert process.stdout is not None
             number = re.search(r"studies/(\d+)", process.stdout.readline())
             assert number is not None
@@ -78,7 +82,9 @@ class Tree:
     def publisher_rounds(self, name: str) -> list[float]:
         """Seconds of the first round, of five in which nothing has changed, and of five after a trial has ended."""
         command = [sys.executable, "-c", PUBLISH, self.url, name]
-        done = subprocess.run(command, env=self.environment, check=True, capture_output=True, text=True)
+        done = subprocess.run(
+            command, cwd=self.folder, env=self.environment, check=True, capture_output=True, text=True
+        )
         return [float(line) for line in done.stdout.split()]
 
 
