@@ -10,112 +10,28 @@ turns as they would with trials of 30 seconds: as many trials a second come as s
 from __future__ import annotations
 
 import argparse
-import json
-import random
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from datetime import datetime
-from pathlib import Path
+from contextlib import contextmanager
 from statistics import median, quantiles
-from urllib.parse import quote
 
 import optuna
+from filling import RUNGS, fill, server, study_of
 from machine import show
-from optuna.distributions import BaseDistribution
 from optuna.storages import RDBStorage
-from optuna.trial import TrialState, create_trial
+from optuna.trial import TrialState
 from sqlalchemy import text
 
 from models.config import Config
 from tuner import search
 from tuner.cli import _enter
 from tuner.ledger import Claim, Ledger
-from tuner.server import SETTINGS, attached
+from tuner.server import SETTINGS
 from tuner.storage import open_storage
-from tuner.study import Study, parse_study
+from tuner.study import Study
 
 TRIAL_SECONDS = 30.0
-FILLED_BY_OPTUNA = 500  # trials; more are copies of these, made by the database in no time
-RUNGS = 9
-COPIED = {
-    "trial_params": "param_name, param_value, distribution_json",
-    "trial_values": "objective, value, value_type",
-    "trial_intermediate_values": "step, intermediate_value, intermediate_value_type",
-}
-PARAMETERS = {
-    "architecture": {"type": "categorical", "choices": ["rnn", "lstm", "gru", "transformer"]},
-    "learning_rate": {"type": "float", "low": 1e-4, "high": 1e-1, "log": True},
-    "batch_size": {"type": "categorical", "choices": [8, 16, 32, 64]},
-    "dropout": {"type": "float", "low": 0.0, "high": 0.5},
-    "hidden_size": {"type": "int", "low": 64, "high": 512, "step": 64},
-    "weight_decay": {"type": "float", "low": 1e-3, "high": 0.3, "log": True},
-}
-
-
-def study_of(name: str) -> Study:
-    values = {
-        "name": name,
-        "corpus": {"builtin": "markov"},
-        "trial": {"tokens": 1_000_000, "rungs": RUNGS},
-        "budget": {"trials": 1_000_000},
-        "sampler": {"type": "tpe", "seed": 0},
-        "parameters": PARAMETERS,
-    }
-    return parse_study(json.dumps(values), name, name)
-
-
-def fill(storage: RDBStorage, found: optuna.Study, study: Study, count: int) -> None:
-    """Adds trials as a search leaves them: two thirds pruned at the first rung."""
-    _add(storage, found, study, min(count, FILLED_BY_OPTUNA))
-    for done in range(FILLED_BY_OPTUNA, count, FILLED_BY_OPTUNA):
-        _copy(storage, found._study_id, done, min(count - done, FILLED_BY_OPTUNA))
-
-
-def _copy(storage: RDBStorage, study: int, offset: int, count: int) -> None:
-    """Adds the first `count` trials of the study again, as numbers `offset` and following."""
-    with storage.engine.begin() as connection:
-        connection.execute(
-            text(
-                "INSERT INTO trials (number, study_id, state, datetime_start, datetime_complete)"
-                " SELECT number + :offset, study_id, state, datetime_start, datetime_complete"
-                " FROM trials WHERE study_id = :study AND number < :count ORDER BY number"
-            ),
-            {"study": study, "offset": offset, "count": count},
-        )
-        for table, columns in COPIED.items():
-            connection.execute(
-                text(
-                    f"INSERT INTO {table} (trial_id, {columns}) SELECT copy.trial_id, {columns}"
-                    f" FROM {table} JOIN trials USING (trial_id)"
-                    " JOIN trials AS copy ON copy.study_id = trials.study_id AND copy.number = trials.number + :offset"
-                    " WHERE trials.study_id = :study AND trials.number < :count"
-                ),
-                {"study": study, "offset": offset, "count": count},
-            )
-
-
-def _add(storage: RDBStorage, found: optuna.Study, study: Study, count: int) -> None:
-    dice = random.Random(0)
-    distributions: dict[str, BaseDistribution] = {
-        name: one.distribution() for name, one in study.space.searched.items()
-    }
-    now = datetime.now()
-    for number in range(count):
-        values = {name: dice.choice(one.values()) for name, one in study.space.searched.items()}
-        rungs = 1 if number % 3 else RUNGS
-        worth = {rung: 3 - 0.1 * rung + dice.random() for rung in range(1, rungs + 1)}
-        finished = create_trial(
-            state=TrialState.COMPLETE if rungs == RUNGS else TrialState.PRUNED,
-            value=worth[rungs],
-            params=values,
-            distributions=distributions,
-            intermediate_values=worth,
-        )
-        finished.datetime_start = finished.datetime_complete = now
-        storage.create_new_trial(found._study_id, template_trial=finished)
 
 
 def worth(config: Config, rung: int) -> float:
@@ -221,19 +137,6 @@ def counted(storage: RDBStorage) -> Iterator[list[int]]:
     yield seen
     ended.set()
     thread.join()
-
-
-@contextmanager
-def server(url: str | None) -> Iterator[str]:
-    """A PostgreSQL: the one given, or an embedded one that is gone afterwards."""
-    if url is not None:
-        yield url
-        return
-    with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir="/tmp")))
-        folder.chmod(0o755)
-        address = stack.enter_context(attached(folder / "data"))
-        yield f"postgresql://{address['username']}@/{address['database']}?host={quote(address['host'])}"
 
 
 def main() -> None:

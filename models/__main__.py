@@ -6,6 +6,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -213,6 +214,7 @@ def write_text(
 ) -> None:
     """Prints what the model in a run folder writes, while it writes it."""
     from models.run import load
+    from models.terminal import printed
 
     given = {name: value for name, value in decoding.items() if value is not None}
     if length_penalty is not None and beams is None:
@@ -228,9 +230,8 @@ def write_text(
         else:
             penalty = 1.0 if length_penalty is None else length_penalty
             pieces = iter([loaded.beam_search(prompt, length, beams=beams, length_penalty=penalty, stop=stop, **given)])
-    click.echo(prompt, nl=False)
-    for piece in pieces:
-        click.echo(piece, nl=False)
+    for piece in chain([prompt], pieces):
+        click.echo(printed(piece), nl=False)
     click.echo()
 
 
@@ -264,12 +265,14 @@ def options_checked() -> Iterator[None]:
 
 def main(group: click.Group = commands) -> None:
     """Runs a command; a mistake of the user's is one line and an exit code, ours keeps its traceback."""
+    from models.terminal import lines
+
     warnings.formatwarning = lambda message, *place, **line: f"Warning: {message}\n"
     try:
         group(standalone_mode=False)
     except UserError as error:
         if str(error):  # else another process says it
-            click.echo(f"Error: {error}", err=True)
+            click.echo(f"Error: {lines(str(error))}", err=True)
         sys.exit(error.exit_code)
     except click.ClickException as error:
         error.show()

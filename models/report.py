@@ -18,6 +18,7 @@ from models import sampling
 from models.checkpoint import weights
 from models.config import ARCHITECTURES, Recipe
 from models.corpus import SPLITS, EncodedCorpus
+from models.markdown import fenced
 from models.metrics import Score
 from models.tokenizers import Tokenizer
 from models.training import Evaluation, Trained
@@ -59,13 +60,6 @@ def _validation(trained: Trained) -> Score:
 def prompt_at(tokenizer: Tokenizer, tokens: np.ndarray[Any, Any], start: int) -> str:
     """Returns a short piece of held-out text, from its first whole character on."""
     return tokenizer.decode(tokens[start : start + PROMPT_TOKENS]).strip("\ufffd")
-
-
-def fenced(text: str) -> str:
-    """Returns text as a Markdown code block that nothing in it can end; control characters become U+FFFD."""
-    text = "".join(one if one.isprintable() or one in "\n\t" else "\ufffd" for one in text)
-    fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
-    return f"{fence}text\n{text}\n{fence}"
 
 
 def _samples(recipe: Recipe, corpus: EncodedCorpus, trained: Trained) -> Iterator[str]:

@@ -303,40 +303,78 @@ def worker(
 @_storage
 @_data
 @click.option("--failed", is_flag=True, help="Why trials of STUDY failed or crashed, with what their code said.")
-def status(study_name: str | None, storage: str | None, data_folder: Path | None, failed: bool) -> None:
+@click.option("-w", "--watch", is_flag=True, help="Look again every two seconds, until Ctrl-C.")
+@click.option("--json", "as_json", is_flag=True, help="For machines: one JSON document; with --watch a line each time.")
+def status(
+    study_name: str | None, storage: str | None, data_folder: Path | None, failed: bool, watch: bool, as_json: bool
+) -> None:
     """Show all studies, or one: its trials, its best ones, its workers."""
-    import optuna
-
-    from tuner import report
-
+    if failed and (watch or as_json):
+        raise click.UsageError("--failed stands alone")
+    if failed and study_name is None:
+        raise StudyError("--failed: name the study, as in `tuner status STUDY --failed`")
     with _opened(storage, data_folder) as opened:
-        if study_name is not None:
-            found, study = _find(opened, study_name)
-            now = report.snapshot(opened, found, study)
-            if failed:
-                click.echo("\n\n".join(report.failures(now)) or f"No trial of study {study.name} failed.")
-                return
-            _show(report.progress(now), report.leaderboard_table(now))
-            _show_confirmation(found)
-            for trial in now.trials:
-                if trial.state == optuna.trial.TrialState.FAIL:
-                    click.echo(report.described(trial, study, None))
-            return
-        if failed:
-            raise StudyError("--failed: name the study, as in `tuner status STUDY --failed`")
-        names = sorted(optuna.get_all_study_names(opened))
-        ours = [(name, optuna.load_study(study_name=name, storage=opened)) for name in names]
-        own = [(name, found) for name, found in ours if _is_search(found)]
-        rows = [(name, _snapshot(opened, found)) for name, found in own]
-        if rows:
-            _show(report.studies_table(rows))
+        chosen = None if study_name is None else _find(opened, study_name)
+        if as_json:
+            _status_for_machines(opened, chosen, watch)
+        elif watch:
+            _watch(opened, chosen)
+        elif chosen is None:
+            _show_studies(opened)
         else:
-            click.echo("No studies yet. Start one: tuner run quickstart")
+            _show_study(opened, *chosen, failed)
 
 
-def _is_search(found: optuna.Study) -> bool:
-    """Whether a study is the tuner's, and no confirmation of another one."""
-    return "study" in found.user_attrs and "confirms" not in found.user_attrs["study"]
+def _status_for_machines(opened: RDBStorage, chosen: tuple[optuna.Study, Study] | None, watch: bool) -> None:
+    from models.stopping import stop_requests
+    from tuner import status, watching
+
+    def look() -> None:
+        found = status.studies_document(opened) if chosen is None else status.study_document(opened, *chosen)
+        click.echo(status.text(found))
+
+    def look_again() -> None:
+        if not watching.survives_outages(look):
+            click.echo(status.text(status.away_document()))
+
+    if not watch:
+        look()
+        return
+    with stop_requests() as requested:
+        watching.follow(look_again, requested)
+
+
+def _watch(opened: RDBStorage, chosen: tuple[optuna.Study, Study] | None) -> None:
+    from models.stopping import stop_requests
+    from tuner.watching import StudiesWatcher, Watcher, follow
+
+    watcher = StudiesWatcher(opened) if chosen is None else Watcher(opened, *chosen, board=True)
+    with stop_requests() as requested, watcher:
+        follow(watcher.look, requested)
+
+
+def _show_studies(opened: RDBStorage) -> None:
+    from tuner import overview, report
+
+    rows = overview.rows(opened)
+    if rows:
+        _show(report.studies_table(rows))
+    else:
+        click.echo("No studies yet. Start one: tuner run quickstart")
+
+
+def _show_study(opened: RDBStorage, found: optuna.Study, study: Study, failed: bool) -> None:
+    from tuner import overview, report
+    from tuner.watching import BOARD_ROWS, details
+
+    if failed:
+        now = report.snapshot(opened, found, study)
+        click.echo("\n\n".join(report.failures(now)) or f"No trial of study {study.name} failed.")
+        return
+    now = overview.in_short(opened, found._study_id, study, BOARD_ROWS)
+    _show(report.progress(now), *details(found, now))
+    for line in report.failed_lines(now):
+        click.echo(line)
 
 
 @commands.command()
@@ -663,8 +701,7 @@ def _environment(
 
 def _find(storage: RDBStorage, name: str) -> tuple[optuna.Study, Study]:
     """The study of that name, or of the study file of that name, as it is in the database."""
-    from tuner.study import read_study, stored_study
-    from tuner.worker import load_study
+    from tuner.study import load_study, read_study, stored_study
 
     found = load_study(storage, read_study(Path(name)).name if Path(name).is_file() else name)
     return found, stored_study(found.user_attrs["study"])
@@ -920,6 +957,7 @@ def _finish(
 ) -> None:
     """Exports the best trial and its run, and shows what came out."""
     from models.run import load
+    from models.terminal import printed
     from tuner.export import chosen_trial, copy_run, exported, write_new
     from tuner.report import described, leaderboard_table
 
@@ -938,7 +976,7 @@ def _finish(
     if kept is not None:
         copy_run(trial, kept, run_folder, force=True)
         click.echo(f"Its trained model:  {run_folder}\n\nIt writes:\n")
-        click.echo(_indented(load(run_folder, "cpu").generate("The ", 300, seed=1)))
+        click.echo(printed(_indented(load(run_folder, "cpu").generate("The ", 300, seed=1))))
     else:
         click.echo("Its trained model was kept by a worker elsewhere; with shared --artifacts it would be here, too.")
     click.echo(f"\nNext:\n  tuner dashboard {study.name}\n  tuner train {output} -o my-run --tokens 5000000")

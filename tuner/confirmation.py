@@ -22,7 +22,7 @@ from models.config import DECODING
 from tuner.errors import StudyError
 from tuner.ledger import RUNNING, Ledger
 from tuner.limits import Limits
-from tuner.report import leaderboard, quality
+from tuner.report import quality, require_board
 from tuner.space import is_searched
 from tuner.study import Decoding, Study, StudyBudget
 
@@ -49,9 +49,7 @@ def candidates(found: optuna.Study, top: int | None) -> list[FrozenTrial]:
     confirmed = found.user_attrs["study"].get("confirms")
     if confirmed is not None:
         raise StudyError(f"{found.study_name} is itself a confirmation; confirm study {confirmed}")
-    board = leaderboard(found.get_trials(deepcopy=False))
-    if not board:
-        raise StudyError(f"study {found.study_name} has no completed trial yet; look again with `tuner status`")
+    board = require_board(found.get_trials(deepcopy=False), found.study_name)
     if top is not None and len(board) < top:
         trials = "completed trial" if len(board) == 1 else "completed trials"
         raise StudyError(f"study {found.study_name} has {len(board)} {trials}, not {top}; give a smaller --top")

@@ -18,7 +18,7 @@ from tuner.confirmation import confirmation_of, confirmed_trial
 from tuner.errors import StudyError
 from tuner.notations import OURS, noted
 from tuner.plots import draw_decoding
-from tuner.report import leaderboard, numbered, quality
+from tuner.report import numbered, quality, require_board
 from tuner.study import OBJECTIVES, Study
 
 KEPT = (
@@ -52,9 +52,7 @@ def best_trials(study: optuna.Study, prefer: str = OBJECTIVES[0], count: int = 1
 
     In bits per byte, the first is the one that a confirmation chose, as long as nothing better was found since.
     """
-    board = leaderboard(study.get_trials(deepcopy=False))
-    if not board:
-        raise StudyError(f"study {study.study_name} has no completed trial yet; look again with `tuner status`")
+    board = require_board(study.get_trials(deepcopy=False), study.study_name)
     if prefer == OBJECTIVES[0]:
         chosen = confirmed_trial(study, board)
         ranked = board if chosen is None else [chosen, *(trial for trial in board if trial is not chosen)]

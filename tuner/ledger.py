@@ -296,12 +296,8 @@ class Ledger:
 
     def alive(self) -> list[Worker]:
         """Returns the workers that gave a sign of life within a lease, in the order they joined."""
-        seen = func.extract("epoch", func.now() - workers.c.seen_at).label("seen")
-        names = [name for name in Worker.__dataclass_fields__ if name != "seen"]
-        query = sql.select(seen, *(workers.c[name] for name in names)).where(workers.c.study_id == self.study_id)
         with self.engine.begin() as connection:
-            rows = connection.execute(query.where(seen < LEASE_SECONDS).order_by(workers.c.number)).mappings()
-            return [Worker(**{**row, "seen": float(row["seen"])}) for row in rows]
+            return [worker for _, worker in living(connection, workers.c.study_id == self.study_id)]
 
     def attempts(self) -> dict[int, int]:
         """Returns how many workers have had each trial, by trial id."""
@@ -350,6 +346,15 @@ class Ledger:
         taken = {"worker_id": worker_id, "attempt": leases.c.attempt + 1, "expires_at": _soon()}
         upsert = entry.on_conflict_do_update(index_elements=[leases.c.trial_id], set_=taken)
         return int(connection.execute(upsert.returning(leases.c.attempt)).scalar_one())
+
+
+def living(connection: Connection, *which: Any) -> list[tuple[int, Worker]]:
+    """Returns the workers that gave a sign of life within a lease, in the order they joined, each with its study."""
+    seen = func.extract("epoch", func.now() - workers.c.seen_at).label("seen")
+    names = [name for name in Worker.__dataclass_fields__ if name != "seen"]
+    query = sql.select(workers.c.study_id, seen, *(workers.c[name] for name in names)).where(*which)
+    rows = connection.execute(query.where(seen < LEASE_SECONDS).order_by(workers.c.number)).mappings()
+    return [(row["study_id"], Worker(seen=float(row["seen"]), **{name: row[name] for name in names})) for row in rows]
 
 
 def _insert(table: sql.Table) -> Any:

@@ -1,50 +1,160 @@
-"""Publishes figures of all studies to the dashboard while they run, in the dashboard's process."""
+"""Tells the dashboard what it does not know of our studies while they run: figures, notes, and what keeps the limits.
+
+Figures are written into the database. Notes are not: they are made when a page asks for them, and inserted into what
+optuna-dashboard is about to send. So workers pay nothing for them, none is ever out of date, nobody's own text is lost,
+and a study of 10,000 trials is not read anew with all of its notes at every glance.
+"""
 
 from __future__ import annotations
 
+import json
+import sys
 import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
 
 import optuna
 from optuna.storages import RDBStorage
-from optuna_dashboard import save_plotly_graph_object
+from optuna.storages._cached_storage import _CachedStorage
+from optuna.study._frozen import FrozenStudy
+from optuna.trial import FrozenTrial
+from optuna_dashboard import _app, save_plotly_graph_object
+from psycopg2.errors import InsufficientPrivilege, ReadOnlySqlTransaction
 
-from tuner import plots
+from tuner import notes, overview, plots
 from tuner.courier import is_outage
-from tuner.ledger import Ledger
-from tuner.study import stored_study
+from tuner.ledger import Counts
+from tuner.report import Row, front, leaderboard
+from tuner.study import Study
 
 REFRESH_SECONDS = 5.0
-"""How often figures are looked after."""
+"""How often studies are looked after."""
+
+Document = dict[str, Any]
+
+
+@dataclass
+class _Known:
+    """What was made of a study the last time, and what its trials were then."""
+
+    study: optuna.Study
+    counts: Counts | None = None
+    drawn: int = 0
+    board: list[FrozenTrial] | None = None
+    note: str = ""
 
 
 class Publisher(threading.Thread):
-    """Draws the figures of all studies anew when trials have ended, so that no worker has to."""
+    """Looks after all studies of the tuner, in the dashboard's process, so that no worker has to."""
 
     def __init__(self, storage: RDBStorage) -> None:
         super().__init__(name="publisher", daemon=True)
         self.storage = storage
+        self.trials = _CachedStorage(storage)
         self.ended = threading.Event()
-        self.drawn: dict[str, tuple[optuna.Study, int]] = {}
+        self.known: dict[int, _Known] = {}
+        self.may_write = True
 
     def run(self) -> None:
-        while not self.ended.is_set():
-            try:
-                self.publish()
-            except Exception as error:
-                if not is_outage(error):
-                    raise
-            self.ended.wait(REFRESH_SECONDS)
+        with self.shown():
+            while not self.ended.is_set():
+                try:
+                    self.publish()
+                except Exception as error:
+                    if not is_outage(error):
+                        raise
+                self.ended.wait(REFRESH_SECONDS)
 
     def publish(self) -> None:
-        """Draws the figures of studies in which trials were completed since the last time."""
-        for name in optuna.get_all_study_names(self.storage):
-            study, before = self.drawn.get(name) or (optuna.load_study(study_name=name, storage=self.storage), 0)
-            complete = Ledger(self.storage, study._study_id).counts().complete
-            if complete != before:  # counting is cheap, reading trials is not
-                self._draw(study)
-            self.drawn[name] = (study, complete)
+        """Looks at all studies, and at the trials of those in which one has ended since the last time."""
+        rows = {row.study_id: row for row in overview.all_rows(self.storage)}
+        self.known = {number: known for number, known in self.known.items() if number in rows}
+        for number, row in rows.items():
+            try:
+                self._publish_one(row)
+            except KeyError:  # a study that was deleted in this moment
+                self.known.pop(number, None)
 
-    def _draw(self, study: optuna.Study) -> None:
-        definition = stored_study(study.user_attrs["study"])
-        for name, figure in plots.dashboard_figures(definition, study.get_trials(deepcopy=False)).items():
-            save_plotly_graph_object(study, figure, graph_object_id=name)
+    @contextmanager
+    def shown(self) -> Iterator[None]:
+        """Lets the dashboard of this process send what it would, with what we know."""
+        serialize, get_trials = _app.serialize_study_detail, _app.get_trials
+        _app.serialize_study_detail = lambda *arguments: self.detail(serialize, *arguments)
+        # It would read all trials of a study every ten seconds, those that ended long ago, too.
+        _app.get_trials = lambda cache, storage, study_id: get_trials(cache, self.trials, study_id)
+        try:
+            yield
+        finally:
+            _app.serialize_study_detail, _app.get_trials = serialize, get_trials
+
+    def detail(
+        self,
+        serialize: Callable[..., Document],
+        study: FrozenStudy,
+        best: Sequence[FrozenTrial],
+        trials: Sequence[FrozenTrial],
+        *more: Any,
+    ) -> Document:
+        """Returns what the dashboard sends of a study, with notes, and with the best trials that keep the limits."""
+        if "study" not in study.user_attrs:
+            return serialize(study, best, trials, *more)
+        known = self.known.get(study._study_id)
+        best = best if known is None or known.board is None else _best(known.board, len(study.directions))
+        document = serialize(study, best, trials, *more)
+        if known is not None:
+            document["note"]["body"] = notes.joined(document["note"]["body"], known.note)
+        definition = overview.definition(json.dumps(study.user_attrs["study"]))
+        for trial, sent in [
+            *zip(trials, document["trials"], strict=True),
+            *zip(best, document["best_trials"], strict=True),
+        ]:
+            _complete(definition, trial, sent)
+        return document
+
+    def _publish_one(self, row: Row) -> None:
+        known = self.known.get(row.study_id) or _Known(self._study(row))
+        if known.board is None or known.counts != row.counts:  # counting is cheap, reading trials is not
+            trials = known.study.get_trials(deepcopy=False)
+            known.board, known.counts = leaderboard(trials), row.counts
+            if row.counts.complete != known.drawn:
+                self._draw(known.study, row.study, trials)
+                known.drawn = row.counts.complete
+        known.note = notes.study_note(row, known.board)
+        self.known[row.study_id] = known
+
+    def _study(self, row: Row) -> optuna.Study:
+        name = self.storage.get_study_name_from_id(row.study_id)  # a study can be renamed in the dashboard
+        return optuna.load_study(study_name=name, storage=self.trials)
+
+    def _draw(self, study: optuna.Study, definition: Study, trials: list[FrozenTrial]) -> None:
+        if not self.may_write:
+            return
+        try:
+            for name, figure in plots.dashboard_figures(definition, trials).items():
+                save_plotly_graph_object(study, figure, graph_object_id=name)
+        except Exception as error:
+            if not _is_refused(error):
+                raise
+            self.may_write = False
+            print("The dashboard may not write to this database: figures are not drawn.", file=sys.stderr)
+
+
+def _best(board: list[FrozenTrial], objectives: int) -> list[FrozenTrial]:
+    return front(board) if objectives > 1 else board[:1]
+
+
+def _complete(definition: Study, trial: FrozenTrial, sent: Document) -> None:
+    """Adds to what is sent of a trial; the dashboard knows constraints by an older attribute of Optuna's alone."""
+    sent["note"]["body"] = notes.joined(sent["note"]["body"], notes.trial_note(definition, trial))
+    sent["constraints"] = list(trial.constraints.values())
+
+
+def _is_refused(error: BaseException | None) -> bool:
+    """Whether an error says that this user may only read."""
+    while error is not None:
+        if isinstance(getattr(error, "orig", None), InsufficientPrivilege | ReadOnlySqlTransaction):
+            return True
+        error = error.__cause__
+    return False

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -14,21 +16,23 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from models import terminal
 from tuner.errors import StudyError
 from tuner.ledger import RUNNING, Counts, Ledger, Worker
 from tuner.study import Study
 
+FAILED_SHOWN = 5
+"""Failed trials that are named without being asked for."""
+
 
 @dataclass(frozen=True)
-class Snapshot:
-    """A study at one moment."""
+class Standing:
+    """How far a study is, as its books say."""
 
     study: Study
     counts: Counts
-    best: FrozenTrial | None
     workers: list[Worker]
     active_seconds: float
-    trials: list[FrozenTrial]
     state: str = RUNNING
 
     @property
@@ -42,11 +46,37 @@ class Snapshot:
         return min(max(parts), 1.0)
 
     @property
+    def condition(self) -> str:
+        """In one word, what the study is doing."""
+        if self.spent >= 1:
+            return "finished"
+        return self.state if self.workers or self.state != RUNNING else "no worker"
+
+    @property
     def seconds_left(self) -> float | None:
         """A guess from how the budget was spent so far; None before anything was, when all is, or nobody works."""
         if self.state != RUNNING or not self.workers:
             return None
         return self.active_seconds * (1 - self.spent) / self.spent if 0 < self.spent < 1 else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Snapshot(Standing):
+    """A study at one moment, with its trials."""
+
+    best: FrozenTrial | None
+    trials: list[FrozenTrial]
+    infeasible: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row(Standing):
+    """A study at one moment, as one row among all studies."""
+
+    study_id: int
+    confirmation: dict[str, Any] | None = None
+    best: float | None
+    best_trial: int | None
 
 
 def snapshot(storage: RDBStorage, optuna_study: optuna.Study, study: Study) -> Snapshot:
@@ -57,18 +87,43 @@ def snapshot(storage: RDBStorage, optuna_study: optuna.Study, study: Study) -> S
     return Snapshot(
         study,
         ledger.counts(),
-        board[0] if board else None,
         ledger.alive(),
         ledger.active_seconds(),
-        trials,
         ledger.state(),
+        best=board[0] if board else None,
+        trials=trials,
+        infeasible=sum(trial.state == TrialState.COMPLETE for trial in trials) - len(board),
     )
 
 
-def leaderboard(trials: list[FrozenTrial]) -> list[FrozenTrial]:
-    """Returns the completed trials, the best one first."""
-    complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
-    return sorted(complete, key=lambda trial: (quality(trial), trial.number))
+def leaderboard(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
+    """Returns the completed trials that keep the study's limits, the best one first."""
+    good = [trial for trial in trials if trial.state == TrialState.COMPLETE and is_feasible(trial)]
+    return sorted(good, key=lambda trial: (quality(trial), trial.number))
+
+
+def is_feasible(trial: FrozenTrial) -> bool:
+    """Whether a trial keeps the study's limits, as far as anybody found out."""
+    return not excess(trial)
+
+
+def excess(trial: FrozenTrial) -> dict[str, float]:
+    """Returns by how much of itself each limit is exceeded (`limits.mark`), those that are."""
+    return {name: by for name, by in trial.constraints.items() if by > 0}
+
+
+def require_board(trials: Sequence[FrozenTrial], study_name: str) -> list[FrozenTrial]:
+    """Returns the leaderboard. Raises StudyError when nothing is on it."""
+    board = leaderboard(trials)
+    if board:
+        return board
+    complete = sum(trial.state == TrialState.COMPLETE for trial in trials)
+    if complete:
+        raise StudyError(
+            f"study {study_name} has {counted(complete, 'completed trial')}, but none that keeps its limits; "
+            f"raise them in a study of another name, or export one all the same with --trial"
+        )
+    raise StudyError(f"study {study_name} has no completed trial yet; look again with `tuner status`")
 
 
 def quality(trial: FrozenTrial) -> float:
@@ -86,13 +141,12 @@ def numbered(trials: list[FrozenTrial], number: int, study_name: str) -> FrozenT
 
 
 def front(trials: list[FrozenTrial]) -> list[FrozenTrial]:
-    """Returns the completed trials to which none is better in one objective and no worse in the others."""
-    complete = leaderboard(trials)
-    return [trial for trial in complete if not any(_dominates(other, trial) for other in complete)]
-
-
-def _dominates(one: FrozenTrial, other: FrozenTrial) -> bool:
-    return one.values != other.values and all(a <= b for a, b in zip(one.values, other.values, strict=True))
+    """Returns the trials of the leaderboard to which none is better in one objective and no worse in the others."""
+    best: list[FrozenTrial] = []  # of two objectives: the lower the first, the earlier; so the second must fall
+    for trial in sorted(leaderboard(trials), key=lambda one: (one.values, one.number)):
+        if not best or trial.values[-1] < best[-1].values[-1] or trial.values == best[-1].values:
+            best.append(trial)
+    return best
 
 
 def described(trial: FrozenTrial, study: Study, best: FrozenTrial | None) -> str:
@@ -100,9 +154,10 @@ def described(trial: FrozenTrial, study: Study, best: FrozenTrial | None) -> str
     rungs = max(trial.intermediate_values, default=0)
     value = trial.values[0] if trial.values else trial.intermediate_values.get(rungs)
     shown = "-" if value is None else f"{value:.4f}"
-    reason = str(trial.user_attrs.get("reason", "")).partition("\n")[0]
+    reason = terminal.line(str(trial.user_attrs.get("reason", "")).partition("\n")[0])
+    beyond = f"  exceeds {exceeded(trial)}" if not is_feasible(trial) else ""
     what = {
-        TrialState.COMPLETE: f"complete  {shown}",
+        TrialState.COMPLETE: f"complete  {shown}{beyond}",
         TrialState.PRUNED: f"pruned    {reason or f'{shown} at rung {rungs}/{study.trial.rungs}'}",
         TrialState.FAIL: f"failed    {reason}",
     }.get(trial.state, trial.state.name.lower())
@@ -112,32 +167,43 @@ def described(trial: FrozenTrial, study: Study, best: FrozenTrial | None) -> str
     return f"trial {trial.number:>3}  {what}  {configured(trial)}{again}{star}"
 
 
+def exceeded(trial: FrozenTrial) -> str:
+    """Says which limits a trial exceeds."""
+    return ", ".join(terminal.line(name) for name in excess(trial))
+
+
 def failures(now: Snapshot) -> list[str]:
     """Returns a paragraph about each trial that failed, crashed or was too much: why, and what its code said."""
     facts = [(trial, trial.user_attrs) for trial in now.trials]
     return [
-        "\n".join([described(trial, now.study, None), *str(fact.get("traceback", "")).strip().splitlines()])
+        "\n".join([described(trial, now.study, None), *_traceback(fact)])
         for trial, fact in facts
         if trial.state == TrialState.FAIL or fact.keys() & {"reason", "crashes"}
     ]
 
 
+def failed_lines(now: Snapshot) -> list[str]:
+    """Returns a line for each of the last trials that failed, and the command that says more."""
+    failed = [trial for trial in now.trials if trial.state == TrialState.FAIL]
+    lines = [described(trial, now.study, None) for trial in failed[-FAILED_SHOWN:]]
+    command = f"tuner status {shlex.quote(now.study.name)} --failed"
+    return [*lines, f"{counted(now.counts.fail, 'trial')} failed: {command} says why"] if failed else []
+
+
+def _traceback(facts: dict[str, Any]) -> list[str]:
+    return terminal.lines(str(facts.get("traceback", ""))).strip().splitlines()
+
+
 def configured(trial: FrozenTrial) -> str:
     """The searched parameters of a trial, those that count for it."""
-    return " ".join(f"{name}={_short(value)}" for name, value in trial.params.items())
+    return " ".join(f"{terminal.line(name)}={_short(value)}" for name, value in trial.params.items())
 
 
 def progress(now: Snapshot) -> RenderableType:
     """The live view of a running study."""
-    counts = now.counts
-    done = f"{counts.finished}/{now.study.trials}" if now.study.trials is not None else str(counts.finished)
-    states = f"{done} trials  ({counts.complete} complete, {counts.pruned} pruned"
-    states += f", {counts.fail} failed" if counts.fail else ""
-    states += f", {counts.waiting} waiting)" if counts.waiting else ")"
-    states += f"  {now.state}" if now.state != RUNNING and now.spent < 1 else ""
-    left = "" if now.seconds_left is None else f"  about {duration(now.seconds_left)} left"
     head = Table.grid(padding=(0, 2))
-    head.add_row(Text(now.study.name, style="bold"), ProgressBar(1.0, now.spent, width=30), states + left)
+    name = Text(terminal.line(now.study.name), style="bold")
+    head.add_row(name, ProgressBar(1.0, now.spent, width=30), states(now))
     lines: list[RenderableType] = [head]
     if now.best is not None:
         best = f"best: {quality(now.best):.4f} bits per byte, trial {now.best.number}  {configured(now.best)}"
@@ -146,17 +212,38 @@ def progress(now: Snapshot) -> RenderableType:
     return Group(*lines)
 
 
+def states(now: Snapshot) -> str:
+    """How many trials are in which state, what was asked of the study, and how long it may still take."""
+    counts = now.counts
+    done = f"{counts.finished}/{now.study.trials}" if now.study.trials is not None else str(counts.finished)
+    rest = {"failed": counts.fail, "waiting": counts.waiting}
+    others = "".join(f", {count} {state}" for state, count in rest.items() if count)
+    infeasible = f" of which {now.infeasible} beyond the limits" if now.infeasible else ""
+    asked = f"  {now.state}" if now.state != RUNNING and now.spent < 1 else ""
+    left = "" if now.seconds_left is None else f"  about {duration(now.seconds_left)} left"
+    return f"{done} trials  ({counts.complete} complete{infeasible}, {counts.pruned} pruned{others}){asked}{left}"
+
+
 def worker_table(workers: list[Worker]) -> Table:
     """What each worker is doing."""
     table = Table.grid(padding=(0, 2))
     for worker in workers:
-        trial = "" if worker.trial is None else f"trial {worker.trial}"
-        part = "" if worker.progress is None else f"{worker.progress:.0%}"
-        rate = "" if worker.tokens_per_second is None else f"{worker.tokens_per_second:,.0f} tokens/s"
-        memory = "" if worker.memory_bytes is None else f"{worker.memory_bytes / 2**20:,.0f} MiB"
-        place = f"{worker.host} {worker.device}"
-        table.add_row(f"worker {worker.number}", place, trial, worker.doing, part, rate, memory)
+        words = activity(worker) | {"seen": f"seen {worker.seen:.0f} s ago"}
+        table.add_row(f"worker {worker.number}", *map(terminal.line, words.values()))
     return table
+
+
+def activity(worker: Worker) -> dict[str, str]:
+    """Where a worker is and what it does, in words, and when it last gave a sign of life."""
+    return {
+        "place": f"{worker.host} {worker.device}",
+        "trial": "" if worker.trial is None else f"trial {worker.trial}",
+        "doing": worker.doing,
+        "progress": "" if worker.progress is None else f"{worker.progress:.0%}",
+        "speed": "" if worker.tokens_per_second is None else f"{worker.tokens_per_second:,.0f} tokens/s",
+        "memory": "" if worker.memory_bytes is None else f"{worker.memory_bytes / 2**20:,.0f} MiB",
+        "seen": f"{worker.seen:.0f} s ago",
+    }
 
 
 def leaderboard_table(now: Snapshot, rows: int = 5) -> Table:
@@ -179,18 +266,24 @@ def leaderboard_table(now: Snapshot, rows: int = 5) -> Table:
     return table
 
 
-def studies_table(rows: list[tuple[str, Snapshot]]) -> Table:
+def studies_table(rows: Sequence[Row]) -> Table:
     """All studies, a row each."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("study", "trials", "complete", "pruned", "failed", "running", "workers", "best"):
-        table.add_column(column, justify="left" if column == "study" else "right")
-    for name, now in rows:
+    for column in ("study", "state", "trials", "complete", "pruned", "failed", "running", "workers", "left", "best"):
+        table.add_column(column, justify="left" if column in ("study", "state") else "right")
+    for now in rows:
         counts = now.counts
         total = "" if now.study.trials is None else f"/{now.study.trials}"
-        best = "-" if now.best is None else f"{quality(now.best):.4f}"
-        numbers = (counts.complete, counts.pruned, counts.fail, counts.running, len(now.workers))
-        table.add_row(name, f"{counts.finished}{total}", *map(str, numbers), best)
+        best = "-" if now.best is None else f"{now.best:.4f}"
+        left = "-" if now.seconds_left is None else duration(now.seconds_left)
+        numbers = map(str, (counts.complete, counts.pruned, counts.fail, counts.running, len(now.workers)))
+        table.add_row(terminal.line(now.study.name), now.condition, f"{counts.finished}{total}", *numbers, left, best)
     return table
+
+
+def counted(number: int, what: str) -> str:
+    """Returns a number of things, as in 1 trial, 2 trials."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def duration(seconds: float) -> str:
@@ -199,4 +292,4 @@ def duration(seconds: float) -> str:
 
 
 def _short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return f"{value:.4g}" if isinstance(value, float) else terminal.line(str(value))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from ruamel.yaml.comments import CommentedMap
@@ -12,8 +12,13 @@ from ruamel.yaml.comments import CommentedMap
 from models.config import SCHEMA, Budget, Corpus, resolve_path
 from models.reader import Problem, dump, parse, read_text, require_schema, validate
 from tuner import search
+from tuner.errors import StudyError
 from tuner.limits import Limits
 from tuner.space import Space, chosen_problem, problems_of
+
+if TYPE_CHECKING:
+    import optuna
+    from optuna.storages import RDBStorage
 
 MOVED = {("corpus", "tokenizer"): ("parameters", "tokenizer"), ("pruner", "rungs"): ("trial", "rungs")}
 """Keys that may also be written where they are often looked for: there -> where they belong."""
@@ -145,6 +150,23 @@ def parse_study(text: str, name: str, default_name: str) -> Study:
 def stored_study(values: dict[str, Any]) -> Study:
     """Returns the study that `Study.stored` gave."""
     return parse_study(dump(values), "the stored study", "")
+
+
+def load_study(storage: RDBStorage, name: str) -> optuna.Study:
+    """Returns a study of the tuner; raises StudyError that lists the ones there are."""
+    import optuna
+
+    try:
+        study = optuna.load_study(study_name=name, storage=storage)
+    except KeyError:
+        known = sorted(optuna.get_all_study_names(storage))
+        there = (
+            f"there are: {', '.join(known)}" if known else "there are none yet; start one with `tuner run STUDY.yaml`"
+        )
+        raise StudyError(f"no study {name!r} in this database; {there}") from None
+    if "study" not in study.user_attrs:
+        raise StudyError(f"study {name!r} was not made by the tuner")
+    return study
 
 
 def differences(before: Study, after: Study) -> list[str]:

@@ -1,76 +1,153 @@
-"""Shows a study while it runs: a live view in a terminal, plain lines elsewhere."""
+"""Shows studies while they run: a live view in a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
+import threading
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
 import optuna
 from optuna.storages import RDBStorage
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.text import Text
 
+from models import terminal
+from tuner import overview, report
+from tuner.confirmation import lines
 from tuner.courier import is_outage
 from tuner.ledger import RUNNING
-from tuner.report import Snapshot, configured, described, duration, progress, quality, snapshot
+from tuner.report import Row, Snapshot, configured, described, duration, progress, quality
 from tuner.study import Study
 
 PLAIN_SECONDS = 30.0
-"""How often plain output says how far the study is, when no trial ends."""
+"""How often plain output says how far a study is, when no trial ends."""
+
+BOARD_ROWS = 5
+"""Trials on a board, unless there are two objectives."""
+
+REFRESH_SECONDS = 2.0
+"""How often somebody who only watches looks again."""
+
+AWAY = "the database is away; waiting for it"
 
 
-class Watcher:
-    """Looks at a study now and then and says what is new."""
+class View:
+    """What is looked at again and again, and goes on when the database was away."""
 
-    def __init__(self, storage: RDBStorage, found: optuna.Study, study: Study) -> None:
-        self.storage, self.found, self.study = storage, found, study
+    def __init__(self, transient: bool) -> None:
         self.console = Console(highlight=False, markup=False, emoji=False)
-        self.live = Live(console=self.console, auto_refresh=False, transient=True) if self.console.is_terminal else None
-        self.told = {trial.number for trial in found.get_trials(deepcopy=False) if trial.state.is_finished()}
-        self.spoke = time.monotonic()
-        self.state = RUNNING
+        self.live = Live(console=self.console, auto_refresh=False, transient=transient)
+        self.is_live = self.console.is_terminal
+        self.away = False
 
     def __enter__(self) -> Self:
-        if self.live:
+        if self.is_live:
             self.live.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self.live:
+        if self.is_live:
             self.live.stop()
 
     def say(self, text: str) -> None:
         """Prints a line above the live view."""
-        self.console.print(text, soft_wrap=True)
+        self.console.print(terminal.lines(text), soft_wrap=True)
 
     def look(self) -> bool:
-        """Reads the study and shows it; returns False when the database is away."""
-        try:
-            now = snapshot(self.storage, self.found, self.study)
-        except Exception as error:
-            if not is_outage(error):
-                raise
-            return False
+        """Looks once and shows what is there; returns False when the database is away."""
+        there = survives_outages(self.show)
+        if there is self.away:
+            self.away = not there
+            self.say("the database is back" if there else AWAY)
+        return there
+
+    def show(self) -> None:
+        """Reads what is watched and shows it."""
+        raise NotImplementedError
+
+
+class Watcher(View):
+    """Looks at a study now and then and says what is new; with a `board`, shows the best trials, too."""
+
+    def __init__(self, storage: RDBStorage, found: optuna.Study, study: Study, board: bool = False) -> None:
+        super().__init__(transient=not board)
+        self.storage, self.found, self.study, self.board = storage, found, study, board
+        self.told = overview.ended(storage, found._study_id)
+        self.spoke = -PLAIN_SECONDS if board else time.monotonic()
+        self.state = RUNNING
+
+    def show(self) -> None:
+        now = overview.in_short(self.storage, self.found._study_id, self.study, BOARD_ROWS)
         self._tell_finished(now)
         if now.state != self.state:
             self.state = now.state
             self.say(f"the study is {now.state}")
-        if self.live:
-            self.live.update(progress(now), refresh=True)
+        if self.is_live:
+            self.live.update(self._view(now), refresh=True)
         elif time.monotonic() - self.spoke > PLAIN_SECONDS:
             self.say(_line(now))
             self.spoke = time.monotonic()
-        return True
+
+    def _view(self, now: Snapshot) -> RenderableType:
+        return Group(progress(now), Text(""), *details(self.found, now)) if self.board else progress(now)
 
     def _tell_finished(self, now: Snapshot) -> None:
-        fresh = [trial for trial in now.trials if trial.state.is_finished() and trial.number not in self.told]
-        for trial in sorted(fresh, key=lambda one: (one.datetime_complete is None, one.datetime_complete)):
-            self.told.add(trial.number)
+        fresh = overview.ended(self.storage, self.found._study_id) - self.told
+        trials = [self.storage.get_trial(trial_id) for trial_id in fresh]
+        self.told |= fresh
+        for trial in sorted(trials, key=lambda one: (one.datetime_complete is None, one.datetime_complete)):
             self.say(described(trial, self.study, now.best))
             self.spoke = time.monotonic()
+
+
+class StudiesWatcher(View):
+    """Looks at all studies now and then; where there is no terminal, prints those that have changed."""
+
+    def __init__(self, storage: RDBStorage) -> None:
+        super().__init__(transient=False)
+        self.storage = storage
+        self.told: dict[str, str] = {}
+
+    def show(self) -> None:
+        rows = overview.rows(self.storage)
+        if self.is_live:
+            self.live.update(report.studies_table(rows), refresh=True)
+            return
+        for row in rows:
+            told = _row_line(row)
+            if self.told.get(row.study.name) != told:
+                self.told[row.study.name] = told
+                self.say(told)
+
+
+def details(found: optuna.Study, now: Snapshot) -> list[RenderableType]:
+    """What is shown of a study below its progress: its best trials and what a confirmation found."""
+    confirmed = found.user_attrs.get("confirmation")
+    found_out = [] if confirmed is None else [Text("\n" + terminal.lines("\n".join(lines(confirmed))))]
+    return [report.leaderboard_table(now), *found_out]
+
+
+def survives_outages(look: Callable[[], object]) -> bool:
+    """Looks once; returns False when the database is away."""
+    try:
+        look()
+    except Exception as error:
+        if not is_outage(error):
+            raise
+        return False
+    return True
+
+
+def follow(look: Callable[[], object], requested: threading.Event) -> None:
+    """Looks again and again until that is no longer wanted."""
+    while not requested.is_set():
+        look()
+        requested.wait(REFRESH_SECONDS)
 
 
 def _line(now: Snapshot) -> str:
@@ -80,3 +157,10 @@ def _line(now: Snapshot) -> str:
     if now.best is not None:
         best = f", best {quality(now.best):.4f} ({configured(now.best)})"
     return f"{now.counts.finished}{total} trials finished, {len(now.workers)} workers{left}{best}"
+
+
+def _row_line(row: Row) -> str:
+    total = "" if row.study.trials is None else f"/{row.study.trials}"
+    best = "" if row.best is None else f", best {row.best:.4f} in trial {row.best_trial}"
+    finished = f"{row.counts.finished}{total} trials finished, {row.counts.fail} failed"
+    return f"{row.study.name}: {row.condition}, {finished}, {len(row.workers)} workers{best}"

@@ -27,13 +27,13 @@ from models.training import Diverged, Evaluation, Training
 from tuner import notes, search
 from tuner.artifacts import SAMPLES, Artifacts
 from tuner.courier import PATIENCE_SECONDS, Away, Courier, Result
-from tuner.errors import StorageError, StudyError, WorkerError
+from tuner.errors import StorageError, WorkerError
 from tuner.ledger import PAUSED, STOPPED, Activity, Claim, Ended, Ledger, LostLease
 from tuner.limits import OUT_OF_MEMORY, DoesNotFit, mark
 from tuner.objective import CHECKPOINT_SECONDS, Objective, Outcome, Pruned, peak_memory
 from tuner.objectives import Tuned, should_prune
 from tuner.report import leaderboard
-from tuner.study import Study, stored_study
+from tuner.study import Study, load_study, stored_study
 
 KEPT = 3
 """How many of the best trials keep their weights."""
@@ -202,6 +202,7 @@ class Worker:
             if stored is None:
                 trial.set_user_attr("configuration", config.model_dump(mode="json"))
             trial.set_user_attr("attempts", attempt)
+            trial.set_user_attr("worker", f"{socket.gethostname()} {self.objective.device}")
         return config
 
     def _complete(self, trial: optuna.Trial, outcome: Outcome) -> None:
@@ -211,7 +212,7 @@ class Worker:
             for name, value in outcome.facts.items():
                 trial.set_user_attr(name, value)
             trial.set_user_attr("configuration", outcome.config.model_dump(mode="json"))
-            notes.write(trial, notes.trial_note(outcome.facts, outcome.samples))
+            notes.keep_samples(trial, outcome.samples)
             if outcome.attachment is not None:
                 notes.attach(trial, outcome.attachment, SAMPLES)
             for name, searched in self.definition.space.decoded.items():
@@ -279,11 +280,12 @@ class Worker:
         """Deletes the weights of completed trials that are no longer among the best; a confirmation needs all."""
         if self.definition.confirms is not None:
             return
-        done = self.courier.ask(lambda: leaderboard(self.study.get_trials(deepcopy=False)))
-        for trial in done[KEPT:]:
-            if trial.number not in self.forgotten:
-                self.objective.forget_run(trial.number)
-                self.forgotten.add(trial.number)
+        trials = self.courier.ask(lambda: self.study.get_trials(deepcopy=False))
+        best = {trial.number for trial in leaderboard(trials)[:KEPT]}
+        complete = {trial.number for trial in trials if trial.state == TrialState.COMPLETE}
+        for number in complete - best - self.forgotten:
+            self.objective.forget_run(number)
+            self.forgotten.add(number)
 
     def _beat(self) -> None:
         try:
@@ -377,21 +379,6 @@ class _Conversation:
             storage, trial_id = self.worker.storage, self.trial._trial_id
             storage.set_trial_intermediate_value(trial_id, evaluation.rung, evaluation.bits_per_byte)
             return not last and should_prune(self.worker.study, self.trial)
-
-
-def load_study(storage: RDBStorage, name: str) -> optuna.Study:
-    """Returns a study of the tuner; raises StudyError that lists the ones there are."""
-    try:
-        study = optuna.load_study(study_name=name, storage=storage)
-    except KeyError:
-        known = sorted(optuna.get_all_study_names(storage))
-        there = (
-            f"there are: {', '.join(known)}" if known else "there are none yet; start one with `tuner run STUDY.yaml`"
-        )
-        raise StudyError(f"no study {name!r} in this database; {there}") from None
-    if "study" not in study.user_attrs:
-        raise StudyError(f"study {name!r} was not made by the tuner")
-    return study
 
 
 def _blamed(error: BaseException) -> tuple[str, dict[str, float]] | None:

@@ -9,10 +9,12 @@ import pytest
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from rich.console import Console
+from rich.text import Text
 
 from tuner import report, watching
+from tuner.errors import StudyError
 from tuner.ledger import Counts, Worker
-from tuner.report import Snapshot
+from tuner.report import Row, Snapshot
 from tuner.study import Study
 from tuner.watching import Watcher
 
@@ -68,6 +70,49 @@ def test_the_board_has_complete_trials_alone_the_best_and_then_the_earliest_firs
     assert report.leaderboard([]) == []
 
 
+def test_a_trial_beyond_the_limits_is_on_no_board_and_is_named_as_such(small: Callable[..., Study]) -> None:
+    large = trial(8, TrialState.COMPLETE, 1.0, **FACTS)
+    large._system_attrs["constraints:memory"] = 0.5
+    within = trial(9, TrialState.COMPLETE, 1.5, **FACTS)
+    within._system_attrs["constraints:memory"] = -0.5
+    assert [each.number for each in report.leaderboard([*TRIALS, large, within])] == [9, 1, 2, 0]
+    assert [each.number for each in report.front([*TRIALS, large])] == [1, 2]
+    assert "complete  1.0000  exceeds memory" in report.described(large, small(), None)
+    now = snapshot(small(10), trials=[*TRIALS, large], infeasible=1)
+    assert "(3 complete of which 1 beyond the limits, 2 pruned" in shown(report.progress(now))
+    with pytest.raises(StudyError, match="study s has 1 completed trial, but none that keeps its limits"):
+        report.require_board([large], "s")
+    with pytest.raises(StudyError, match="no completed trial yet"):
+        report.require_board([], "s")
+
+
+def test_of_two_objectives_the_front_is_what_nothing_beats(small: Callable[..., Study]) -> None:
+    rows = [(1.0, 5.0), (2.0, 3.0), (2.0, 4.0), (3.0, 3.0), (4.0, 1.0), (1.0, 5.0), (1.0, 6.0)]
+    trials = [optuna.trial.create_trial(values=list(values)) for values in rows]
+    for number, one in enumerate(trials):
+        one.number = number
+    assert [one.number for one in report.front(trials)] == [0, 5, 1, 4]
+
+
+def test_nothing_from_outside_acts_on_the_terminal(small: Callable[..., Study]) -> None:
+    evil = "\x1b]0;mine\x07\x9b2J\r\u202e"
+    options = optuna.distributions.CategoricalDistribution([evil])
+    failed = create_trial(
+        state=TrialState.FAIL, params={"tokenizer": evil}, distributions={"tokenizer": options},
+        user_attrs={"reason": evil, "traceback": f"line {evil}\n\tline"},
+    )  # fmt: skip
+    worker = Worker(1, evil, 1, evil, 1, 1.0, 1, evil, 0.5, 1.0, 1)
+    now = snapshot(small(10), trials=[failed], workers=[worker], best=None)
+    parts = [report.progress(now), report.leaderboard_table(now), *report.failures(now), *report.failed_lines(now)]
+    text = shown(*map(_as_it_is, parts))
+    assert not set(text) & set(evil.replace("]0;mine", "").replace("2J", ""))
+    assert "\u241b]0;mine\u2407" in text
+
+
+def _as_it_is(part: Any) -> Any:
+    return Text(part) if isinstance(part, str) else part
+
+
 @pytest.mark.parametrize(
     ("number", "line"),
     [
@@ -119,7 +164,7 @@ def test_progress_says_how_far_how_good_and_who(small: Callable[..., Study]) -> 
     assert "best: 2.2500 bits per byte, trial 1  learning_rate=0.01234" in text
     worker = [part for part in text.splitlines()[-1].split("  ") if part]
     assert [part.strip() for part in worker] == [
-        "worker 3", "host cuda:0", "trial 6", "gru", "50%", "65,432 tokens/s", "3 MiB",
+        "worker 3", "host cuda:0", "trial 6", "gru", "50%", "65,432 tokens/s", "3 MiB", "seen 1 s ago",
     ]  # fmt: skip
 
 
@@ -136,11 +181,20 @@ def test_the_tables(small: Callable[..., Study]) -> None:
         ["1", "2.2500", "-", "12,345"],
         ["2", "2.2500", "-", "12,345"],
     ]
-    first, second = snapshot(small(10)), snapshot(small(10), best=None)
-    studies = shown(report.studies_table([("a [/b] :smile: study", first), ("b", second)]))
-    assert "a [/b] :smile: study" in studies
-    assert studies.splitlines()[1].split()[-7:] == ["5/10", "3", "2", "1", "1", "1", "2.2500"]
-    assert studies.splitlines()[2].split()[-1] == "-"
+    counts = Counts(complete=3, pruned=2, running=1, waiting=1, fail=1)
+    first = Row(small(10, name="a [b] :smile: study"), counts, [WORKER], 50.0, study_id=1, best=2.25, best_trial=1)
+    second = Row(small(None, budget={"hours": 1}), Counts(), [], 0.0, "paused", study_id=2, best=None, best_trial=None)
+    studies = shown(report.studies_table([first, second])).splitlines()
+    assert "a [b] :smile: study" in studies[1]
+    assert studies[1].split()[-9:] == ["running", "5/10", "3", "2", "1", "1", "1", "0:00:50", "2.2500"]
+    assert studies[2].split()[-9:] == ["paused", "0", "0", "0", "0", "0", "0", "-", "-"]
+
+
+def test_a_study_is_what_was_asked_of_it_unless_it_is_over_or_nobody_works(small: Callable[..., Study]) -> None:
+    assert snapshot(small(10)).condition == "running"
+    assert snapshot(small(10), workers=[]).condition == "no worker"
+    assert snapshot(small(10), workers=[], state="stopped").condition == "stopped"
+    assert snapshot(small(5), state="stopped").condition == "finished"
 
 
 def test_a_watcher_tells_each_trial_once_in_the_order_they_ended(

@@ -19,7 +19,6 @@ import sqlalchemy
 import torch
 from optuna.storages import RDBStorage
 from optuna.trial import FixedTrial, FrozenTrial, TrialState
-from optuna_dashboard import get_note
 from sqlalchemy.exc import OperationalError
 
 from models.config import Config, Corpus
@@ -35,7 +34,7 @@ from tuner.cli import _enter
 from tuner.errors import StorageError, StudyError, WorkerError
 from tuner.export import chosen_trial, exported
 from tuner.ledger import Counts, Ledger
-from tuner.notes import shown
+from tuner.notes import shown, trial_note
 from tuner.objective import Objective, Outcome
 from tuner.plots import quality_and_diversity
 from tuner.report import front
@@ -141,10 +140,9 @@ def test_decoding_parameters_are_stored_as_any_other_once_a_trial_is_complete(fi
 
 def test_texts_of_a_completed_trial_are_kept_and_shown(finished: Finished, storage: RDBStorage) -> None:
     kept = Artifacts(finished.folder).attachments()
-    study = optuna.load_study(study_name=finished.study.name, storage=storage)
     for trial in finished.those(COMPLETE):
-        attrs = storage.get_trial(trial._trial_id).system_attrs
-        note = get_note(optuna.Trial(study, trial._trial_id))
+        stored = storage.get_trial(trial._trial_id)
+        attrs, note = stored.system_attrs, trial_note(finished.study, stored)
         (attached,) = (json.loads(text) for name, text in attrs.items() if name.startswith("artifacts:"))
         assert attached["filename"] == "samples.jsonl"
         with kept.open_reader(attached["artifact_id"]) as file:

@@ -1,0 +1,202 @@
+"""What the dashboard shows of our studies while they run; of the others it shows what it always did."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import optuna
+import pytest
+from optuna.distributions import FloatDistribution
+from optuna.storages import RDBStorage
+from optuna_dashboard import save_note, wsgi
+from werkzeug.test import Client
+
+from tuner import plots
+from tuner.ledger import Ledger
+from tuner.limits import mark
+from tuner.notes import BEGIN
+from tuner.publisher import Publisher
+from tuner.storage import open_storage
+from tuner.study import Study
+
+LEARNING_RATE = {"learning_rate": FloatDistribution(1e-3, 1e-1, log=True)}
+
+
+@pytest.fixture
+def publisher(storage: RDBStorage) -> Iterator[Publisher]:
+    made = Publisher(storage)
+    with made.shown():
+        yield made
+
+
+@pytest.fixture
+def page(storage: RDBStorage) -> Callable[[optuna.Study], dict[str, Any]]:
+    """What the dashboard sends of a study, asked for the first time."""
+
+    def get(study: optuna.Study) -> dict[str, Any]:
+        answer = Client(wsgi(storage)).get(f"/api/studies/{study._study_id}")
+        assert answer.status_code == 200, answer.text
+        return json.loads(answer.text)
+
+    return get
+
+
+@pytest.fixture
+def begun(small: Callable[..., Study], enter: Callable[[Study], optuna.Study]) -> optuna.Study:
+    """A study of which the trial with the lowest value exceeds a limit, and one is running."""
+    study = enter(small(10))
+    for value in (1.0, 2.0, 3.0):
+        trial = study.ask(LEARNING_RATE)
+        trial.report(value + 0.5, 1)
+        if value == 1.0:
+            mark(trial, {"memory": 0.5})
+        study.tell(trial, value)
+    study.ask(LEARNING_RATE).report(4.25, 1)
+    return study
+
+
+def test_a_study_has_a_note_with_its_board_and_every_trial_has_one(
+    publisher: Publisher, begun: optuna.Study, page: Callable[..., dict[str, Any]]
+) -> None:
+    publisher.publish()
+    sent = page(begun)
+    board = sent["note"]["body"]
+    assert "trials?numbers=1)" in board
+    assert "trials?numbers=0)" not in board
+    assert "not listed: 1 completed trial." in board
+    bodies = [trial["note"]["body"] for trial in sent["trials"]]
+    assert "Complete: 2.0000" in bodies[1]
+    assert "Running, rung 1 of 3" in bodies[3]
+    assert "4.2500" in bodies[3]
+    assert sent["note"]["version"] == sent["trials"][1]["note"]["version"] == 0  # a person may write the first
+
+
+def test_what_exceeds_a_limit_is_infeasible_and_not_the_best(
+    publisher: Publisher, begun: optuna.Study, page: Callable[..., dict[str, Any]]
+) -> None:
+    publisher.publish()
+    sent = page(begun)
+    assert [trial["constraints"] for trial in sent["trials"]] == [[0.5], [], [], []]
+    assert [trial["number"] for trial in sent["best_trials"]] == [1]
+    assert sent["best_trials"][0]["note"]["body"] == sent["trials"][1]["note"]["body"]
+
+
+def test_notes_follow_the_study_and_nothing_is_written_for_them(
+    publisher: Publisher, begun: optuna.Study, page: Callable[..., dict[str, Any]], storage: RDBStorage
+) -> None:
+    before = storage.get_study_system_attrs(begun._study_id)
+    publisher.publish()
+    Ledger(storage, begun._study_id).join("somebody", "a-host", 1, "cuda:3", 1)
+    trial = begun.ask(LEARNING_RATE)
+    begun.tell(trial, 1.5)
+    publisher.publish()
+    board = page(begun)["note"]["body"]
+    assert board.index(f"trials?numbers={trial.number})") < board.index("trials?numbers=1)")
+    assert "a-host cuda:3" in board
+    assert storage.get_study_system_attrs(begun._study_id) == before
+
+
+def test_what_a_person_writes_stays(
+    publisher: Publisher, begun: optuna.Study, page: Callable[..., dict[str, Any]], storage: RDBStorage
+) -> None:
+    publisher.publish()
+    client = Client(wsgi(storage))
+    shown = page(begun)
+    trial = shown["trials"][1]
+    for place, before in (("note", shown["note"]), (f"{trial['trial_id']}/note", trial["note"])):
+        body = {"version": before["version"] + 1, "body": "Mine.\n\n" + before["body"]}
+        assert client.put(f"/api/studies/{begun._study_id}/{place}", json=body).status_code == 204
+    begun.tell(begun.ask(LEARNING_RATE), 1.25)
+    publisher.publish()
+    after = page(begun)
+    for note in (after["note"], after["trials"][1]["note"]):
+        assert note["body"].startswith("Mine.\n\n" + BEGIN)
+        assert note["body"].count(BEGIN) == 1
+        assert note["version"] == 1
+    assert "1.2500" in after["note"]["body"]
+
+
+def test_other_studies_are_left_alone(
+    publisher: Publisher, storage: RDBStorage, page: Callable[..., dict[str, Any]]
+) -> None:
+    foreign = optuna.create_study(storage=storage, study_name="foreign to the publisher")
+    foreign.tell(foreign.ask(), 1.0)
+    save_note(foreign, "theirs")
+    before = storage.get_study_system_attrs(foreign._study_id)
+    publisher.publish()
+    sent = page(foreign)
+    assert sent["note"]["body"] == "theirs"
+    assert sent["trials"][0]["note"]["body"] == ""
+    assert storage.get_study_system_attrs(foreign._study_id) == before
+    optuna.delete_study(storage=storage, study_name=foreign.study_name)
+
+
+def test_a_study_may_be_deleted_at_any_moment(
+    publisher: Publisher,
+    begun: optuna.Study,
+    storage: RDBStorage,
+    small: Callable[..., Study],
+    enter: Callable[[Study], optuna.Study],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    later = enter(small(10, name="zzz"))
+
+    def delete(*anything: Any) -> dict[str, Any]:
+        if begun.study_name in optuna.get_all_study_names(storage):
+            optuna.delete_study(storage=storage, study_name=begun.study_name)
+        return {"figure": plots.quality_and_diversity}
+
+    monkeypatch.setattr(plots, "dashboard_figures", delete)
+    monkeypatch.setattr("tuner.publisher.save_plotly_graph_object", _save)
+    publisher.publish()
+    assert begun._study_id not in publisher.known
+    assert later._study_id in publisher.known
+    publisher.publish()
+
+
+def _save(study: optuna.Study, figure: Any, graph_object_id: str) -> None:
+    study._storage.set_study_system_attr(study._study_id, f"figure:{graph_object_id}", "drawn")
+
+
+def test_a_user_who_may_only_read_sees_notes_and_is_told_once(
+    ask: Callable[[str], Any],
+    begun: optuna.Study,
+    storage: RDBStorage,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    data_folder: Any,
+) -> None:
+    monkeypatch.setattr(plots, "dashboard_figures", lambda *anything: {"figure": None})
+    monkeypatch.setattr("tuner.publisher.save_plotly_graph_object", _save)
+    ask("create role reader login")
+    ask("grant pg_read_all_data to reader")
+    url = storage.engine.url.set(username="reader").render_as_string(hide_password=False)
+    try:
+        with open_storage(url) as readable:
+            publisher = Publisher(readable)
+            publisher.publish()
+            begun.tell(begun.ask(LEARNING_RATE), 1.5)
+            publisher.publish()
+            assert "1.5000" in publisher.known[begun._study_id].note
+        assert len(capsys.readouterr().err.splitlines()) == 1
+    finally:
+        ask("drop role reader")
+
+
+def test_the_thread_shows_notes_from_its_start_to_its_end(
+    storage: RDBStorage, begun: optuna.Study, page: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publisher = Publisher(storage)
+    publish, published = publisher.publish, []
+    done = threading.Event()
+    monkeypatch.setattr(publisher, "publish", lambda: (publish(), published.append(1), done.set()))
+    publisher.start()
+    assert done.wait(30)
+    assert "### Best trials" in page(begun)["note"]["body"]
+    publisher.ended.set()
+    publisher.join(30)
+    assert not publisher.is_alive()
+    assert page(begun)["note"]["body"] == ""

@@ -1,0 +1,143 @@
+"""All studies at a glance, by a few questions to the database however many trials they have."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import sqlalchemy as sql
+from optuna.storages import RDBStorage
+from sqlalchemy import Connection
+
+from tuner import ledger
+from tuner.ledger import Counts, Worker
+from tuner.report import FAILED_SHOWN, Row, Snapshot
+from tuner.study import Study, stored_study
+
+_STUDIES = sql.text(
+    "SELECT studies.study_id, definition.value_json, confirmation.value_json FROM studies"
+    " JOIN study_user_attributes AS definition"
+    " ON definition.study_id = studies.study_id AND definition.key = 'study'"
+    " LEFT JOIN study_user_attributes AS confirmation"
+    " ON confirmation.study_id = studies.study_id AND confirmation.key = 'confirmation' ORDER BY study_name"
+)
+_COUNTS = sql.text("SELECT study_id, lower(CAST(state AS text)), count(*) FROM trials GROUP BY study_id, state")
+# The CASE keeps what is no number from being read as one.
+_FEASIBLE = (
+    " NOT EXISTS (SELECT 1 FROM trial_system_attributes AS attributes WHERE attributes.trial_id = trials.trial_id"
+    " AND CASE WHEN starts_with(key, 'constraints:') THEN CAST(value_json AS float) > 0 ELSE false END)"
+)
+# Optuna's own minimum knows nothing of limits.
+_BEST = sql.text(
+    "SELECT DISTINCT ON (study_id) study_id, number, value FROM trials JOIN trial_values USING (trial_id)"
+    f" WHERE CAST(state AS text) = 'COMPLETE' AND objective = 0 AND value IS NOT NULL AND {_FEASIBLE}"
+    " ORDER BY study_id, value, number"
+)
+_BOARD = sql.text(
+    "SELECT trials.trial_id, first.value AS first, coalesce(second.value, 'infinity') AS second FROM trials"
+    " JOIN trial_values AS first ON first.trial_id = trials.trial_id AND first.objective = 0"
+    " LEFT JOIN trial_values AS second ON second.trial_id = trials.trial_id AND second.objective = 1"
+    f" WHERE study_id = :study AND CAST(state AS text) = 'COMPLETE' AND {_FEASIBLE}"
+    " ORDER BY first.value NULLS LAST, second.value, number"  # infinity is kept as NULL
+)
+_ENDED = sql.text(
+    "SELECT trial_id FROM trials WHERE study_id = :study AND CAST(state AS text) NOT IN ('RUNNING', 'WAITING')"
+)
+_FAILED = sql.text(
+    "SELECT trial_id FROM trials WHERE study_id = :study AND CAST(state AS text) = 'FAIL'"
+    " ORDER BY number DESC LIMIT :most"
+)
+
+
+def rows(storage: RDBStorage) -> list[Row]:
+    """Returns a row for each study that was made by the tuner, by name, but for confirmations of others."""
+    return [row for row in all_rows(storage) if row.study.confirms is None]
+
+
+def all_rows(storage: RDBStorage) -> list[Row]:
+    """Returns a row for each study that was made by the tuner, by name, confirmations too."""
+    with storage.engine.begin() as connection:
+        studies = connection.execute(_STUDIES).all()
+        if not studies:
+            return []  # and perhaps no table of ours
+        counts, best = _counts(connection), {row.study_id: row for row in connection.execute(_BEST)}
+        books = {row.study_id: row for row in connection.execute(ledger.studies.select())}
+        workers = _workers(connection)
+    return [
+        Row(
+            definition(text),
+            Counts(**counts[number]),
+            workers[number],
+            books[number].active_seconds,
+            books[number].state,
+            study_id=number,
+            confirmation=None if confirmation is None else json.loads(confirmation),
+            best=best[number].value if number in best else None,
+            best_trial=best[number].number if number in best else None,
+        )
+        for number, text, confirmation in studies
+        if number in books
+    ]
+
+
+def in_short(storage: RDBStorage, study_id: int, study: Study, most: int) -> Snapshot:
+    """Returns a study at this moment with the trials that matter: the best, all of the front, and the last failed ones.
+
+    Reading 10,000 trials takes seconds; `report.snapshot` is for those who need them all, or keep them.
+    """
+    book = ledger.Ledger(storage, study_id)
+    with storage.engine.begin() as connection:
+        ranked = connection.execute(_BOARD, {"study": study_id}).all()
+        failed = connection.execute(_FAILED, {"study": study_id, "most": FAILED_SHOWN}).scalars().all()
+        counts = book.counts(connection)
+    several = len(study.objectives) > 1
+    chosen = _front(ranked) if several else [row.trial_id for row in ranked[:most]]
+    trials = [storage.get_trial(trial_id) for trial_id in (*chosen, *reversed(failed))]
+    return Snapshot(
+        study,
+        counts,
+        book.alive(),
+        book.active_seconds(),
+        book.state(),
+        best=trials[0] if chosen else None,
+        trials=trials,
+        infeasible=counts.complete - len(ranked),
+    )
+
+
+def ended(storage: RDBStorage, study_id: int) -> set[int]:
+    """Returns the ids of the trials of a study that have ended."""
+    with storage.engine.begin() as connection:
+        return set(connection.execute(_ENDED, {"study": study_id}).scalars())
+
+
+def _front(ranked: Sequence[Any]) -> list[int]:
+    """The trials, of all in the order of their first value, in whose second value none before is as good."""
+    best: list[Any] = []
+    for row in ranked:
+        if not best or row.second < best[-1].second or row[1:] == best[-1][1:]:
+            best.append(row)
+    return [row.trial_id for row in best]
+
+
+@lru_cache(maxsize=1000)
+def definition(text: str) -> Study:
+    """Returns a study as it is stored, in JSON; reading one takes milliseconds."""
+    return stored_study(json.loads(text))
+
+
+def _counts(connection: Connection) -> dict[int, dict[str, int]]:
+    found: dict[int, dict[str, int]] = defaultdict(dict)
+    for study, state, count in connection.execute(_COUNTS):
+        found[study][state] = count
+    return found
+
+
+def _workers(connection: Connection) -> dict[int, list[Worker]]:
+    found: dict[int, list[Worker]] = defaultdict(list)
+    for study, worker in ledger.living(connection):
+        found[study].append(worker)
+    return found
