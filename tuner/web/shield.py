@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
-from werkzeug.wrappers import Response
-
 from tuner.web.answers import answer
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication
+    from werkzeug.wrappers import Response
 
 
 class Shield:
@@ -26,11 +25,17 @@ class Shield:
 
     def __call__(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
         environ.setdefault("HTTP_ACCEPT_ENCODING", "identity")  # it looks this up in every request
-        said = Response.from_app(self.dashboard, environ)
-        if said.status_code == 500:
-            said.close()
-            said = self._blamed(environ["PATH_INFO"])
-        return said(environ, start_response)
+        begun: list[Any] = []
+
+        def start(*status_and_headers: Any) -> Callable[[bytes], object]:
+            begun[:] = status_and_headers
+            return bytes.__len__
+
+        body = self.dashboard(environ, start)  # it begins its answers before it returns
+        if begun[0].startswith("500"):
+            return self._blamed(environ["PATH_INFO"])(environ, start_response)
+        start_response(*begun)
+        return body
 
     def _blamed(self, path: str) -> Response:
         if self.is_away():

@@ -76,7 +76,7 @@ def _parsed(written: str, where: str) -> User:
     if found is None:  # and do not show the line: it may hold a password
         raise DoorError(f"{where}: not name:reader:hash or name:operator:hash, as `tuner password NAME` prints it")
     cost, block, lanes = map(int, found.group(4, 5, 6))
-    if cost < 2 or cost & (cost - 1) or not block or not lanes or 128 * cost * block * lanes > _MOST_MEMORY:
+    if cost < 128 or cost & (cost - 1) or not block or not lanes or 128 * cost * block * lanes > _MOST_MEMORY:
         raise DoorError(f"{where}: its hash takes more than {_MOST_MEMORY >> 20} MiB, or is none")
     return User(*found.group(1, 2, 3))
 
