@@ -541,10 +541,22 @@ _secret = partial(click.option, type=click.Path(path_type=Path))
 @click.option("--host", default="127.0.0.1", show_default=True, help="Any other address needs users.")
 @click.option("--port", default=8080, show_default=True, type=click.IntRange(1, 65535))
 @_secret(
-    "--users", "users_file", envvar="TUNER_USERS", help="Who may log in, as `tuner password` prints it, a line each."
+    "--users",
+    "users_file",
+    envvar="TUNER_USERS",
+    help="Who may log in, as `tuner password` prints it, a line each. [env: TUNER_USERS]",
 )
-@_secret("--operator-password-file", help="The plain password of one user, `operator`, such as a container's secret.")
-@_secret("--session-key", "session_key_file", help="A file of random text: sessions then outlive the dashboard.")
+@_secret(
+    "--operator-password-file",
+    envvar="TUNER_OPERATOR_PASSWORD_FILE",
+    help="The plain password of one user, `operator`: a container's secret. [env: TUNER_OPERATOR_PASSWORD_FILE]",
+)
+@_secret(
+    "--session-key",
+    "session_key_file",
+    envvar="TUNER_SESSION_KEY",
+    help="A file of random text: sessions then outlive the dashboard. [env: TUNER_SESSION_KEY]",
+)
 @_secret("--certificate", help="TLS: the certificate, with those between it and its authority (PEM).")
 @_secret("--key", help="TLS: the certificate's key (PEM).")
 @click.option("--behind-proxy", is_flag=True, help="One proxy in front says by X-Forwarded-For and -Proto who asks.")

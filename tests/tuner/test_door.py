@@ -2,10 +2,13 @@
 
 import base64
 import json
+import os
+import pty
 import re
 import socket
 import ssl
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -13,10 +16,11 @@ from typing import Any
 
 import optuna
 import pytest
+from click.testing import CliRunner, Result
 from optuna.storages import RDBStorage
 
 from tests.tuner.doors import PASSWORD, QUICK, USERS, Answer, Client, said_on, served, written
-from tuner import dashboard, report
+from tuner import cli, dashboard, report
 from tuner.artifacts import Artifacts
 from tuner.dashboard import Door
 from tuner.errors import DoorError
@@ -75,19 +79,20 @@ def state_of(found: optuna.Study, storage: RDBStorage) -> str:
 
 # Without a login.
 
-BEHIND = ["/", "/dashboard", "/dashboard/studies/1", "/api/studies", "/api/meta", "/static/bundle.js", "/favicon.ico"]
-BEHIND += [
-    "/tuner",
-    "/tuner/",
-    "/tuner/1",
-    "/metrics",
-    "/csv/1",
-    "/artifacts/1/1/a",
-    "/login/",
-    "/healthz/",
-    "//dashboard",
+BEHIND = [
+    *("/", "/dashboard", "/dashboard/studies/1", "/api/studies", "/api/meta", "/static/bundle.js", "/favicon.ico"),
+    *(
+        "/tuner",
+        "/tuner/",
+        "/tuner/1",
+        "/metrics",
+        "/csv/1",
+        "/artifacts/1/1/a",
+        "/incompatible-rdb-schema",
+        "/nothing",
+    ),
+    *("/login/", "/healthz/", "/./dashboard", "/%6cogin/x", "/login/../dashboard", "/LOGIN"),
 ]
-BEHIND += ["/%6cogin/x", "/login/../dashboard", "/LOGIN", "/incompatible-rdb-schema", "/nothing"]
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "TRACE"])
@@ -568,6 +573,61 @@ def test_passwords_in_clear_text_are_warned_of(storage: RDBStorage, tmp_path: Pa
 )
 def test_the_address_that_is_told_can_be_opened(door: Door, address: str) -> None:
     assert door.address == address
+
+
+# The commands.
+
+
+def invoked(*arguments: object, given: str | None = None, **variables: str) -> Result:
+    return CliRunner().invoke(cli.commands, [str(each) for each in arguments], given, env=variables)
+
+
+def test_a_password_becomes_a_line_that_lets_in_and_shows_none() -> None:
+    done = invoked("password", "anna", "--role", "operator", given="correct horse\nmore\n")
+    (anna,) = parse_users(done.stdout, "users").values()
+    assert (anna.name, anna.role) == ("anna", "operator")
+    assert Users([lambda: {"anna": anna}]).verified("anna", PASSWORD) == anna
+    assert PASSWORD not in done.output
+    assert invoked("password", "ben", given="correct horse").stdout.startswith("ben:reader:scrypt:")
+
+
+def test_a_password_is_asked_for_twice_at_a_terminal() -> None:
+    program = [sys.executable, "-m", "tuner", "password", "anna"]
+    mine, theirs = pty.openpty()
+    asked = subprocess.Popen(program, stdin=theirs, stdout=subprocess.PIPE, stderr=theirs, start_new_session=True)
+    os.close(theirs)
+    seen = b""
+    for prompt in (b"Password: ", b"confirmation: "):
+        while not seen.endswith(prompt):
+            seen += os.read(mine, 100)
+        os.write(mine, b"correct horse\n")
+    line = asked.communicate()[0].decode()
+    os.close(mine)
+    assert asked.returncode == 0
+    assert parse_users(line, "users")["anna"].role == "reader"
+    assert b"horse" not in seen
+
+
+@pytest.mark.parametrize(("name", "given"), [("anna", "short"), ("anna", ""), ("an:na", PASSWORD), ("", PASSWORD)])
+def test_a_bad_name_or_password_is_refused(name: str, given: str) -> None:
+    done = invoked("password", name, given=given)
+    assert isinstance(done.exception, DoorError)
+    assert done.output == ""
+
+
+def test_the_dashboard_is_refused_at_other_addresses_before_a_database_is_asked() -> None:
+    done = invoked("dashboard", "--host", "0.0.0.0", "--storage", "postgresql://nobody@127.0.0.1:1/none")
+    assert isinstance(done.exception, DoorError)
+
+
+def test_users_may_be_given_in_the_environment(data_folder: Path, tmp_path: Path) -> None:
+    variables = {"TUNER_DATA": str(data_folder), "TUNER_ARTIFACTS": str(tmp_path), "TUNER_LOGIN": "x:king:y"}
+    done = invoked("dashboard", "--host", "0.0.0.0", **variables)
+    assert str(done.exception).startswith("TUNER_LOGIN, line 1: not name:reader:hash")
+    variables |= {"TUNER_LOGIN": "", "TUNER_OPERATOR_PASSWORD_FILE": str(written(tmp_path / "secret", "short"))}
+    assert "secret: shorter than 8" in str(invoked("dashboard", "--host", "0.0.0.0", **variables).exception)
+    variables |= {"TUNER_OPERATOR_PASSWORD_FILE": "", "TUNER_USERS": str(tmp_path / "none")}
+    assert "none: No such file" in str(invoked("dashboard", **variables).exception)
 
 
 # The operator's page.
