@@ -90,10 +90,11 @@ class Server(wsgi.Server):
     def bind_socket(socket_: Any, bind_addr: Any) -> Any:
         """Binds a socket, and closes one that cannot be, as cheroot does not."""
         try:
-            return wsgi.Server.bind_socket(socket_, bind_addr)
+            socket_.bind(bind_addr)
         except OSError:
             socket_.close()
             raise
+        return socket_
 
     def process_conn(self, conn: Any) -> None:
         """Gives a connection to a thread once something has come: browsers open some that they use later."""
