@@ -21,7 +21,7 @@ STUDY = """\
 name: watched
 corpus: {builtin: markov}
 threads: 1
-trial: {tokens: 20_000, rungs: 2}
+trial: {tokens: 8_000, rungs: 2}
 budget: {trials: 1000}
 pruner: none
 parameters:
@@ -46,16 +46,22 @@ class Desk:
         for name, text in (("watched.yaml", STUDY), ("users", "\n".join(users))):
             place.write(name, text)
         (place.home / "users").chmod(0o600)
-        self.study = place.start("run", "watched.yaml", "-n", 2)
         with closing(socket.create_server(("127.0.0.1", 0))) as free:
-            self.address = f"http://127.0.0.1:{free.getsockname()[1]}"
+            port = free.getsockname()[1]
+        self.address = f"http://127.0.0.1:{port}"
+        self.study = place.start("run", "watched.yaml", "-n", 2)
+        self.dashboard = place.start("dashboard", "--users", "users", "--port", port)
+        self.number = self.study.until(self.study_id)
+        self.dashboard.until(lambda: "Dashboard: " in self.dashboard.said)
         self.study.until(lambda: len(self.workers()) == 2)
-        self.dashboard = place.start(
-            "dashboard", "watched", "--users", "users", "--port", self.address.rpartition(":")[2]
-        )
-        told = self.dashboard.until(lambda: re.search(r"Dashboard: (\S+)", self.dashboard.said))
-        self.page_of_study = told[1]
-        self.number = told[1].rpartition("/")[2]
+
+    @property
+    def page_of_study(self) -> str:
+        return f"{self.address}/dashboard/studies/{self.number}"
+
+    def study_id(self) -> int:
+        with self.place.opened() as storage:
+            return int(storage.get_study_id_from_name("watched"))
 
     def workers(self) -> list[Any]:
         return list(self.place.workers("watched"))

@@ -101,7 +101,8 @@ class Lock:
 
     def login(self, request: Request, name: str, password: str) -> User | Response | None:
         """Returns the user of that name and password, None when it is wrong, or what to answer who has to wait."""
-        address = request.remote_addr or ""
+        address = (request.remote_addr or "")[:45]  # as long as they get; behind a proxy it is a header
+        address = address if address.isprintable() else "?"
         wait = self.attempts.take(address, name)
         if wait > 0:
             refused = answer(request.path, 429, f"Too many wrong logins; try again in {wait:.0f} seconds.")
