@@ -138,7 +138,7 @@ def test_a_reader_sees_study_and_figures_and_nothing_is_kept_out_that_the_dashbo
     desk.log_in(page, "reader")
     expect(page).to_have_url(desk.page_of_study)
     expect(page.locator(".js-plotly-plot").first).to_be_visible()
-    for path in ("analytics", "trials?numbers=0", "note"):
+    for path in ("trials?numbers=0", "note"):
         page.goto(f"{desk.page_of_study}/{path}")
         expect(page.get_by_text("watched", exact=False).first).to_be_visible()
     page.goto(f"{desk.page_of_study}/analytics")
