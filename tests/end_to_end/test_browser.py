@@ -127,32 +127,6 @@ def test_a_wrong_password_is_refused(page: Page, desk: Desk) -> None:
     expect(page).to_have_title("Log in")
 
 
-def test_a_reader_sees_study_and_figures_and_nothing_is_kept_out_that_the_dashboard_needs(
-    page: Page, desk: Desk
-) -> None:
-    said: list[str] = []
-    page.on("console", lambda message: said.append(message.text))
-    page.on("pageerror", lambda error: said.append(str(error)))
-    desk.study.until(lambda: sum(trial.state.is_finished() for trial in desk.place.trials("watched")) >= 3)
-    page.goto(desk.page_of_study)
-    desk.log_in(page, "reader")
-    expect(page).to_have_url(desk.page_of_study)
-    expect(page.locator(".js-plotly-plot").first).to_be_visible()
-    for path in ("trials?numbers=0", "note"):
-        page.goto(f"{desk.page_of_study}/{path}")
-        expect(page.get_by_text("watched", exact=False).first).to_be_visible()
-    page.goto(f"{desk.page_of_study}/analytics")
-    expect(page.locator(".js-plotly-plot").nth(3)).to_be_visible()
-    page.goto("/dashboard")
-    expect(page.get_by_text("watched").first).to_be_visible()
-    page.goto(f"/tuner/{desk.number}")
-    expect(page.get_by_role("button")).to_have_text(["Log out"])
-    assert not [line for line in said if re.search("Content.Security|refused|violat|Error", line, re.IGNORECASE)], said
-    page.get_by_role("button", name="Log out").click()
-    page.goto("/dashboard")
-    expect(page).to_have_title("Log in")
-
-
 @contextmanager
 def foreign_page(html: str) -> Iterator[str]:
     """The address of a page at another port."""
@@ -207,3 +181,29 @@ def test_an_operator_pauses_a_running_study_and_lets_it_go_on(page: Page, desk: 
     page.get_by_role("button", name="Resume").click()
     expect(page.get_by_role("status")).to_have_text("running; 2 workers go on")
     desk.study.until(lambda: desk.place.trials("watched")[finished].params.get("learning_rate") == 0.0123)
+
+
+def test_a_reader_sees_study_and_figures_and_nothing_is_kept_out_that_the_dashboard_needs(
+    page: Page, desk: Desk
+) -> None:
+    said: list[str] = []
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    desk.study.until(lambda: sum(trial.state.is_finished() for trial in desk.place.trials("watched")) >= 3)
+    page.goto(desk.page_of_study)
+    desk.log_in(page, "reader")
+    expect(page).to_have_url(desk.page_of_study)
+    expect(page.locator(".js-plotly-plot").first).to_be_visible()
+    for path in ("trials?numbers=0", "note"):
+        page.goto(f"{desk.page_of_study}/{path}")
+        expect(page.get_by_text("watched", exact=False).first).to_be_visible()
+    page.goto(f"{desk.page_of_study}/analytics")
+    expect(page.locator(".js-plotly-plot").nth(3)).to_be_visible()
+    page.goto("/dashboard")
+    expect(page.get_by_text("watched").first).to_be_visible()
+    page.goto(f"/tuner/{desk.number}")
+    expect(page.get_by_role("button")).to_have_text(["Log out"])
+    assert not [line for line in said if re.search("Content.Security|refused|violat|Error", line, re.IGNORECASE)], said
+    page.get_by_role("button", name="Log out").click()
+    page.goto("/dashboard")
+    expect(page).to_have_title("Log in")
