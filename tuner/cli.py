@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import signal
 import sys
@@ -9,7 +10,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from functools import wraps
+from functools import partial, wraps
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -278,9 +279,6 @@ def worker(
     from models.stopping import stop_requests
     from tuner.worker import work as work_on
 
-    def say(text: str) -> None:
-        click.echo(f"{time.strftime('%H:%M:%S')} {text}", err=True)
-
     faulthandler.enable()
     with stop_requests() as requested, _opened(storage, data_folder) as opened:
         reason = work_on(
@@ -290,12 +288,12 @@ def worker(
             threads=threads,
             artifacts=_artifacts_of(artifacts, study_name),
             requested=requested,
-            say=say,
+            say=_say,
             worker_id=worker_id,
             checkpoint_seconds=checkpoint_seconds,
             corpus_path=corpus_path,
         )
-    say(f"ended: {reason}")
+    _say(f"ended: {reason}")
 
 
 @commands.command()
@@ -607,25 +605,75 @@ def check(study_file: str, corpus_path: Path | None) -> None:
     click.echo(f"{path}: fine; study {study.name} searches {searched} parameters and fixes {fixed}")
 
 
+_secret = partial(click.option, type=click.Path(path_type=Path))
+
+
 @commands.command()
 @click.argument("study_name", metavar="[STUDY]", required=False)
 @_places
-@click.option("--host", default="127.0.0.1", show_default=True)
+@click.option("--host", default="127.0.0.1", show_default=True, help="Any other address needs users.")
 @click.option("--port", default=8080, show_default=True, type=click.IntRange(1, 65535))
+@_secret(
+    "--users",
+    "users_file",
+    envvar="TUNER_USERS",
+    help="Who may log in, as `tuner password` prints it, a line each. [env: TUNER_USERS]",
+)
+@_secret(
+    "--operator-password-file",
+    envvar="TUNER_OPERATOR_PASSWORD_FILE",
+    help="The plain password of one user, `operator`: a container's secret. [env: TUNER_OPERATOR_PASSWORD_FILE]",
+)
+@_secret(
+    "--session-key",
+    "session_key_file",
+    envvar="TUNER_SESSION_KEY",
+    help="A file of random text: sessions then outlive the dashboard. [env: TUNER_SESSION_KEY]",
+)
+@_secret("--certificate", help="TLS: the certificate, with those between it and its authority (PEM).")
+@_secret("--key", help="TLS: the certificate's key (PEM).")
+@click.option("--behind-proxy", is_flag=True, help="One proxy in front says by X-Forwarded-For and -Proto who asks.")
 def dashboard(
-    study_name: str | None, storage: str | None, data_folder: Path | None, artifacts: str | None, host: str, port: int
+    study_name: str | None, storage: str | None, data_folder: Path | None, artifacts: str | None, **door: Any
 ) -> None:
-    """Serve the Optuna dashboard on the tuner's storage."""
-    from tuner.dashboard import serve
+    """Serve the Optuna dashboard, a page to steer studies (/tuner/), and /metrics for Prometheus.
 
+    Users may also be given in the environment: TUNER_LOGIN, with the lines of a file of users.
+    """
+    from tuner.dashboard import Door, serve
+
+    found_door = Door(**door, login=os.environ.get("TUNER_LOGIN"))
+    found_door.require_safe()
     with _opened(storage, data_folder) as opened:
         page = "/dashboard" if study_name is None else f"/dashboard/studies/{_find(opened, study_name)[0]._study_id}"
         attachments = _artifacts_of(artifacts, study_name or "dashboard").attachments()
 
         def tell() -> None:
-            click.echo(f"Dashboard: http://{host}:{port}{page}   (Ctrl-C ends it)")
+            click.echo(f"Dashboard: {found_door.address}{page}   (Ctrl-C ends it)")
+            click.echo(f"To steer:  {found_door.address}/tuner/")
 
-        serve(opened, attachments, host, port, tell)
+        serve(opened, attachments, found_door, tell, _say)
+
+
+@commands.command()
+@click.argument("name")
+@click.option("--role", type=click.Choice(["reader", "operator"]), default="reader", show_default=True)
+def password(name: str, role: str) -> None:
+    """Ask for a password and print the line that lets NAME into the dashboard.
+
+    A reader looks, an operator may change everything. Without a terminal the password is the first line of the input.
+    """
+    from tuner.web.users import line
+
+    if sys.stdin.isatty():
+        given = click.prompt("Password", hide_input=True, confirmation_prompt=True, err=True)
+    else:
+        given = sys.stdin.readline().rstrip("\r\n")
+    click.echo(line(name, role, given))
+
+
+def _say(text: str) -> None:
+    click.echo(f"{time.strftime('%H:%M:%S')} {text}", err=True)
 
 
 def main() -> None:

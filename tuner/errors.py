@@ -17,3 +17,7 @@ class WorkerError(UserError):
     """A worker that cannot work here, or workers that all ended."""
 
     exit_code = 4
+
+
+class DoorError(UserError):
+    """Users, keys, certificates or addresses with which the dashboard cannot be opened."""

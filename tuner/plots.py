@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from optuna.trial import FrozenTrial, TrialState
 
 from models.config import Config
-from tuner.report import leaderboard, quality
+from tuner.report import is_feasible, leaderboard, quality
 from tuner.space import Categorical, Searched, Value
 from tuner.study import Study
 
@@ -85,14 +85,9 @@ def dashboard_figures(definition: Study, trials: list[FrozenTrial]) -> dict[str,
     return {name: figure for name, figure in drawn.items() if figure is not None}
 
 
-def is_feasible(trial: FrozenTrial) -> bool:
-    """Whether a trial exceeded none of the study's limits."""
-    return all(excess <= 0 for excess in trial.constraints.values())
-
-
 def best_first(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
     """Returns the completed trials that exceed no limit, the best one first."""
-    return [trial for trial in leaderboard(list(trials)) if is_feasible(trial) and math.isfinite(quality(trial))]
+    return [trial for trial in leaderboard(trials) if math.isfinite(quality(trial))]
 
 
 def last_value(trial: FrozenTrial) -> float | None:
