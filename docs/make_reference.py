@@ -615,9 +615,11 @@ def _environment(every: list[tuple[str, click.Command]]) -> Iterator[list[str]]:
 
 
 def _rooms(package: str) -> Iterator[list[str]]:
-    for path in sorted((HERE.parent / package).glob("*.py")):
+    folder = HERE.parent / package
+    for path in sorted(folder.glob("**/*.py"), key=lambda path: (path.parent, path.name)):
         first = (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").split("\n")[0]
-        yield [f"[`{path.name}`](../{package}/{path.name})", first]
+        name = path.relative_to(folder)
+        yield [f"[`{name}`](../{package}/{name})", first]
 
 
 if __name__ == "__main__":

@@ -207,7 +207,7 @@ def test_a_command_that_does_not_exist_would_be_found(tmp_path: Path) -> None:
 @cache
 def said() -> list[str]:
     """All texts in the sources, each value that is put into one shown as `...`."""
-    paths = [path for folder in ("tuner", "models") for path in sorted((ROOT / folder).glob("*.py"))]
+    paths = [path for folder in ("tuner", "models") for path in sorted((ROOT / folder).glob("**/*.py"))]
     nodes = [node for path in paths for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))]
     return [_text(node) for node in nodes if isinstance(node, ast.JoinedStr | ast.Constant)]
 
