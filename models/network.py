@@ -301,8 +301,7 @@ def _attended(queries: Tensor, keys: Tensor, values: Tensor, drop: float) -> Ten
     queries, keys, values = (each.flatten(0, 1) for each in (queries, keys, values))
     unseen = torch.full((length, length), -math.inf, dtype=queries.dtype).triu_(1)
     weights = torch.baddbmm(unseen, queries, keys.transpose(1, 2), alpha=width**-0.5).softmax(-1)
-    attended = torch.bmm(dropped(weights, drop), values)
-    return attended.unflatten(0, (-1, heads))
+    return torch.bmm(dropped(weights, drop), values).view(-1, heads, length, width)
 
 
 def _causal(length: int, keys: Tensor) -> dict[str, Any]:

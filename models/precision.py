@@ -11,11 +11,11 @@ WIDE = 128
 
 
 def half_precision(config: Config, device: torch.device) -> bool:
-    """Whether products are in bfloat16; `auto` means where that is faster, which nobody knows of one's own generator."""
+    """Whether products are in bfloat16; `auto` means where that is faster, unknown of one's own generator on a CPU."""
     if config.precision != "auto":
         return config.precision == "bfloat16"
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
+        return bool(torch.cuda.is_bf16_supported())
     if config.architecture not in ARCHITECTURES or not _multiplies_halves():
         return False
     return config.architecture in ("lstm", "transformer") or config.hidden_size >= WIDE

@@ -7,6 +7,7 @@ the weights are one product over all steps.
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -36,7 +37,7 @@ def unroll(recurrence: nn.RNNBase, hidden: Tensor, state: Tensor | None) -> tupl
     for layer, (weights, start) in enumerate(zip(recurrence.all_weights, state, strict=True)):
         if layer:
             hidden = dropped(hidden, recurrence.dropout if recurrence.training else 0.0)
-        hidden, end = step.apply(hidden, start, *weights)
+        hidden, end = step.apply(hidden, start, *weights)  # type: ignore[no-untyped-call]
         ends.append(end)
     return hidden, torch.stack(ends)
 
@@ -52,7 +53,7 @@ class _Tanh(torch.autograd.Function):
         states = _beginning(start, len(inputs))
         _project(inputs, w_i, b_i + b_h, out=states[1:])
         recurrent = torch.empty_like(states[0])
-        for before, after in zip(states[:-1], states[1:], strict=True):
+        for before, after in pairwise(states):
             torch.mm(w_h, before, out=recurrent)
             after.add_(recurrent).tanh_()
         context.save_for_backward(inputs, w_i, w_h, states)
@@ -88,10 +89,10 @@ class _Gated(torch.autograd.Function):
         _project(inputs, w_i, b_i + functional.pad(b_h[: 2 * size], (0, size)), out=gates)
         b_n = b_n.to(gates.dtype).unsqueeze(1)
         recurrents = torch.empty_like(gates)
-        for gate, recurrent, before, after in zip(gates, recurrents, states[:-1], states[1:], strict=True):
+        for gate, recurrent, (before, after) in zip(gates, recurrents, pairwise(states), strict=True):
             torch.mm(w_h, before, out=recurrent)
             gate[: 2 * size].add_(recurrent[: 2 * size]).sigmoid_()
-            reset, update, new = gate.split(size)
+            reset, update, new = _gates(gate)
             new.addcmul_(reset, recurrent[2 * size :].add_(b_n)).tanh_()
             torch.lerp(new, before, update, out=after)
         context.save_for_backward(inputs, w_i, w_h, states, gates, recurrents)
@@ -107,8 +108,8 @@ class _Gated(torch.autograd.Function):
         into, through = torch.empty_like(gates), torch.empty_like(gates)  # gradients before W_i's and W_h's products
         passed, work = torch.empty_like(ahead), torch.empty_like(ahead)
         for step in reversed(range(len(gates))):
-            reset, update, new = gates[step].split(size)
-            d_reset, d_update, d_new = into[step].split(size)
+            reset, update, new = _gates(gates[step])
+            d_reset, d_update, d_new = _gates(into[step])
             ahead.add_(told[step])
             torch.sub(states[step], new, out=work)
             _sigmoid_backward(work.mul_(ahead), update, grad_input=d_update)
@@ -122,6 +123,11 @@ class _Gated(torch.autograd.Function):
         flat_into, flat_through = _over_time(into), _over_time(through)
         biases = flat_into.float().sum(1), flat_through.float().sum(1)
         return *_gradients(flat_into, flat_through, inputs, w_i, states, ahead), *biases
+
+
+def _gates(step: Tensor) -> Tensor:
+    """(3 C, B) -> (3, C, B): r, z and n."""
+    return step.view(3, -1, step.size(1))
 
 
 def _halves(*tensors: Tensor) -> tuple[Tensor, ...]:
