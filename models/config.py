@@ -39,15 +39,15 @@ class Config(_Strict):
     layers: int = _knob(1, "Recurrent layers or transformer blocks.", ge=1, le=128)
     hidden_size: int = _knob(256, "Width of the hidden state.", "units", ge=1, le=65536)
     embedding_size: int | None = _knob(
-        None, "Width of the token embedding; none means hidden_size.", "units", ge=1, le=65536
+        None, "Width of the token embedding; null means hidden_size.", "units", ge=1, le=65536
     )
     heads: int = _knob(4, "Attention heads; they must divide hidden_size.", ge=1, le=512)
     positions: Literal["rotary", "sinusoidal"] = _knob("rotary", "How a transformer knows order.")
     tied_embeddings: bool = _knob(False, "Whether the output layer reuses the embedding's weights.")
     dropout: Probability = _knob(0.0, "Probability of dropping an activation, at every place below.")
-    embedding_dropout: Probability | None = _knob(None, "Dropout after the embedding; none means dropout.")
-    layer_dropout: Probability | None = _knob(None, "Dropout between and within layers; none means dropout.")
-    output_dropout: Probability | None = _knob(None, "Dropout before the output layer; none means dropout.")
+    embedding_dropout: Probability | None = _knob(None, "Dropout after the embedding; null means dropout.")
+    layer_dropout: Probability | None = _knob(None, "Dropout between and within layers; null means dropout.")
+    output_dropout: Probability | None = _knob(None, "Dropout before the output layer; null means dropout.")
     sequence_length: int = _knob(
         64,
         "Tokens a training step sees of each stream; a transformer's context.",
@@ -133,7 +133,9 @@ class Corpus(_Strict):
     """Where the text comes from, and which part of it is for what."""
 
     path: str | None = Field(None, description="A UTF-8 text file, a folder of them, or a .jsonl file.")
-    builtin: Literal["python-docs", "markov"] | None = Field(None, description="A corpus that needs no file.")
+    builtin: Literal["python-docs", "markov"] | None = Field(
+        None, description="A corpus that needs no file: Python's help on its language, or a random source."
+    )
     field: str | None = Field(None, description="The key that holds the text in each line of a .jsonl file.")
     split: tuple[float, float, float] = Field(
         (0.9, 0.05, 0.05), description="Parts for training, validation and test, in this order in the text."

@@ -38,6 +38,16 @@ OURS = {"search_space", "seed_offset", "constraints_func", "wrapped_pruner"}
 """Options that are derived from the study, or that no file can hold."""
 
 
+def pruner_defaults(rungs: int) -> dict[str, dict[str, Any]]:
+    """Returns the options of pruners that are not Optuna's own defaults."""
+    return {
+        "successive_halving": {"min_resource": 1, "reduction_factor": 3},
+        "hyperband": {"min_resource": 1, "max_resource": rungs},
+        "percentile": {"percentile": 50.0},
+        "patient": {"wrapped_pruner": "median", "patience": 1},
+    }
+
+
 def sampler(options: dict[str, Any], space: Space, stream: int) -> optuna.samplers.BaseSampler:
     """Returns the study's sampler. `stream` tells workers apart that share a seed."""
     import optuna
@@ -60,15 +70,9 @@ def pruner(options: dict[str, Any], rungs: int) -> optuna.pruners.BasePruner:
     import optuna
 
     keywords = {name: value for name, value in options.items() if name != "type"}
-    defaults: dict[str, dict[str, Any]] = {
-        "successive_halving": {"min_resource": 1, "reduction_factor": 3},
-        "hyperband": {"min_resource": 1, "max_resource": rungs},
-        "percentile": {"percentile": 50.0},
-        "patient": {"patience": 1},
-    }
-    keywords = defaults.get(options["type"], {}) | keywords
+    keywords = pruner_defaults(rungs).get(options["type"], {}) | keywords
     if options["type"] == "patient":
-        wrapped = keywords.get("wrapped_pruner") or "median"
+        wrapped = keywords["wrapped_pruner"] or "median"
         keywords["wrapped_pruner"] = pruner({"type": wrapped} if isinstance(wrapped, str) else wrapped, rungs)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)

@@ -23,15 +23,15 @@ class _Searched(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     when: dict[str, Value | list[Value]] = Field(
-        {}, description="Other parameters and the values that make this one count."
+        {}, description="Other parameters, each with the value or list of values under which this one counts."
     )
 
 
 class _Range(_Searched):
-    low: float
-    high: float
-    log: bool = False
-    step: float | None = Field(None, gt=0)
+    low: float = Field(description="The smallest value.")
+    high: float = Field(description="The largest value; it can be proposed, too.")
+    log: bool = Field(False, description="Whether to search the order of magnitude; low must then be above 0.")
+    step: float | None = Field(None, gt=0, description="Distance between values, counted from low; excludes log.")
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -72,9 +72,9 @@ class Int(_Range):
     """A whole number between low and high, both included."""
 
     type: Literal["int"]
-    low: int
-    high: int
-    step: int | None = Field(None, gt=0)
+    low: int = Field(description="The smallest value.")
+    high: int = Field(description="The largest value; it can be proposed, too.")
+    step: int | None = Field(None, gt=0, description="Distance between values, counted from low; excludes log.")
 
     def distribution(self) -> optuna.distributions.BaseDistribution:
         from optuna.distributions import IntDistribution
@@ -94,7 +94,7 @@ class Categorical(_Searched):
     """One of the choices."""
 
     type: Literal["categorical"]
-    choices: list[Value] = Field(min_length=1)
+    choices: list[Value] = Field(min_length=1, description="The values: numbers, text, true, false or null.")
 
     @model_validator(mode="after")
     def _distinct(self) -> Self:
