@@ -1,4 +1,8 @@
-"""Tokens per second of models.train against a bare PyTorch loop of the same shape, interleaved in one run.
+"""Tokens per second of models.train against a bare PyTorch loop of the same shape, and against the machine's peak.
+
+All interleaved in one run. `plain` is models.train in single precision, `ours` as it is by default; the peak is what a
+product of two large matrices reaches in the number format of `ours`, and its share counts the products of a training
+step alone: six operations for each weight and token, and the causal half of attention.
 
 python benchmarks/throughput.py [--threads 2] [--rounds 5] [--tokens 60000] [--only lstm]
 """
@@ -8,6 +12,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
+from typing import Any
 
 import torch
 from machine import show
@@ -16,7 +21,11 @@ from torch.nn import functional
 
 from models.config import Budget, Config, Corpus
 from models.corpus import EncodedCorpus, load_corpus
+from models.network import parameter_count
+from models.precision import half_precision
 from models.training import train
+
+LARGE = 3000
 
 SHAPES = {
     "rnn 1 x 256": Config(architecture="rnn", hidden_size=256, batch_size=16),
@@ -112,8 +121,23 @@ def ours(config: Config, corpus: EncodedCorpus, tokens: int) -> float:
     return train(config, corpus, Budget(tokens=tokens, rungs=1)).tokens_per_second
 
 
+def operations(config: Config, vocabulary: int) -> int:
+    """Returns the multiplications and additions that training needs for a token."""
+    weights = parameter_count(config, vocabulary) - vocabulary * config.hidden_size  # an embedding is looked up
+    attention = config.layers * config.hidden_size * config.sequence_length
+    return 6 * (weights + (attention if config.architecture == "transformer" else 0))
+
+
+def peak(half: bool) -> float:
+    """Returns the operations per second of a product of large matrices."""
+    one, other = (torch.randn(LARGE, LARGE, dtype=torch.bfloat16 if half else torch.float32) for _ in range(2))
+    start = time.perf_counter()
+    one @ other
+    return 2 * LARGE**3 / (time.perf_counter() - start)
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=60_000)
@@ -121,19 +145,34 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     corpus = load_corpus(Corpus(builtin="python-docs"), "character", 2048)
-    rows = []
-    for name, config in ((name, config) for name, config in SHAPES.items() if name.startswith(options.only)):
-        bare(config, corpus, options.tokens // 4)  # warm
-        ours(config, corpus, options.tokens // 4)
-        pairs = [
-            (bare(config, corpus, options.tokens), ours(config, corpus, options.tokens)) for _ in range(options.rounds)
-        ]
-        plain, trained = (statistics.median(column) for column in zip(*pairs, strict=True))
-        ratio = statistics.median(mine / theirs for theirs, mine in pairs)
-        rows.append(
-            {"shape": name, "bare tokens/s": round(plain), "ours tokens/s": round(trained), "ours / bare": ratio}
-        )
+    rows = [
+        measured(name, config, corpus, options.tokens, options.rounds)
+        for name, config in SHAPES.items()
+        if name.startswith(options.only)
+    ]
     show(rows, threads=options.threads, tokens=options.tokens, rounds=options.rounds)
+
+
+def measured(name: str, config: Config, corpus: EncodedCorpus, tokens: int, rounds: int) -> dict[str, Any]:
+    plain, half = config.model_copy(update={"precision": "float32"}), half_precision(config, torch.device("cpu"))
+
+    def once(tokens: int) -> tuple[float, float, float, float]:
+        return bare(config, corpus, tokens), ours(plain, corpus, tokens), ours(config, corpus, tokens), peak(half)
+
+    once(tokens // 4)  # warm
+    rows = [once(tokens) for _ in range(rounds)]
+    theirs, single, mine, best = (statistics.median(column) for column in zip(*rows, strict=True))
+    needed = operations(config, corpus.tokenizer.vocabulary_size)
+    return {
+        "shape": name,
+        "bare tokens/s": round(theirs),
+        "plain tokens/s": round(single),
+        "ours tokens/s": round(mine),
+        "ours / bare": statistics.median(row[2] / row[0] for row in rows),
+        "precision": "bfloat16" if half else "float32",
+        "peak GFLOP/s": round(best / 1e9),
+        "share of peak": needed * mine / best,
+    }
 
 
 if __name__ == "__main__":

@@ -74,7 +74,7 @@ class Config(_Strict):
         0, "Evaluations without progress before a run stops early; 0 means never.", "evaluations", ge=0
     )
     precision: Literal["auto", "float32", "bfloat16"] = _knob(
-        "auto", "Number format of the matrix products; auto is bfloat16 on a GPU that has it."
+        "auto", "Number format of the matrix products; auto is bfloat16 on a GPU or CPU that is faster with it."
     )
     seed: int = _knob(0, "Decides initial weights, dropout and the order of the data.", ge=0, lt=2**63)
     temperature: float = _knob(

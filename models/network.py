@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import math
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -13,9 +14,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from models.config import ARCHITECTURES, Config
+from models.dropout import Dropout, dropped
 from models.errors import ConfigError
+from models.recurrence import serves, unroll
 
 # Sizes are named once: B sequences, T tokens, C hidden units, V vocabulary entries, H heads.
+
+SHORT = 512
+"""Tokens up to which half-precision attention is trained in plain products on a CPU: their memory grows as T x T."""
 
 State = Any
 """What a generator remembers between calls: None at the start of a text, else what its last call returned."""
@@ -39,7 +45,7 @@ class Head(nn.Module):
 
     def __init__(self, config: Config, vocabulary_size: int, embedding: nn.Embedding) -> None:
         super().__init__()
-        self.dropout = nn.Dropout(_or(config.output_dropout, config.dropout))
+        self.dropout = Dropout(_or(config.output_dropout, config.dropout))
         self.project: nn.Module = nn.Identity()
         width = config.hidden_size
         if config.tied_embeddings and width != embedding.embedding_dim:
@@ -68,7 +74,7 @@ class Recurrent(Generator):
         self.embedding = nn.Embedding(vocabulary_size, embedding_size)
         # A tied embedding is small, as an output layer must be, and is made large again on its way in.
         self.scale = math.sqrt(embedding_size) if config.tied_embeddings else 1.0
-        self.dropout = nn.Dropout(_or(config.embedding_dropout, config.dropout))
+        self.dropout = Dropout(_or(config.embedding_dropout, config.dropout))
         between_layers = _or(config.layer_dropout, config.dropout) if config.layers > 1 else 0.0
         kind = {"rnn": nn.RNN, "lstm": nn.LSTM, "gru": nn.GRU}[config.architecture]
         # (T, B, C) is the recurrence's own order: the other one costs two copies a step.
@@ -90,7 +96,8 @@ class Recurrent(Generator):
 
     def forward(self, tokens: Tensor, state: State = None) -> tuple[Tensor, State]:
         hidden = self.dropout(self.embedding(tokens.t()) * self.scale)
-        hidden, state = self.recurrence(hidden, state)
+        recur = partial(unroll, self.recurrence) if serves(self.recurrence, hidden) else self.recurrence
+        hidden, state = recur(hidden, state)
         return self.head(hidden).transpose(0, 1), state
 
 
@@ -120,7 +127,7 @@ class Transformer(Generator):
         self.widen: nn.Module = nn.Identity()
         if embedding_size != config.hidden_size:
             self.widen = nn.Linear(embedding_size, config.hidden_size, bias=False)
-        self.dropout = nn.Dropout(_or(config.embedding_dropout, config.dropout))
+        self.dropout = Dropout(_or(config.embedding_dropout, config.dropout))
         self.sinusoidal = config.positions == "sinusoidal"
         width = config.hidden_size if self.sinusoidal else config.hidden_size // config.heads
         self.register_buffer("turns", _turns(self.window, width), persistent=False)
@@ -201,7 +208,7 @@ class Attention(nn.Module):
         self.drop = _or(config.layer_dropout, config.dropout)
         self.widen = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=False)
         self.narrow = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
-        self.dropout = nn.Dropout(self.drop)
+        self.dropout = Dropout(self.drop)
 
     def forward(
         self, hidden: Tensor, turns: Tensor | None, past: tuple[Tensor, Tensor] | None
@@ -215,9 +222,13 @@ class Attention(nn.Module):
         queries, keys = asking.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, H, T, C / H), as are the values
         if past is not None:
             keys, values = torch.cat([past[0], keys], dim=2), torch.cat([past[1], values], dim=2)
-        attended = functional.scaled_dot_product_attention(
-            queries, keys, values, **_causal(length, keys), dropout_p=self.drop if self.training else 0.0
-        )
+        drop = self.drop if self.training else 0.0
+        if queries.requires_grad and queries.is_cpu and queries.dtype == torch.bfloat16 and length <= SHORT:
+            attended = _attended(queries, keys, values, drop)
+        else:
+            attended = functional.scaled_dot_product_attention(
+                queries, keys, values, **_causal(length, keys), dropout_p=drop
+            )
         attended = attended.transpose(1, 2).reshape(batch, length, width)
         return self.dropout(self.narrow(attended)), keys, values
 
@@ -229,7 +240,7 @@ class FeedForward(nn.Module):
         super().__init__()
         self.widen = nn.Linear(config.hidden_size, 4 * config.hidden_size, bias=False)
         self.narrow = nn.Linear(4 * config.hidden_size, config.hidden_size, bias=False)
-        self.dropout = nn.Dropout(_or(config.layer_dropout, config.dropout))
+        self.dropout = Dropout(_or(config.layer_dropout, config.dropout))
 
     def forward(self, hidden: Tensor) -> Tensor:
         return cast(Tensor, self.dropout(self.narrow(functional.gelu(self.widen(hidden), approximate="tanh"))))
@@ -282,6 +293,15 @@ def _turned(heads: Tensor, turns: Tensor) -> Tensor:
     """Turns each pair of neighbouring units of (B, T, 2, H, C / H) by its position's angle."""
     pairs = torch.view_as_complex(heads.float().view(*heads.shape[:-1], -1, 2))
     return torch.view_as_real(pairs * turns[:, None, None]).flatten(-2).to(heads.dtype)
+
+
+def _attended(queries: Tensor, keys: Tensor, values: Tensor, drop: float) -> Tensor:
+    """Causal attention in plain products, (B, H, T, C / H) all: torch's own half precision is slower on a CPU."""
+    heads, length, width = queries.shape[1:]
+    queries, keys, values = (each.flatten(0, 1) for each in (queries, keys, values))
+    unseen = torch.full((length, length), -math.inf, dtype=queries.dtype).triu_(1)
+    weights = torch.baddbmm(unseen, queries, keys.transpose(1, 2), alpha=width**-0.5).softmax(-1)
+    return torch.bmm(dropped(weights, drop), values).view(-1, heads, length, width)
 
 
 def _causal(length: int, keys: Tensor) -> dict[str, Any]:

@@ -35,6 +35,7 @@ from models.errors import DeviceError
 from models.metrics import WARM_UP, HeldOut, Score, evaluate
 from models.network import State, build
 from models.optimizers import build_optimizers, relative_learning_rate
+from models.precision import half_precision
 
 CHECKPOINT_FORMAT = 1
 
@@ -130,6 +131,7 @@ class Training:
         self.tokenizer = corpus.tokenizer
         self.vocabulary_size = corpus.tokenizer.vocabulary_size
         self.model = build(config, self.vocabulary_size).to(device)
+        self.half = half_precision(config, device)
         self.carries_state = getattr(self.model, "carries_state", False)
         self.optimizers = list(build_optimizers(config, self.model, self.vocabulary_size))
         self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
@@ -371,11 +373,7 @@ class Training:
         return state
 
     def _precision(self) -> AbstractContextManager[Any]:
-        wanted = self.config.precision
-        half = wanted == "bfloat16" or (
-            wanted == "auto" and self.device.type == "cuda" and torch.cuda.is_bf16_supported()
-        )
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=half)
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.half)
 
     def _set_learning_rate(self) -> None:
         # The schedule looks at the end of the step that is to be taken, so that the first one moves.

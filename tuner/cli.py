@@ -64,8 +64,21 @@ _threads = click.option("--threads", type=click.IntRange(min=1), help="CPU threa
 _workers = click.option(
     "-n", "--workers", type=click.IntRange(min=1), help="Worker processes; default: one per GPU, or one per core."
 )
+
+
+class _CountOrAuto(click.ParamType[int | str]):
+    """A number of workers, or the word for finding it out."""
+
+    name = "integer|auto"
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> int | str:
+        return "auto" if value == "auto" else click.IntRange(min=1).convert(value, parameter, context)
+
+
 _per_device = click.option(
-    "--per-device", type=click.IntRange(min=1), help="Workers on each device, for small models; a CPU is one device."
+    "--per-device",
+    type=_CountOrAuto(),
+    help="Workers on each device, for small models; auto measures how many do the most. A CPU is one device.",
 )
 _grace = click.option(
     "--grace",
@@ -144,7 +157,7 @@ def run(
     artifacts: str | None,
     workers: int | None,
     devices: str,
-    per_device: int | None,
+    per_device: int | str | None,
     threads: int | None,
     grace: float,
     checkpoint_seconds: float,
@@ -163,14 +176,13 @@ def run(
     goes on with a study that was stopped. With --corpus the study is named after its text, too.
     """
     from tuner.export import require_free, require_run_free
-    from tuner.launchers import slots
     from tuner.study import read_study
 
     study = _changed(read_study(_study_path(study_file)), corpus_path, trials, hours)
     run_folder = run_folder or Path("runs") / study.name
     require_free(output, force, study.name)
     require_run_free(run_folder, force=force or run_folder == Path("runs") / study.name)
-    places = slots(workers, devices, threads or study.threads, per_device)
+    places = _slots(study, workers, devices, threads, per_device)
     kept = _artifacts_of(artifacts, study.name)
     with _opened(storage, data_folder) as opened:
         found = _enter(opened, study)
@@ -194,18 +206,17 @@ def work(
     artifacts: str | None,
     workers: int | None,
     devices: str,
-    per_device: int | None,
+    per_device: int | str | None,
     threads: int | None,
     grace: float,
     checkpoint_seconds: float,
     corpus_path: str | None,
 ) -> None:
     """Join more workers to a study that was started here or on another machine."""
-    from tuner.launchers import slots
 
     with _opened(storage, data_folder) as opened:
         found, study = _find(opened, study_name)
-        places = slots(workers, devices, threads or study.threads, per_device)
+        places = _slots(study, workers, devices, threads, per_device)
         kept = _artifacts_of(artifacts, study.name)
         arguments = [found.study_name, *(["--corpus", corpus_path] if corpus_path else [])]
         environment = _environment(storage, data_folder, artifacts, checkpoint_seconds)
@@ -228,7 +239,7 @@ def confirm(
     artifacts: str | None,
     workers: int | None,
     devices: str,
-    per_device: int | None,
+    per_device: int | str | None,
     threads: int | None,
     grace: float,
     checkpoint_seconds: float,
@@ -241,12 +252,11 @@ def confirm(
     The same command goes on with a confirmation that was stopped, and shows one that is done.
     """
     from tuner import confirmation
-    from tuner.launchers import slots
 
     with _opened(storage, data_folder) as opened:
         found, study = _find(opened, study_name)
         chosen = confirmation.candidates(found, top)
-        places = slots(workers, devices, threads or study.threads, per_device)
+        places = _slots(study, workers, devices, threads, per_device)
         more = ["--corpus", corpus_path] if corpus_path else []
         environment = _environment(storage, data_folder, artifacts, checkpoint_seconds)
         result = _confirmed(opened, found, study, chosen, seeds, places, artifacts, more, environment, grace)
@@ -294,6 +304,14 @@ def worker(
             corpus_path=corpus_path,
         )
     _say(f"ended: {reason}")
+
+
+@commands.command(name="_pace", hidden=True)
+def pace() -> None:
+    """One worker of the measurement of --per-device auto."""
+    from tuner.packing import pace as pace_on
+
+    pace_on(sys.stdin.readline, click.echo)
 
 
 @commands.command()
@@ -732,6 +750,19 @@ def _artifacts_of(place: str | None, study_name: str) -> Artifacts:
     except OSError as error:
         raise WorkerError(f"{found.folder}: cannot be made ({error.strerror}); choose other --artifacts") from error
     return found
+
+
+def _slots(
+    study: Study, workers: int | None, devices: str, threads: int | None, per_device: int | str | None
+) -> list[Slot]:
+    """The places of the workers that were asked for; for `auto`, as many on a device as do the most together."""
+    from tuner.launchers import slots
+    from tuner.packing import workers_per_device
+
+    threads = threads or study.threads
+    if per_device == "auto" and workers is None:
+        per_device = workers_per_device(study, devices, threads, click.echo)
+    return slots(workers, devices, threads, per_device if isinstance(per_device, int) else None)
 
 
 def _environment(

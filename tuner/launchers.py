@@ -82,11 +82,15 @@ def slots(workers: int | None, devices: str, threads: int | None, per_device: in
     `devices` is auto, cpu, or a list such as cuda:0,cuda:1. Raises DeviceError when a device is not there.
     """
     chosen = _devices(devices)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    usual = min(cores, MOST_BY_DEFAULT) if chosen == ["cpu"] else len(chosen)
+    usual = min(cores(), MOST_BY_DEFAULT) if chosen == ["cpu"] else len(chosen)
     count = workers or (len(chosen) * per_device if per_device else usual)
-    share = threads or max(1, cores // count)
+    share = threads or max(1, cores() // count)
     return [_slot(chosen[index % len(chosen)], share) for index in range(count)]
+
+
+def cores() -> int:
+    """Returns how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclass
@@ -206,17 +210,27 @@ class Team:
 
 
 def _start(place: Slot, arguments: Sequence[str], environment: Mapping[str, str], log: Path) -> subprocess.Popen[bytes]:
-    variables = {**os.environ, **environment, "OMP_NUM_THREADS": str(place.threads)}
-    if place.visible is not None:
-        variables["CUDA_VISIBLE_DEVICES"] = place.visible  # before torch starts: it would touch every GPU
     # -P: what lies in the folder the user stands in, a models.py perhaps, is not taken for ours.
     command = [sys.executable, "-P", "-m", "tuner", "_worker", *arguments]
     command += ["--device", place.device, "--threads", str(place.threads)]
     with log.open("ab") as output:
         # A session of its own keeps the terminal's Ctrl-C away: the command that started it asks it to stop.
         return subprocess.Popen(
-            command, env=variables, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+            command,
+            env={**variables(place), **environment},
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
         )
+
+
+def variables(place: Slot) -> dict[str, str]:
+    """Returns the environment of a process in a place."""
+    given = {**os.environ, "OMP_NUM_THREADS": str(place.threads)}
+    if place.visible is not None:
+        given["CUDA_VISIBLE_DEVICES"] = place.visible  # before torch starts: it would touch every GPU
+    return given
 
 
 def _devices(wanted: str) -> list[str]:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from models.config import Config
+from models.precision import half_precision
 from models.promise import machine
 from models.tokenizers import Tokenizer
 
@@ -39,6 +40,4 @@ def versions(device: str) -> dict[str, str]:
 
 def precision(config: Config, device: str) -> str:
     """Returns the number format of the matrix products, for auto the one it stands for on the device."""
-    if config.precision != "auto":
-        return config.precision
-    return "bfloat16" if device.startswith("cuda") and torch.cuda.is_bf16_supported() else "float32"
+    return "bfloat16" if half_precision(config, torch.device(device)) else "float32"

@@ -97,7 +97,9 @@ RUNS: dict[str, dict[str, Any]] = {
         "gradient_clip": 0,
     },
     "lstm, half precision": {"architecture": "lstm", "precision": "bfloat16", "dropout": 0.1},
-    "transformer, half precision": {"architecture": "transformer", "precision": "bfloat16"},
+    "transformer, half precision": {"architecture": "transformer", "precision": "bfloat16", "dropout": 0.1},
+    "gru, half precision": {"architecture": "gru", "precision": "bfloat16", "layers": 2, "dropout": 0.1},
+    "rnn, half precision": {"architecture": "rnn", "precision": "bfloat16"},
     "short epochs": {"architecture": "gru", "batch_size": 64, "sequence_length": 32},
 }
 
@@ -359,7 +361,7 @@ PIECES: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("name", PIECES)
 def test_a_batch_in_pieces_trains_as_a_whole_one(name: str, micro_batch: int, rhyme: EncodedCorpus) -> None:
     """Batches of four: in fours, in three and one, in one piece."""
-    config = small(**PIECES[name])
+    config = small(**PIECES[name], precision="float32")
     whole = train(config, rhyme, steps(20))
     split = train(config, rhyme, steps(20), micro_batch=micro_batch)
     (close if micro_batch < 4 else assert_same)(split, whole)
@@ -368,7 +370,7 @@ def test_a_batch_in_pieces_trains_as_a_whole_one(name: str, micro_batch: int, rh
 @pytest.mark.parametrize("name", PIECES)
 def test_a_run_goes_on_in_other_pieces(name: str, rhyme: EncodedCorpus, tmp_path: Path) -> None:
     """Its checkpoint holds the carried state of the whole batch."""
-    config, pieces = small(**PIECES[name]), iter([None, 3, 1, 2])
+    config, pieces = small(**PIECES[name], precision="float32"), iter([None, 3, 1, 2])
     running = Training(config, rhyme, steps(8), CPU, next(pieces))
     while not running.finished:
         running.take_step()
@@ -658,7 +660,7 @@ def misleading(corpus_of: Callable[..., EncodedCorpus]) -> EncodedCorpus:
 
 
 def test_patience_stops_early_and_keeps_the_best(misleading: EncodedCorpus) -> None:
-    config = small(hidden_size=32, learning_rate=3e-2)
+    config = small(hidden_size=32, learning_rate=3e-2, precision="float32")
     patient = train(config.model_copy(update={"patience": 3}), misleading, steps(200, rungs=20))
     endless = train(config, misleading, steps(200, rungs=20))
     scores = [evaluation.bits_per_byte for evaluation in patient.evaluations]

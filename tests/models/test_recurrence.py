@@ -1,0 +1,122 @@
+"""Recurrences, attention and dropout of our own do what torch's do, but for rounding."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import functional
+
+from models.config import Config
+from models.dropout import Dropout, dropped
+from models.network import _attended, build
+from models.precision import half_precision
+from models.recurrence import serves, unroll
+
+HALF = torch.autocast("cpu", torch.bfloat16)
+CPU = torch.device("cpu")
+
+
+def gradients(module: nn.Module, inputs: Tensor, start: Tensor, results: tuple[Tensor, Tensor]) -> list[Tensor]:
+    outputs, end = results
+    loss = outputs.float().pow(2).sum() + end.float().sin().sum()
+    return list(torch.autograd.grad(loss, [*module.parameters(), inputs, start]))
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("kind", [nn.RNN, nn.GRU])
+def test_a_recurrence_is_torchs_but_for_rounding(kind: type[nn.RNNBase], layers: int) -> None:
+    torch.manual_seed(1)
+    module = kind(24, 32, layers)
+    inputs = torch.randn(10, 4, 24, requires_grad=True)
+    start = torch.randn(layers, 4, 32, requires_grad=True)
+    plain = module(inputs, start)
+    with HALF:
+        assert serves(module, inputs)
+        ours = unroll(module, inputs, start)
+    assert [each.shape for each in ours] == [each.shape for each in plain]
+    pairs = [*zip(ours, plain, strict=True)]
+    pairs += zip(gradients(module, inputs, start, ours), gradients(module, inputs, start, plain), strict=True)
+    for mine, theirs in pairs:
+        assert (mine - theirs).norm() < 0.02 * theirs.norm()
+
+
+def test_a_recurrence_goes_on_where_it_was() -> None:
+    module = nn.GRU(8, 16, 2)
+    inputs = torch.randn(12, 3, 8)
+    with HALF, torch.no_grad():
+        whole, end = unroll(module, inputs, None)
+        first, state = unroll(module, inputs[:5], None)
+        second, last = unroll(module, inputs[5:], state)
+    assert torch.equal(torch.cat([first, second]), whole)
+    assert torch.equal(last, end)
+
+
+@pytest.mark.parametrize("module", [nn.LSTM(4, 4), nn.RNN(4, 4, nonlinearity="relu")])
+def test_other_recurrences_are_left_to_torch(module: nn.RNNBase) -> None:
+    with HALF:
+        assert not serves(module, torch.zeros(1, 1, 4))
+    assert not serves(nn.GRU(4, 4), torch.zeros(1, 1, 4))
+
+
+def test_attention_is_torchs_but_for_rounding() -> None:
+    queries, keys, values = torch.randn(3, 2, 4, 20, 8, dtype=torch.bfloat16).unbind()
+    exact = functional.scaled_dot_product_attention(queries.float(), keys.float(), values.float(), is_causal=True)
+    assert torch.allclose(_attended(queries, keys, values, 0.0).float(), exact, atol=0.03)
+
+
+def test_a_transformer_sees_nothing_ahead_in_half_precision() -> None:
+    model = build(Config(architecture="transformer", hidden_size=16, heads=2, sequence_length=12), 20)
+    tokens = torch.randint(20, (1, 12))
+    changed = torch.cat([tokens[:, :8], (tokens[:, 8:] + 1) % 20], dim=1)
+    with HALF:
+        assert torch.equal(model(tokens)[0][:, :8], model(changed)[0][:, :8])
+
+
+@given(probability=st.floats(0, 0.999), size=st.integers(0, 9))
+def test_dropout_keeps_or_drops(probability: float, size: int) -> None:
+    values = torch.arange(1.0, size + 1)
+    kept = dropped(values, probability)
+    grown = kept[kept != 0] / values[kept != 0]
+    assert torch.allclose(grown, torch.tensor(1 / (1 - probability)), rtol=0.02)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_dropout_drops_as_many_as_it_should(dtype: torch.dtype) -> None:
+    torch.manual_seed(2)
+    kept = dropped(torch.ones(400, 500, dtype=dtype), 0.3)
+    assert (kept == 0).float().mean().item() == pytest.approx(0.3, abs=0.01)
+    assert kept.float().mean().item() == pytest.approx(1, abs=0.02)
+    columns = (kept == 0).float().mean(0)
+    assert columns.std().item() == pytest.approx((0.3 * 0.7 / 400) ** 0.5, rel=0.2)  # as if each were drawn alone
+
+
+def test_dropout_repeats_with_its_seed_and_rests_in_evaluation() -> None:
+    layer, values = Dropout(0.5), torch.ones(7, 3)
+    torch.manual_seed(3)
+    first = layer(values)
+    torch.manual_seed(3)
+    assert torch.equal(layer(values), first)
+    assert torch.equal(layer.eval()(values), values)
+
+
+@pytest.mark.parametrize(
+    ("able", "architecture", "hidden_size", "half"),
+    [
+        ({"avx512_bf16": True}, "lstm", 16, True),
+        ({"amx_bf16": True}, "transformer", 16, True),
+        ({"avx512_bf16": True}, "gru", 64, False),
+        ({"avx512_bf16": True}, "rnn", 128, True),
+        ({"avx512_bf16": True}, "own:Generator", 256, False),
+        ({"avx2": True}, "lstm", 256, False),
+        ({}, "transformer", 256, False),
+    ],
+)
+def test_auto_is_half_precision_where_that_is_faster(
+    able: dict[str, bool], architecture: str, hidden_size: int, half: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able)
+    config = Config(architecture=architecture, hidden_size=hidden_size)
+    assert half_precision(config, CPU) is half
+    assert not half_precision(config.model_copy(update={"precision": "float32"}), CPU)
+    assert half_precision(config.model_copy(update={"precision": "bfloat16"}), CPU)

@@ -1,0 +1,132 @@
+"""How many workers share a device: a short measurement of what they do together, not a guess."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+from tuner.errors import WorkerError
+from tuner.launchers import Slot, cores, slots, variables
+from tuner.study import Study
+
+if TYPE_CHECKING:
+    from models.config import Config
+
+SECONDS = 3.0
+"""How long a number of workers is looked at, once all of them train."""
+
+WORTHWHILE = 1.05
+"""How many times as much twice as many workers must do: more workers need more memory, and learn less of each other."""
+
+MOST = 32
+"""Workers on a GPU that are tried; on a CPU, twice as many as it has cores."""
+
+DRAWN = 15
+WARM_UP_STEPS = 3
+
+
+def workers_per_device(study: Study, devices: str, threads: int | None, say: Callable[[str], None]) -> int:
+    """Returns how many workers on a device train the most together: 1, 2, 4, ... as long as it is worth while.
+
+    They train a typical configuration of the study, for some seconds each time, on the first of `devices`. Raises
+    DeviceError when a device is not there, WorkerError when not even one worker can train.
+    """
+    first = devices.split(",")[0]
+    job = {"study": study.stored(), "configuration": typical(study).model_dump(mode="json")}
+    count, most = 1, 0.0
+    while count <= (2 * cores() if first == "cpu" else MOST):
+        rate = _together(job, slots(None, first, threads, count)[:count])
+        say(f"{count} on a device: {rate:,.0f} tokens/s" if rate else f"{count} on a device: too many")
+        if rate < most * WORTHWHILE:
+            break
+        most, count = rate, 2 * count
+    if not most:
+        raise WorkerError("--per-device auto: no worker could train a typical configuration; see above")
+    return count // 2
+
+
+def typical(study: Study) -> Config:
+    """Returns a configuration of median size among some drawn at random, the same ones each time."""
+    import optuna
+
+    from models.network import parameter_count
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    random = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    drawn = [study.space.suggest(random.ask()) for _ in range(DRAWN)]
+    sizes = [parameter_count(config, config.vocabulary_size) for config in drawn]
+    return drawn[sizes.index(statistics.median_low(sizes))]
+
+
+def _together(job: dict[str, Any], places: list[Slot]) -> float:
+    """Tokens per second of a worker in each place, all at the same time; 0 when one of them could not."""
+    with ExitStack() as stack:
+        processes = [stack.enter_context(_started(place)) for place in places]
+        try:
+            for process, place in zip(processes, places, strict=True):
+                _tell(process, json.dumps(job | {"device": place.device, "threads": place.threads}))
+            if not all(_heard(process) == "ready" for process in processes):
+                return 0.0
+            for process in processes:
+                _tell(process, "go")
+            return sum(float(_heard(process) or "nan") for process in processes)
+        except (OSError, ValueError):
+            return 0.0
+        finally:
+            for process in processes:
+                process.kill()
+
+
+def _started(place: Slot) -> subprocess.Popen[str]:
+    command = [sys.executable, "-P", "-m", "tuner", "_pace"]
+    return subprocess.Popen(
+        command, env=variables(place), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+
+
+def _tell(process: subprocess.Popen[str], text: str) -> None:
+    assert process.stdin is not None  # it was asked for
+    process.stdin.write(text + "\n")
+    process.stdin.flush()
+
+
+def _heard(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline().strip()
+
+
+def pace(ask: Callable[[], str], tell: Callable[[str], None]) -> None:
+    """One worker of a measurement: gets its job, says when it is ready, and after a word how fast it trained."""
+    import torch
+
+    from models.config import Config
+    from models.corpus import load_corpus
+    from models.training import Training, usable_device
+    from tuner.study import stored_study
+
+    job = json.loads(ask())
+    torch.set_num_threads(job["threads"])
+    study, config = stored_study(job["study"]), Config.model_validate(job["configuration"])
+    corpus = load_corpus(study.corpus, config.tokenizer, config.vocabulary_size)
+    training = Training(config, corpus, study.trial, usable_device(job["device"]))
+    for _ in range(WARM_UP_STEPS):
+        training.take_step()
+    tell("ready")
+    ask()
+    tell(f"{_rate(training):.1f}")
+
+
+def _rate(training: Any) -> float:
+    """Tokens per second; the last step is read, so that what a GPU still has to do is counted."""
+    start, before = time.perf_counter(), training.tokens
+    while time.perf_counter() - start < SECONDS:
+        for _ in range(10):
+            training.take_step()
+        _ = training.recent_loss
+    return float((training.tokens - before) / (time.perf_counter() - start))
