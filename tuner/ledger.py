@@ -16,7 +16,7 @@ import optuna
 import sqlalchemy as sql
 from optuna.storages import RDBStorage
 from optuna.trial import TrialState
-from sqlalchemy import Connection, func
+from sqlalchemy import Connection, Engine, func
 
 BEAT_SECONDS = 5.0
 """How often a worker shows that it lives."""
@@ -161,9 +161,8 @@ class Ledger:
 
     def open(self) -> bool:
         """Makes the tables and the study's line where they are missing; returns whether the line was."""
+        make_tables(self.engine)
         with self.engine.begin() as connection:
-            _lock(connection, _CREATE_LOCK, 0)
-            _metadata.create_all(connection)
             return connection.execute(_unless_there(studies, study_id=self.study_id)).rowcount == 1
 
     def join(self, worker_id: str, host: str, process: int, device: str, threads: int) -> int:
@@ -350,6 +349,13 @@ class Ledger:
         taken = {"worker_id": worker_id, "attempt": leases.c.attempt + 1, "expires_at": _soon()}
         upsert = entry.on_conflict_do_update(index_elements=[leases.c.trial_id], set_=taken)
         return int(connection.execute(upsert.returning(leases.c.attempt)).scalar_one())
+
+
+def make_tables(engine: Engine) -> None:
+    """Makes the tables that are missing; where none is, no right to make any is needed."""
+    with engine.begin() as connection:
+        _lock(connection, _CREATE_LOCK, 0)
+        _metadata.create_all(connection)
 
 
 def _insert(table: sql.Table) -> Any:
