@@ -180,12 +180,15 @@ class Reader:
 def reading(path: Path) -> Iterator[Reader]:
     """Opens a backup after everything in it was checked. Raises StudyError."""
     try:
-        with tarfile.open(path, mode="r:") as tar:
-            yield Reader(tar, path)
-    except tarfile.TarError as error:
-        raise StudyError(f"{path}: damaged, or no backup at all ({error}); nothing was restored") from error
-    except FileNotFoundError as error:
-        raise StudyError(f"{path}: no such file") from error
+        file = path.open("rb")
+    except OSError as error:
+        raise StudyError(f"{path}: cannot be read ({error.strerror})") from error
+    with file:
+        try:
+            checked = Reader(tarfile.open(fileobj=file, mode="r:"), path)
+        except (tarfile.TarError, OSError) as error:  # OSError: a member that claims to be larger than any file
+            raise StudyError(f"{path}: damaged, or no backup at all ({error}); nothing was restored") from error
+        yield checked
 
 
 def _shown(name: str) -> str:

@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from importlib.metadata import version
 from itertools import groupby
 from pathlib import Path
@@ -375,7 +375,10 @@ class _Part:
         self.ids: list[int] = []
         self.unfinished: set[int] = set()
         self.renamed: dict[str, str] = {}
-        self.study: StudyLine = next(self._lines(StudyLine, "study.json"))
+        lines = list(self._lines(StudyLine, "study.json"))
+        if len(lines) != 1:
+            raise self._damaged(f"study.json has {len(lines)} lines instead of one")
+        self.study: StudyLine = lines[0]
 
     def restore(
         self, connection: Connection, names: dict[str, str], place: Place, undo: list[Callable[[], None]], told: Told
@@ -566,7 +569,7 @@ class _Part:
 
 
 _RungKind = models.TrialIntermediateValueModel.TrialIntermediateValueType
-_PAST = sql.text("'-infinity'")
+_PAST = datetime(1970, 1, 1, tzinfo=UTC)
 _KINDS = {told: kind for kind, told in _WORDS.items()}
 
 

@@ -26,7 +26,7 @@ DASHBOARD = (
     "SELECT ON ALL TABLES IN SCHEMA {schema}",
     "INSERT, UPDATE ON study_user_attributes, study_system_attributes, trial_user_attributes, trial_system_attributes",
     "INSERT ON trials",  # what an operator enqueues or tries again
-    "UPDATE (number) ON trials",  # Optuna numbers a trial after it was entered
+    "UPDATE (number, state) ON trials",  # which Optuna fills in after a trial was entered
     "UPDATE (study_id) ON studies",  # to lock a study meanwhile; changing it is refused, for other tables refer to it
     "UPDATE ON tuner_studies",  # pause, resume, stop
     "USAGE ON ALL SEQUENCES IN SCHEMA {schema}",
@@ -92,4 +92,6 @@ def _statements(connection: Connection, role: Role) -> Iterator[str]:
 
 
 def _quoted(connection: Connection, name: str) -> str:
-    return connection.dialect.identifier_preparer.quote_identifier(name).replace("%", "%%")
+    from psycopg2.extensions import quote_ident
+
+    return str(quote_ident(name, connection.connection.dbapi_connection)).replace("%", "%%")

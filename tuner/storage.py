@@ -23,6 +23,9 @@ OLDEST_VERSION = 14
 CROWDED_SECONDS = 60.0
 """How long to wait for a place on a server that has no connection left."""
 
+FAREWELL_SECONDS = 2.0
+"""How long connections that were just closed may still be listed."""
+
 CREATION_LOCK = 7083725462  # any number will do that all our processes, and nobody else, ask this database to lock
 
 # What libpq is told unless the URL says otherwise: a dead server or network is noticed within half a minute.
@@ -204,9 +207,12 @@ def _require_quiet(connection: Connection) -> None:
         "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
         " AND application_name = :name AND backend_type = 'client backend'"
     )
-    count = connection.scalar(others, {"name": CONNECTION["application_name"]})
+    name = {"name": CONNECTION["application_name"]}
+    end = time.monotonic() + FAREWELL_SECONDS
+    while (count := connection.scalar(others, name)) and time.monotonic() < end:
+        time.sleep(0.1)
     if count:
-        raise StorageError(f"{count} connections of workers or dashboards are open; end them first, then upgrade")
+        raise StorageError(f"workers or dashboards are there ({count} connections): end them, then upgrade")
 
 
 def _optuna_storage(address: URL, settings: dict[str, str], create: bool, check: bool = True) -> RDBStorage:
@@ -218,7 +224,13 @@ def _optuna_storage(address: URL, settings: dict[str, str], create: bool, check:
     }
     text = address.render_as_string(hide_password=False)
     kwargs = {**pool, "connect_args": settings}
-    return RDBStorage(text, kwargs, skip_compatibility_check=not check, skip_table_creation=not create)
+    storage = RDBStorage(text, kwargs, skip_compatibility_check=True, skip_table_creation=not create)
+    if check and storage.get_current_version() != storage.get_head_version():
+        storage.engine.dispose()
+        raise StorageError(
+            f"its tables are of another version of Optuna: make a backup and run `tuner upgrade`, or {NEWER}"
+        )
+    return storage
 
 
 @contextmanager
@@ -229,9 +241,6 @@ def _explaining(name: str) -> Iterator[None]:
         reason = _reason(error)
         remedy = next((text for words, text in REMEDIES.items() if words in reason), "check the URL")
         raise StorageError(f"cannot open {name}: {reason}\n{remedy[0].upper()}{remedy[1:]}.") from error
-    except RuntimeError as error:  # what Optuna raises for tables of another version
-        remedy = f"make a backup and run `tuner upgrade`, or {NEWER}"
-        raise StorageError(f"cannot open {name}: its tables are of another version of Optuna\n{remedy}") from error
 
 
 def _reason(error: BaseException) -> str:
