@@ -185,7 +185,7 @@ def reading(path: Path) -> Iterator[Reader]:
         raise StudyError(f"{path}: cannot be read ({error.strerror})") from error
     with file:
         try:
-            checked = Reader(tarfile.open(fileobj=file, mode="r:"), path)  # noqa: SIM115: `file` is closed
+            checked = Reader(tarfile.open(fileobj=file, mode="r:"), path)  # noqa: SIM115 (it closes `file`)
         except (tarfile.TarError, OSError) as error:  # OSError: a member that claims to be larger than any file
             raise StudyError(f"{path}: damaged, or no backup at all ({error}); nothing was restored") from error
         yield checked
