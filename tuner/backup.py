@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
-from itertools import groupby
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -474,18 +474,21 @@ class _Part:
                 connection.execute(table.insert(), some)
 
     def _restore_attributes(self, connection: Connection, study_id: int, names: dict[str, str]) -> None:
-        rows: dict[str, list[dict[str, Any]]] = {"user": [], "system": []}
-        for line in self._lines(AttributeLine, "attributes.jsonl"):
-            if line.of == "user" and line.key == "study":
-                line.value = self._definition(line.value, names)
-            if self._is_kept(line.key):
-                row = {"study_id": study_id, "key": self._key(line), "value_json": json.dumps(line.value)}
-                rows[line.of].append(row)
-        if not any(row["key"] == "study" for row in rows["user"]):
+        described = False
+        lines = self._lines(AttributeLine, "attributes.jsonl")
+        while batch := list(islice(lines, BATCH)):
+            rows: dict[str, list[dict[str, Any]]] = {"user": [], "system": []}
+            for line in batch:
+                if line.of == "user" and line.key == "study":
+                    line.value, described = self._definition(line.value, names), True
+                if self._is_kept(line.key):
+                    row = {"study_id": study_id, "key": self._key(line), "value_json": json.dumps(line.value)}
+                    rows[line.of].append(row)
+            for of, some in rows.items():
+                if some:
+                    connection.execute(_study_attributes[of].insert(), some)
+        if not described:
             raise self._damaged("it has no definition")
-        for of, some in rows.items():
-            if some:
-                connection.execute(_study_attributes[of].insert(), some)
 
     def _definition(self, values: Any, names: dict[str, str]) -> Any:
         """The study as its file described it, under its new name."""
