@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from io import BytesIO
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, BinaryIO
+from typing import IO, TYPE_CHECKING, BinaryIO
 from uuid import uuid4
 
 from tuner.errors import WorkerError
@@ -57,6 +57,18 @@ class Artifacts:
     def remove(self, name: str) -> None:
         """Deletes a file for all workers."""
         (self.folder / name).unlink(missing_ok=True)
+
+    def names(self) -> list[str]:
+        """Returns the relative names of all files of the study that all workers know."""
+        return [path.relative_to(self.folder).as_posix() for path in self.folder.glob("**/*") if path.is_file()]
+
+    def put(self, name: str, content: IO[bytes]) -> None:
+        """Writes a file that all workers are to know."""
+        target = self.folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with target.open("wb") as file:
+            shutil.copyfileobj(content, file)
+        self.share(name)
 
     def run_folder(self, number: int) -> Path:
         """Where the run of a completed trial is, if it is kept and fetched."""
@@ -120,6 +132,12 @@ class Bucket(Artifacts):
         with _as_os_errors(name):
             self.store.remove(self._key(name))
 
+    def names(self) -> list[str]:
+        prefix = f"{self.prefix}/"
+        with _as_os_errors(self.prefix):
+            pages = self.store.client.get_paginator("list_objects_v2").paginate(Bucket=self.store.bucket, Prefix=prefix)
+            return [found["Key"].removeprefix(prefix) for page in pages for found in page.get("Contents", [])]
+
     def _key(self, name: str) -> str:
         return str(PurePosixPath(self.prefix, name))
 
@@ -143,8 +161,10 @@ class _Prefixed:
 def artifacts_of(place: str, study: str, default: Path) -> Artifacts:
     """Returns a study's artifacts in a folder, or at s3://bucket/prefix with `default` as the folder here.
 
-    Raises WorkerError when the place cannot be used.
+    Raises WorkerError when the place cannot be used, or the name, which anybody with a database can choose, leads out.
     """
+    if not study or study.startswith(".") or "/" in study or not study.isprintable():
+        raise WorkerError(f"study {study!r}: no folder can have this name; rename it")
     if not place.startswith(SCHEME):
         return Artifacts(Path(place).absolute() / study)
     bucket, _, prefix = place.removeprefix(SCHEME).partition("/")

@@ -41,11 +41,24 @@ REFRESH_SECONDS = 1.0
 FEWEST_CONFIRMED, SHORT_SEEDS = 3, 2
 """Completed trials from which on `run` confirms the best of them, and the fresh seeds it takes for each."""
 
+
+def _with_password(context: click.Context, parameter: click.Parameter, url: str | None) -> str | None:
+    """The URL with the password that lies in a file, as secrets of containers do."""
+    file = os.environ.get("TUNER_STORAGE_PASSWORD_FILE")
+    if url is None or not file:
+        return url
+    from tuner.storage import with_password
+
+    return with_password(url, Path(file))
+
+
 _storage = click.option(
     "--storage",
     envvar="TUNER_STORAGE",
     metavar="URL",
-    help="postgresql://user:password@host/database instead of the embedded PostgreSQL. [env: TUNER_STORAGE]",
+    callback=_with_password,
+    help="postgresql://user:password@host/database instead of the embedded PostgreSQL. [env: TUNER_STORAGE; the"
+    " password may lie in the file that TUNER_STORAGE_PASSWORD_FILE names]",
 )
 _data = click.option(
     "--data-folder",
@@ -195,12 +208,12 @@ def run(
 
 
 @commands.command()
-@click.argument("study_name", metavar="STUDY")
+@click.argument("study_name", metavar="[STUDY]", required=False)
 @_places
 @_team
 @click.option("--corpus", "corpus_path", help="Where the study's text lies on this machine, if elsewhere.")
 def work(
-    study_name: str,
+    study_name: str | None,
     storage: str | None,
     data_folder: Path | None,
     artifacts: str | None,
@@ -212,8 +225,16 @@ def work(
     checkpoint_seconds: float,
     corpus_path: str | None,
 ) -> None:
-    """Join more workers to a study that was started here or on another machine."""
+    """Join more workers to a study that was started here or on another machine.
 
+    Without STUDY they join whatever study has work, one after another, until they are stopped.
+    """
+
+    if study_name is None:
+        if corpus_path is not None:
+            raise click.UsageError("--corpus is of one study: name it")
+        _stand_by(storage, data_folder)
+        return
     with _opened(storage, data_folder) as opened:
         found, study = _find(opened, study_name)
         places = _slots(study, workers, devices, threads, per_device)
@@ -627,6 +648,92 @@ _secret = partial(click.option, type=click.Path(path_type=Path))
 
 
 @commands.command()
+@click.argument("study_name", metavar="STUDY")
+@_places
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="The file to write. [default: STUDY.tar]")
+@_force
+def backup(
+    study_name: str,
+    storage: str | None,
+    data_folder: Path | None,
+    artifacts: str | None,
+    output: Path | None,
+    force: bool,
+) -> None:
+    """Write everything of a study, and of its confirmation, to one file; workers go on meanwhile."""
+    from tuner import backup as backups
+    from tuner.export import require_free
+
+    output = output or Path(f"{study_name}.tar")
+    require_free(output, force)
+    with _opened(storage, data_folder) as opened:
+        _, study = _find(opened, study_name)
+        told = backups.backup(opened, study, output, lambda name: _artifacts_place(artifacts, name))
+    click.echo(f"{output}: {told}")
+
+
+@commands.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@_places
+@click.option("--name", "new_name", help="Another name for the study.")
+def restore(
+    file: Path, storage: str | None, data_folder: Path | None, artifacts: str | None, new_name: str | None
+) -> None:
+    """Put a study from a backup into the database, whole or not at all."""
+    from tuner import backup as backups
+
+    with _opened(storage, data_folder) as opened:
+        told = backups.restore(opened, file, lambda name: _artifacts_place(artifacts, name), new_name)
+    click.echo(f"Restored {told}")
+
+
+@commands.command()
+@_storage
+@_data
+@click.option("--worker", help="The role of whoever trains.")
+@click.option(
+    "--worker-password-file", type=click.Path(path_type=Path), help="Makes the role, or changes its password."
+)
+@click.option("--dashboard", help="The role of dashboards.")
+@click.option("--dashboard-password-file", type=click.Path(path_type=Path), help="The same for dashboards.")
+def grant(
+    storage: str | None,
+    data_folder: Path | None,
+    worker: str | None,
+    worker_password_file: Path | None,
+    dashboard: str | None,
+    dashboard_password_file: Path | None,
+) -> None:
+    """Make the tables, and give roles of the database the rights that they need, and no others.
+
+    Only the owner of the tables can; roles without a password file must exist.
+    """
+    from tuner import roles
+
+    given = [("worker", worker, worker_password_file), ("dashboard", dashboard, dashboard_password_file)]
+    wanted = [roles.Role(purpose, name, file) for purpose, name, file in given if name is not None]
+    if not wanted:
+        raise click.UsageError("name a role: --worker NAME, --dashboard NAME, or both")
+    with _opened(storage, data_folder) as opened:
+        roles.grant(opened, wanted)
+    for role in wanted:
+        click.echo(f"{role.name}: may do what a {role.purpose} needs")
+
+
+@commands.command()
+@_storage
+@_data
+def upgrade(storage: str | None, data_folder: Path | None) -> None:
+    """Bring the tables of an older Optuna to the version of this one. Make backups and end all workers before."""
+    from tuner.storage import describe
+    from tuner.storage import upgrade as upgrade_tables
+
+    before, after = upgrade_tables(storage, data_folder)
+    done = f"is up to date ({after})" if before == after else f"was upgraded from {before} to {after}"
+    click.echo(f"{describe(storage, data_folder)} {done}")
+
+
+@commands.command()
 @click.argument("study_name", metavar="[STUDY]", required=False)
 @_places
 @click.option("--host", default="127.0.0.1", show_default=True, help="Any other address needs users.")
@@ -737,14 +844,29 @@ def _changed(study: Study, corpus_path: Path | None, trials: int | None, hours: 
     return study.model_copy(update=changes)
 
 
-def _artifacts_of(place: str | None, study_name: str) -> Artifacts:
-    """A study's artifacts, in a place that can be written to. Raises WorkerError."""
+def _stand_by(storage: str | None, data_folder: Path | None) -> None:
+    """Lets this very command work on each study that has work, with the study's name behind it."""
+    from models.stopping import stop_requests
+    from tuner import pool
+
+    with stop_requests() as requested, _opened(storage, data_folder) as opened:
+        pool.serve(opened, [sys.executable, "-m", "tuner", *sys.argv[1:]], requested, click.echo)
+    sys.exit(STOPPED)
+
+
+def _artifacts_place(place: str | None, study_name: str) -> Artifacts:
+    """A study's artifacts, wherever they are or will be. Raises WorkerError."""
     import platformdirs
 
     from tuner.artifacts import artifacts_of
 
     default = platformdirs.user_data_path("textgen-tuner") / "artifacts"
-    found = artifacts_of(place or str(default), study_name, default)
+    return artifacts_of(place or str(default), study_name, default)
+
+
+def _artifacts_of(place: str | None, study_name: str) -> Artifacts:
+    """A study's artifacts, in a place that can be written to. Raises WorkerError."""
+    found = _artifacts_place(place, study_name)
     try:
         found.folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

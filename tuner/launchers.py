@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -125,7 +126,8 @@ class Team:
         logs.mkdir(parents=True, exist_ok=True)
         self._arguments, self._environment = arguments, environment
         self._on_death, self._say = on_death, say
-        names = [logs / f"worker-{os.getpid()}-{index + 1}.log" for index in range(len(places))]
+        us = f"{socket.gethostname()}-{os.getpid()}"  # a number alone is not enough where containers share a folder
+        names = [logs / f"worker-{us}-{index + 1}.log" for index in range(len(places))]
         self._members = [_Member(place, log) for place, log in zip(places, names, strict=True)]
         self._oom_kills = oom_kills()
         for member in self._members:

@@ -16,7 +16,7 @@ import optuna
 import sqlalchemy as sql
 from optuna.storages import RDBStorage
 from optuna.trial import TrialState
-from sqlalchemy import Connection, func
+from sqlalchemy import Connection, Engine, func
 
 BEAT_SECONDS = 5.0
 """How often a worker shows that it lives."""
@@ -161,9 +161,8 @@ class Ledger:
 
     def open(self) -> bool:
         """Makes the tables and the study's line where they are missing; returns whether the line was."""
+        make_tables(self.engine)
         with self.engine.begin() as connection:
-            _lock(connection, _CREATE_LOCK, 0)
-            _metadata.create_all(connection)
             return connection.execute(_unless_there(studies, study_id=self.study_id)).rowcount == 1
 
     def join(self, worker_id: str, host: str, process: int, device: str, threads: int) -> int:
@@ -355,6 +354,13 @@ def living(connection: Connection, *which: Any) -> list[tuple[int, Worker]]:
     query = sql.select(workers.c.study_id, seen, *(workers.c[name] for name in names)).where(*which)
     rows = connection.execute(query.where(seen < LEASE_SECONDS).order_by(workers.c.number)).mappings()
     return [(row["study_id"], Worker(seen=float(row["seen"]), **{name: row[name] for name in names})) for row in rows]
+
+
+def make_tables(engine: Engine) -> None:
+    """Makes the tables that are missing; where none is, no right to make any is needed."""
+    with engine.begin() as connection:
+        _lock(connection, _CREATE_LOCK, 0)
+        _metadata.create_all(connection)
 
 
 def _insert(table: sql.Table) -> Any:

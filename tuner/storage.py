@@ -23,6 +23,9 @@ OLDEST_VERSION = 14
 CROWDED_SECONDS = 60.0
 """How long to wait for a place on a server that has no connection left."""
 
+FAREWELL_SECONDS = 2.0
+"""How long connections that were just closed may still be listed."""
+
 CREATION_LOCK = 7083725462  # any number will do that all our processes, and nobody else, ask this database to lock
 
 # What libpq is told unless the URL says otherwise: a dead server or network is noticed within half a minute.
@@ -47,6 +50,8 @@ REMEDIES = {
     "permission denied": "let an administrator grant this user CREATE on the schema, or own the database",
 }
 
+NEWER = "install the tuner that made them or a newer one"
+
 
 @contextmanager
 def open_storage(url: str | None, data_folder: Path | None = None) -> Iterator[RDBStorage]:
@@ -67,6 +72,54 @@ def open_storage(url: str | None, data_folder: Path | None = None) -> Iterator[R
 def describe(url: str | None, data_folder: Path | None = None) -> str:
     """The storage's address as a person may see it."""
     return f"embedded PostgreSQL in {data_folder or default_folder()}" if url is None else hide_password(url)
+
+
+def with_password(url: str, file: Path) -> str:
+    """Returns a URL with the password that a file holds; one that has a password keeps it. Raises StorageError.
+
+    libpq's own passfile must be closed to everybody but its owner, which a mounted secret seldom is.
+    """
+    address = _parse(url)
+    if address.password is not None or "password" in address.query:
+        return url
+    address = address.set(drivername="postgresql", password=read_password(file))
+    return address.render_as_string(hide_password=False)
+
+
+def read_password(file: Path) -> str:
+    """Returns what the first line of a file holds. Raises StorageError."""
+    try:
+        password = file.read_text(encoding="utf-8").partition("\n")[0].rstrip("\r")
+    except (OSError, UnicodeDecodeError) as error:
+        raise StorageError(f"{file}: the password cannot be read: {getattr(error, 'strerror', error)}") from error
+    if not password:
+        raise StorageError(f"{file}: there is no password in its first line")
+    return password
+
+
+def upgrade(url: str | None, data_folder: Path | None = None) -> tuple[str, str]:
+    """Brings Optuna's tables to the version of this Optuna; returns the versions before and after. Raises StorageError.
+
+    No worker may be at work meanwhile.
+    """
+    name = describe(url, data_folder)
+    with _address(url, data_folder) as address, _explaining(name):
+        settings = {key: value for key, value in CONNECTION.items() if key not in address.query}
+        engine = sqlalchemy.create_engine(address, connect_args=settings, poolclass=sqlalchemy.NullPool)
+        with engine.connect() as connection:
+            _require_version(connection)
+            if not _is_created(connection):
+                raise StorageError(f"{name} has no tables yet; the first `tuner run` makes them")
+            connection.execute(sqlalchemy.select(sqlalchemy.func.pg_advisory_lock(CREATION_LOCK)))
+            _require_quiet(connection)
+            storage = _optuna_storage(address, settings, create=False, check=False)
+            before, after = storage.get_current_version(), storage.get_head_version()
+            if before not in storage.get_all_versions():
+                raise StorageError(f"{name} is of a newer Optuna (schema {before}); {NEWER}")
+            if before != after:
+                storage.upgrade()
+            storage.engine.dispose()
+    return before, after
 
 
 def hide_password(url: str) -> str:
@@ -148,7 +201,21 @@ def _is_created(connection: Connection) -> bool:
     return sqlalchemy.inspect(connection).has_table("alembic_version")
 
 
-def _optuna_storage(address: URL, settings: dict[str, str], create: bool) -> RDBStorage:
+def _require_quiet(connection: Connection) -> None:
+    """Raises StorageError while somebody else is in the database: an upgrade changes the tables under their feet."""
+    others = sqlalchemy.text(
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        " AND application_name = :name AND backend_type = 'client backend'"
+    )
+    name = {"name": CONNECTION["application_name"]}
+    end = time.monotonic() + FAREWELL_SECONDS
+    while (count := connection.scalar(others, name)) and time.monotonic() < end:
+        time.sleep(0.1)
+    if count:
+        raise StorageError(f"workers or dashboards are there ({count} connections): end them, then upgrade")
+
+
+def _optuna_storage(address: URL, settings: dict[str, str], create: bool, check: bool = True) -> RDBStorage:
     pool: dict[str, Any] = {
         "pool_size": 1,  # Optuna takes one connection for each thread that is inside a call,
         "max_overflow": 1,  # and one more while it checks its tables,
@@ -156,7 +223,14 @@ def _optuna_storage(address: URL, settings: dict[str, str], create: bool) -> RDB
         "pool_pre_ping": True,  # a connection that died while a trial was trained is replaced
     }
     text = address.render_as_string(hide_password=False)
-    return RDBStorage(text, engine_kwargs={**pool, "connect_args": settings}, skip_table_creation=not create)
+    kwargs = {**pool, "connect_args": settings}
+    storage = RDBStorage(text, kwargs, skip_compatibility_check=True, skip_table_creation=not create)
+    if check and storage.get_current_version() != storage.get_head_version():
+        storage.engine.dispose()
+        raise StorageError(
+            f"its tables are of another version of Optuna: make a backup and run `tuner upgrade`, or {NEWER}"
+        )
+    return storage
 
 
 @contextmanager
@@ -167,8 +241,6 @@ def _explaining(name: str) -> Iterator[None]:
         reason = _reason(error)
         remedy = next((text for words, text in REMEDIES.items() if words in reason), "check the URL")
         raise StorageError(f"cannot open {name}: {reason}\n{remedy[0].upper()}{remedy[1:]}.") from error
-    except RuntimeError as error:  # what Optuna raises for tables of another version
-        raise StorageError(f"cannot open {name}: {error}") from error
 
 
 def _reason(error: BaseException) -> str:

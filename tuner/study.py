@@ -104,8 +104,9 @@ class Study(BaseModel):
     @field_validator("name")
     @classmethod
     def _names_a_folder(cls, value: str) -> str:
-        if value.startswith(".") or "/" in value or not value.isprintable() or len(value.encode()) > 200:
-            raise ValueError("its folders have this name: no / in it, no dot in front, one line of at most 200 bytes")
+        problem = name_problem(value)
+        if problem is not None:
+            raise ValueError(problem)
         return value
 
     @property
@@ -167,6 +168,13 @@ def load_study(storage: RDBStorage, name: str) -> optuna.Study:
     if "study" not in study.user_attrs:
         raise StudyError(f"study {name!r} was not made by the tuner")
     return study
+
+
+def name_problem(name: str) -> str | None:
+    """Returns why a study cannot have this name, if it cannot."""
+    if name and not name.startswith(".") and "/" not in name and name.isprintable() and len(name.encode()) <= 200:
+        return None
+    return "its folders have this name: no / in it, no dot in front, one line of at most 200 bytes"
 
 
 def differences(before: Study, after: Study) -> list[str]:

@@ -1,5 +1,7 @@
 """Artifacts in a folder and in an S3 bucket (a real HTTP server of the S3 protocol); two machines with one bucket."""
 
+import io
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -124,3 +126,43 @@ def test_names_in_a_folder_stay_in_it(tmp_path: Path) -> None:
     artifacts = artifacts_of(str(tmp_path / "shared"), "study", tmp_path / "default")
     assert type(artifacts) is Artifacts
     assert artifacts.folder == tmp_path / "shared" / "study"
+
+
+@pytest.mark.parametrize("name", ["..", "../elsewhere", "/etc", "a/../../b", ".hidden", "", "two\nlines", "a\0b"])
+def test_a_study_whose_name_leads_out_of_the_folder_has_no_artifacts(tmp_path: Path, name: str) -> None:
+    with pytest.raises(WorkerError, match="no folder can have this name"):
+        artifacts_of(str(tmp_path), name, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name", ["../secret", "..%2Fsecret", "%2e%2e/secret", "....//secret", "0/../../secret", "/etc/passwd"]
+)
+def test_the_dashboard_serves_no_file_outside_its_attachments(storage: Any, tmp_path: Path, name: str) -> None:
+    from optuna_dashboard import wsgi
+    from werkzeug.test import Client
+
+    artifacts = artifacts_of(str(tmp_path), "study", tmp_path)
+    (tmp_path / "secret").write_text("what nobody may see")
+    kept = artifacts.attach(b"a sample")
+    found = optuna.create_study(storage=storage)
+    trial = found.ask()
+    for one in (name, kept):  # whoever can write to the database can write this
+        meta = json.dumps({"artifact_id": one, "filename": "../../x", "mimetype": "text/plain", "encoding": None})
+        storage.set_trial_system_attr(trial._trial_id, f"artifacts:{one}", meta)
+    client = Client(wsgi(storage, artifact_store=artifacts.attachments()))
+    page = f"/artifacts/{found._study_id}/{trial._trial_id}"
+    with client.get(f"{page}/{kept}") as answer:
+        assert answer.data == b"a sample"
+    with client.get(f"{page}/{name}") as answer:
+        assert answer.status_code == 404
+        assert b"nobody" not in answer.data
+    optuna.delete_study(study_name=found.study_name, storage=storage)
+
+
+def test_attachments_and_files_are_listed_by_the_names_that_others_know_them_by(bucket: Any, tmp_path: Path) -> None:
+    for place in (str(tmp_path / "shared"), "s3://studies/team"):
+        artifacts = artifacts_of(place, "study", tmp_path / "default")
+        other = artifacts_of(place, "study 2", tmp_path / "default")
+        for one in (artifacts, other):
+            one.put("trial-1/config.yaml", io.BytesIO(b"x"))
+        assert artifacts.names() == ["trial-1/config.yaml"]

@@ -1,0 +1,86 @@
+"""Standing workers: whatever study has work is joined, one after another, until somebody stops them."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+
+import optuna
+from optuna.storages import RDBStorage
+
+from models.errors import ConfigError
+from tuner.courier import is_outage
+from tuner.ledger import RUNNING, Counts, Ledger
+from tuner.study import Study, stored_study
+
+LOOK_SECONDS = 2.0
+"""How often idle workers look for a study."""
+
+REST_SECONDS = 60.0
+"""How long a study is left alone whose workers could not work here, as where its text is missing."""
+
+
+def serve(storage: RDBStorage, command: Sequence[str], requested: threading.Event, say: Callable[[str], None]) -> None:
+    """Joins studies until `requested` is set: runs `command` with each one's name, in a process of its own."""
+    rested: dict[str, float] = {}
+    say("waiting for a study")
+    while not requested.is_set():
+        name = _next_study(storage, rested)
+        if name is None:
+            requested.wait(LOOK_SECONDS)
+            continue
+        say(f"joining study {name}")
+        code = _run([*command, "--", name], requested)
+        if code != 0 and not requested.is_set():
+            say(f"study {name}: ended with exit code {code}; it is left alone for {REST_SECONDS:.0f} s")
+            rested[name] = time.monotonic() + REST_SECONDS
+
+
+def _next_study(storage: RDBStorage, rested: dict[str, float]) -> str | None:
+    """The study, among those with work, whose workers are fewest: all of them go on, and none waits for another."""
+    try:
+        ready = [
+            (len(Ledger(storage, found._study_id).alive()), name)
+            for name in optuna.get_all_study_names(storage)
+            if rested.get(name, 0.0) < time.monotonic()
+            and _has_work(storage, found := optuna.load_study(study_name=name, storage=storage))
+        ]
+    except Exception as error:
+        if not is_outage(error):
+            raise
+        return None
+    return min(ready)[1] if ready else None
+
+
+def _has_work(storage: RDBStorage, found: optuna.Study) -> bool:
+    if "study" not in found.user_attrs:
+        return False  # of another program, or just being made
+    try:
+        study = stored_study(found.user_attrs["study"])
+    except ConfigError:
+        return False
+    ledger = Ledger(storage, found._study_id)
+    return ledger.state() == RUNNING and _has_room(study, ledger.counts(), ledger.active_seconds())
+
+
+def _has_room(study: Study, counts: Counts, active_seconds: float) -> bool:
+    """Whether a worker that joins will find a trial, now or as soon as one is handed back."""
+    if study.confirms is not None:
+        return counts.waiting + counts.running > 0
+    over_time = study.budget.hours is not None and active_seconds >= 3600 * study.budget.hours
+    over_trials = study.trials is not None and counts.finished >= study.trials
+    return not (over_time or over_trials)
+
+
+def _run(command: Sequence[str], requested: threading.Event) -> int:
+    """Runs a command to its end; when asked to stop, lets it save its trials."""
+    process = subprocess.Popen(command, start_new_session=True)  # a Ctrl-C reaches it through us, once
+    while not requested.is_set():
+        with suppress(subprocess.TimeoutExpired):
+            return process.wait(0.2)
+    process.send_signal(signal.SIGTERM)
+    return process.wait()
