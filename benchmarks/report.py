@@ -22,7 +22,7 @@ from storage import fill, server, study_of
 
 from tuner import plots
 from tuner.artifacts import Artifacts
-from tuner.cli import _enter
+from tuner.entry import enter
 from tuner.html_report import report
 from tuner.storage import open_storage
 
@@ -65,7 +65,7 @@ def main() -> None:
     with server(wanted.storage) as url, open_storage(url) as storage, tempfile.TemporaryDirectory() as folder:
         for size in wanted.studies:
             study = study_of(f"report-{size}")
-            found = _enter(storage, study)
+            found = enter(storage, study)
             fill(storage, found, study, size)
             write_facts(storage, found._study_id)
             found = optuna.load_study(study_name=study.name, storage=storage)

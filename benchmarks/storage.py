@@ -25,7 +25,7 @@ from sqlalchemy import text
 
 from models.config import Config
 from tuner import search
-from tuner.cli import _enter
+from tuner.entry import enter
 from tuner.ledger import Claim, Ledger
 from tuner.server import SETTINGS
 from tuner.storage import open_storage
@@ -153,7 +153,7 @@ def main() -> None:
     with server(wanted.storage) as url, open_storage(url) as storage:
         for size in wanted.studies:
             study = study_of(f"storage-{size}")
-            found = _enter(storage, study)
+            found = enter(storage, study)
             fill(storage, found, study, size)
             for workers in wanted.workers:
                 for way in (plain, ours):

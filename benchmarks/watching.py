@@ -27,7 +27,7 @@ from optuna.storages import RDBStorage
 from sqlalchemy import text
 from storage import measure, ours
 
-from tuner.cli import _enter
+from tuner.entry import enter
 from tuner.storage import open_storage
 from tuner.study import Study
 
@@ -159,7 +159,7 @@ def main() -> None:
         studies = {f"watched-{size}": size for size in (wanted.trials, wanted.trials // 10)}
         for name, size in studies.items():
             study = study_of(name)
-            found = _enter(storage, study)
+            found = enter(storage, study)
             fill(storage, found, study, size, facts=True, different=100)
             if wanted.stored_notes:
                 store_notes(storage, found._study_id)

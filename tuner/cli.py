@@ -7,9 +7,8 @@ import shlex
 import signal
 import sys
 import time
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from dataclasses import fields
 from functools import partial, wraps
 from importlib import resources
 from pathlib import Path
@@ -18,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from models import __main__ as single
-from models.__main__ import Command
 from models.errors import UserError
 from tuner.errors import StudyError, WorkerError
+from tuner.places import Crew, Places
 
 if TYPE_CHECKING:
     import optuna
@@ -29,14 +28,13 @@ if TYPE_CHECKING:
 
     from models.metrics import Score
     from tuner.artifacts import Artifacts
-    from tuner.launchers import Death, Slot
+    from tuner.launchers import Slot
     from tuner.report import Snapshot
     from tuner.study import Study
+    from tuner.supervision import Supervisor
 
 STOPPED = single.STOPPED
 """Exit code of a command that was asked to stop and left everything so that it can go on."""
-
-REFRESH_SECONDS = 1.0
 
 FEWEST_CONFIRMED, SHORT_SEEDS = 3, 2
 """Completed trials from which on `run` confirms the best of them, and the fresh seeds it takes for each."""
@@ -116,12 +114,25 @@ _checkpoint_seconds = click.option(
 )
 
 
-def _team(command: Command) -> Command:
-    return _workers(_devices(_per_device(_threads(_grace(_checkpoint_seconds(command))))))
+def _gathered(name: str, kind: type[Places | Crew], options: list[Callable[..., Any]]) -> Callable[..., Any]:
+    """Gives a command these options together, as one argument of that name."""
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(command)
+        def gather(**given: Any) -> Any:
+            own = {field.name: given.pop(field.name) for field in fields(kind) if field.name in given}
+            return command(**given, **{name: kind(**own)})
+
+        for option in reversed(options):
+            gather = option(gather)
+        return gather
+
+    return decorate
 
 
-def _places(command: Command) -> Command:
-    return _storage(_data(_artifacts(command)))
+_database = _gathered("places", Places, [_storage, _data])
+_places = _gathered("places", Places, [_storage, _data, _artifacts])
+_crew = _gathered("crew", Crew, [_workers, _devices, _per_device, _threads, _grace, _checkpoint_seconds])
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -137,7 +148,7 @@ commands.add_command(single.generate)
 @commands.command()
 @click.argument("study_file", metavar="STUDY.yaml")
 @_places
-@_team
+@_crew
 @click.option(
     "-o",
     "--output",
@@ -165,15 +176,8 @@ commands.add_command(single.generate)
 @_force
 def run(
     study_file: str,
-    storage: str | None,
-    data_folder: Path | None,
-    artifacts: str | None,
-    workers: int | None,
-    devices: str,
-    per_device: int | str | None,
-    threads: int | None,
-    grace: float,
-    checkpoint_seconds: float,
+    places: Places,
+    crew: Crew,
     output: Path,
     run_folder: Path | None,
     corpus_path: Path | None,
@@ -188,82 +192,70 @@ def run(
     STUDY.yaml is a file, or the name of a study that comes with the tuner, such as quickstart. The same command
     goes on with a study that was stopped. With --corpus the study is named after its text, too.
     """
+    from tuner.entry import enter
     from tuner.export import require_free, require_run_free
     from tuner.study import read_study
+    from tuner.supervision import Supervisor
 
     study = _changed(read_study(_study_path(study_file)), corpus_path, trials, hours)
     run_folder = run_folder or Path("runs") / study.name
     require_free(output, force, study.name)
     require_run_free(run_folder, force=force or run_folder == Path("runs") / study.name)
-    places = _slots(study, workers, devices, threads, per_device)
-    kept = _artifacts_of(artifacts, study.name)
-    with _opened(storage, data_folder) as opened:
-        found = _enter(opened, study)
-        environment = _environment(storage, data_folder, artifacts, checkpoint_seconds)
-        begins = f"{len(places)} workers on {', '.join(sorted({place.device for place in places}))}"
-        reason = _supervise(opened, found, study, begins, places, kept, [study.name], environment, grace)
+    slots = crew.slots(study)
+    kept = places.writable_artifacts_of(study.name)
+    with places.opened() as opened:
+        found = enter(opened, study)
+        supervisor = Supervisor(opened, places, crew)
+        begins = f"{len(slots)} workers on {', '.join(sorted({slot.device for slot in slots}))}"
+        reason = _supervise(supervisor, found, study, kept, slots, begins, [study.name])
         if confirmed and not no_confirm:
-            _confirm_in_short(opened, found, study, confirmed, places, artifacts, environment, grace)
+            _confirm_in_short(supervisor, found, study, confirmed, slots)
         _finish(opened, found, study, kept, output, run_folder, reason)
 
 
 @commands.command()
 @click.argument("study_name", metavar="[STUDY]", required=False)
 @_places
-@_team
+@_crew
 @click.option("--corpus", "corpus_path", help="Where the study's text lies on this machine, if elsewhere.")
 def work(
     study_name: str | None,
-    storage: str | None,
-    data_folder: Path | None,
-    artifacts: str | None,
-    workers: int | None,
-    devices: str,
-    per_device: int | str | None,
-    threads: int | None,
-    grace: float,
-    checkpoint_seconds: float,
+    places: Places,
+    crew: Crew,
     corpus_path: str | None,
 ) -> None:
     """Join more workers to a study that was started here or on another machine.
 
     Without STUDY they join whatever study has work, one after another, until they are stopped.
     """
+    from tuner.supervision import Supervisor
 
     if study_name is None:
         if corpus_path is not None:
             raise click.UsageError("--corpus is of one study: name it")
-        _stand_by(storage, data_folder)
+        _stand_by(places)
         return
-    with _opened(storage, data_folder) as opened:
+    with places.opened() as opened:
         found, study = _find(opened, study_name)
-        places = _slots(study, workers, devices, threads, per_device)
-        kept = _artifacts_of(artifacts, study.name)
-        arguments = [found.study_name, *(["--corpus", corpus_path] if corpus_path else [])]
-        environment = _environment(storage, data_folder, artifacts, checkpoint_seconds)
-        begins = f"{len(places)} workers join"
-        reason = _supervise(opened, found, study, begins, places, kept, arguments, environment, grace)
+        slots = crew.slots(study)
+        kept = places.writable_artifacts_of(study.name)
+        arguments = [found.study_name, *_elsewhere(corpus_path)]
+        supervisor = Supervisor(opened, places, crew)
+        reason = _supervise(supervisor, found, study, kept, slots, f"{len(slots)} workers join", arguments)
         click.echo(f"Done: {reason}.")
 
 
 @commands.command()
 @click.argument("study_name", metavar="STUDY")
 @_places
-@_team
+@_crew
 @click.option("--top", type=click.IntRange(min=1), help="So many of the best trials. [default: 5, or all there are]")
 @click.option("--seeds", type=click.IntRange(min=2), default=3, show_default=True, help="Fresh seeds for each of them.")
 @click.option("--corpus", "corpus_path", help="Where the study's text lies on this machine, if elsewhere.")
 def confirm(
     study_name: str,
-    storage: str | None,
-    data_folder: Path | None,
-    artifacts: str | None,
-    workers: int | None,
-    devices: str,
-    per_device: int | str | None,
-    threads: int | None,
-    grace: float,
-    checkpoint_seconds: float,
+    places: Places,
+    crew: Crew,
     top: int | None,
     seeds: int,
     corpus_path: str | None,
@@ -273,14 +265,13 @@ def confirm(
     The same command goes on with a confirmation that was stopped, and shows one that is done.
     """
     from tuner import confirmation
+    from tuner.supervision import Supervisor
 
-    with _opened(storage, data_folder) as opened:
+    with places.opened() as opened:
         found, study = _find(opened, study_name)
         chosen = confirmation.candidates(found, top)
-        places = _slots(study, workers, devices, threads, per_device)
-        more = ["--corpus", corpus_path] if corpus_path else []
-        environment = _environment(storage, data_folder, artifacts, checkpoint_seconds)
-        result = _confirmed(opened, found, study, chosen, seeds, places, artifacts, more, environment, grace)
+        supervisor = Supervisor(opened, places, crew)
+        result = _confirmed(supervisor, found, study, chosen, seeds, crew.slots(study), _elsewhere(corpus_path))
     click.echo("\n".join(confirmation.lines(result)))
     click.echo(f"Export it: tuner export {shlex.quote(study.name)}")
 
@@ -295,9 +286,7 @@ def confirm(
 @_checkpoint_seconds
 def worker(
     study_name: str,
-    storage: str | None,
-    data_folder: Path | None,
-    artifacts: str | None,
+    places: Places,
     device: str,
     threads: int,
     corpus_path: str | None,
@@ -311,13 +300,13 @@ def worker(
     from tuner.worker import work as work_on
 
     faulthandler.enable()
-    with stop_requests() as requested, _opened(storage, data_folder) as opened:
+    with stop_requests() as requested, places.opened() as opened:
         reason = work_on(
             opened,
             study_name,
             device=device,
             threads=threads,
-            artifacts=_artifacts_of(artifacts, study_name),
+            artifacts=places.writable_artifacts_of(study_name),
             requested=requested,
             say=_say,
             worker_id=worker_id,
@@ -337,20 +326,17 @@ def pace() -> None:
 
 @commands.command()
 @click.argument("study_name", metavar="[STUDY]", required=False)
-@_storage
-@_data
+@_database
 @click.option("--failed", is_flag=True, help="Why trials of STUDY failed or crashed, with what their code said.")
 @click.option("-w", "--watch", is_flag=True, help="Look again every two seconds, until Ctrl-C.")
 @click.option("--json", "as_json", is_flag=True, help="For machines: one JSON document; with --watch a line each time.")
-def status(
-    study_name: str | None, storage: str | None, data_folder: Path | None, failed: bool, watch: bool, as_json: bool
-) -> None:
+def status(study_name: str | None, places: Places, failed: bool, watch: bool, as_json: bool) -> None:
     """Show all studies, or one: its trials, its best ones, its workers."""
     if failed and (watch or as_json):
         raise click.UsageError("--failed stands alone")
     if failed and study_name is None:
         raise StudyError("--failed: name the study, as in `tuner status STUDY --failed`")
-    with _opened(storage, data_folder) as opened:
+    with places.opened() as opened:
         chosen = None if study_name is None else _find(opened, study_name)
         if as_json:
             _status_for_machines(opened, chosen, watch)
@@ -441,9 +427,7 @@ def _show_study(opened: RDBStorage, found: optuna.Study, study: Study, failed: b
 @_force
 def export(
     study_name: str,
-    storage: str | None,
-    data_folder: Path | None,
-    artifacts: str | None,
+    places: Places,
     output: Path | None,
     number: int | None,
     top: int | None,
@@ -456,21 +440,21 @@ def export(
 
     After a confirmation, the best is the trial that it chose.
     """
-    from tuner.export import best_trials, chosen_trial, copy_run, exported, places, require_copiable
+    from tuner.export import best_trials, chosen_trial, copy_run, exported, files, require_copiable
     from tuner.notations import NOTATIONS, OURS
 
     printed = str(output) == "-"
     if top is not None and (number is not None or weights is not None or printed):
         raise click.UsageError("--top writes several files; leave out --trial, --weights and -o -")
     output = output or Path("best").with_suffix(NOTATIONS[notation])
-    with _opened(storage, data_folder) as opened:
+    with places.opened() as opened:
         found, study = _find(opened, study_name)
         chosen = best_trials(found, prefer, top)[:top] if top else [chosen_trial(found, number, prefer)]
         if weights is not None:
-            kept = _artifacts_of(artifacts, study.name)
+            kept = places.writable_artifacts_of(study.name)
             run_folder = kept.fetch_run(chosen[0].number) or kept.run_folder(chosen[0].number)
             require_copiable(run_folder, weights, force)
-        paths = places(output, top)
+        paths = files(output, top)
         texts = [exported(found, study, trial, path, notation) for path, trial in zip(paths, chosen, strict=True)]
     if printed:
         click.echo(texts[0], nl=False)
@@ -510,19 +494,17 @@ def json_schema() -> None:
 @single.writing
 def sample(
     study_name: str,
-    storage: str | None,
-    data_folder: Path | None,
-    artifacts: str | None,
+    places: Places,
     number: int | None,
     **options: Any,
 ) -> None:
     """Write text with a trial of a study; the best ones are kept."""
     from tuner.export import chosen_trial
 
-    with _opened(storage, data_folder) as opened:
+    with places.opened() as opened:
         found, study = _find(opened, study_name)
         trial = chosen_trial(found, number)
-        kept = _artifacts_of(artifacts, study.name)
+        kept = places.writable_artifacts_of(study.name)
         run_folder = kept.fetch_run(trial.number)
         if run_folder is None:
             raise StudyError(f"the model of trial {trial.number} is not kept in {kept.folder}{_kept_ones(kept, found)}")
@@ -541,24 +523,22 @@ def sample(
     help="The file to write.",
 )
 @_force
-def write_report(
-    study_name: str, storage: str | None, data_folder: Path | None, artifacts: str | None, output: Path, force: bool
-) -> None:
+def write_report(study_name: str, places: Places, output: Path, force: bool) -> None:
     """Write what a study found as one HTML file, which opens anywhere without a network."""
     from tuner import html_report
 
-    with _opened(storage, data_folder) as opened:
+    with places.opened() as opened:
         found, study = _find(opened, study_name)
         html_report.require_free(output, force, study.name)
-        html = html_report.report(opened, found, study, _readable_artifacts(artifacts, study.name))
+        html = html_report.report(opened, found, study, _readable_artifacts(places, study.name))
     html_report.write(output, html, force, study.name)
     click.echo(f"{output}: report of study {study.name}, {len(html.encode()) / 1e6:.1f} MB; open it in a browser")
 
 
-def _readable_artifacts(place: str | None, study_name: str) -> Artifacts | None:
+def _readable_artifacts(places: Places, study_name: str) -> Artifacts | None:
     """A study's artifacts; None, and a word about it, where they cannot be reached."""
     try:
-        return _artifacts_of(place, study_name)
+        return places.writable_artifacts_of(study_name)
     except WorkerError as error:
         click.echo(f"Without the models' texts: {error}", err=True)
         return None
@@ -579,8 +559,8 @@ def _steers(steer: Callable[..., str]) -> Any:
     """
 
     @wraps(steer)
-    def command(study_name: str, storage: str | None, data_folder: Path | None, **own: Any) -> None:
-        with _opened(storage, data_folder) as opened:
+    def command(study_name: str, places: Places, **own: Any) -> None:
+        with places.opened() as opened:
             found, study = _find(opened, study_name)
             click.echo(f"study {study.name}: {steer(opened, found, study, **own)}")
 
@@ -634,12 +614,12 @@ def enqueue(opened: RDBStorage, found: optuna.Study, study: Study, assignments: 
 @_corpus
 def check(study_file: str, corpus_path: Path | None) -> None:
     """Read a study file and its corpus, and say all that is wrong with them."""
+    from tuner.entry import require_sound
     from tuner.study import read_study
 
     path = _study_path(study_file)
     study = _changed(read_study(path), corpus_path, None, None)
-    _require_generators(study)
-    _first_corpus(study)
+    require_sound(study)
     searched, fixed = len(study.space.searched), len(study.space.fixed)
     click.echo(f"{path}: fine; study {study.name} searches {searched} parameters and fixes {fixed}")
 
@@ -654,9 +634,7 @@ _secret = partial(click.option, type=click.Path(path_type=Path))
 @_force
 def backup(
     study_name: str,
-    storage: str | None,
-    data_folder: Path | None,
-    artifacts: str | None,
+    places: Places,
     output: Path | None,
     force: bool,
 ) -> None:
@@ -666,9 +644,9 @@ def backup(
 
     output = output or Path(f"{study_name}.tar")
     require_free(output, force)
-    with _opened(storage, data_folder) as opened:
+    with places.opened() as opened:
         _, study = _find(opened, study_name)
-        told = backups.backup(opened, study, output, lambda name: _artifacts_place(artifacts, name))
+        told = backups.backup(opened, study, output, places.artifacts_of)
     click.echo(f"{output}: {told}")
 
 
@@ -676,20 +654,17 @@ def backup(
 @click.argument("file", type=click.Path(path_type=Path))
 @_places
 @click.option("--name", "new_name", help="Another name for the study.")
-def restore(
-    file: Path, storage: str | None, data_folder: Path | None, artifacts: str | None, new_name: str | None
-) -> None:
+def restore(file: Path, places: Places, new_name: str | None) -> None:
     """Put a study from a backup into the database, whole or not at all."""
     from tuner import backup as backups
 
-    with _opened(storage, data_folder) as opened:
-        told = backups.restore(opened, file, lambda name: _artifacts_place(artifacts, name), new_name)
+    with places.opened() as opened:
+        told = backups.restore(opened, file, places.artifacts_of, new_name)
     click.echo(f"Restored {told}")
 
 
 @commands.command()
-@_storage
-@_data
+@_database
 @click.option("--worker", help="The role of whoever trains.")
 @click.option(
     "--worker-password-file", type=click.Path(path_type=Path), help="Makes the role, or changes its password."
@@ -697,8 +672,7 @@ def restore(
 @click.option("--dashboard", help="The role of dashboards.")
 @click.option("--dashboard-password-file", type=click.Path(path_type=Path), help="The same for dashboards.")
 def grant(
-    storage: str | None,
-    data_folder: Path | None,
+    places: Places,
     worker: str | None,
     worker_password_file: Path | None,
     dashboard: str | None,
@@ -714,23 +688,22 @@ def grant(
     wanted = [roles.Role(purpose, name, file) for purpose, name, file in given if name is not None]
     if not wanted:
         raise click.UsageError("name a role: --worker NAME, --dashboard NAME, or both")
-    with _opened(storage, data_folder) as opened:
+    with places.opened() as opened:
         roles.grant(opened, wanted)
     for role in wanted:
         click.echo(f"{role.name}: may do what a {role.purpose} needs")
 
 
 @commands.command()
-@_storage
-@_data
-def upgrade(storage: str | None, data_folder: Path | None) -> None:
+@_database
+def upgrade(places: Places) -> None:
     """Bring the tables of an older Optuna to the version of this one. Make backups and end all workers before."""
     from tuner.storage import describe
     from tuner.storage import upgrade as upgrade_tables
 
-    before, after = upgrade_tables(storage, data_folder)
+    before, after = upgrade_tables(places.storage, places.data_folder)
     done = f"is up to date ({after})" if before == after else f"was upgraded from {before} to {after}"
-    click.echo(f"{describe(storage, data_folder)} {done}")
+    click.echo(f"{describe(places.storage, places.data_folder)} {done}")
 
 
 @commands.command()
@@ -758,9 +731,7 @@ def upgrade(storage: str | None, data_folder: Path | None) -> None:
 @_secret("--certificate", help="TLS: the certificate, with those between it and its authority (PEM).")
 @_secret("--key", help="TLS: the certificate's key (PEM).")
 @click.option("--behind-proxy", is_flag=True, help="One proxy in front says by X-Forwarded-For and -Proto who asks.")
-def dashboard(
-    study_name: str | None, storage: str | None, data_folder: Path | None, artifacts: str | None, **door: Any
-) -> None:
+def dashboard(study_name: str | None, places: Places, **door: Any) -> None:
     """Serve the Optuna dashboard, a page to steer studies (/tuner/), and /metrics for Prometheus.
 
     Users may also be given in the environment: TUNER_LOGIN, with the lines of a file of users.
@@ -769,9 +740,9 @@ def dashboard(
 
     found_door = Door(**door, login=os.environ.get("TUNER_LOGIN"))
     found_door.require_safe()
-    with _opened(storage, data_folder) as opened:
+    with places.opened() as opened:
         page = "/dashboard" if study_name is None else f"/dashboard/studies/{_find(opened, study_name)[0]._study_id}"
-        attachments = _artifacts_of(artifacts, study_name or "dashboard").attachments()
+        attachments = places.writable_artifacts_of(study_name or "dashboard").attachments()
 
         def tell() -> None:
             click.echo(f"Dashboard: {found_door.address}{page}   (Ctrl-C ends it)")
@@ -808,14 +779,6 @@ def main() -> None:
     single.main(commands)
 
 
-@contextmanager
-def _opened(storage: str | None, data_folder: Path | None) -> Iterator[RDBStorage]:
-    from tuner.storage import open_storage
-
-    with open_storage(storage, data_folder) as opened:
-        yield opened
-
-
 def _study_path(name: str) -> Path:
     """The study file of that path, or the one of that name that comes with the tuner."""
     path = Path(name)
@@ -844,60 +807,14 @@ def _changed(study: Study, corpus_path: Path | None, trials: int | None, hours: 
     return study.model_copy(update=changes)
 
 
-def _stand_by(storage: str | None, data_folder: Path | None) -> None:
+def _stand_by(places: Places) -> None:
     """Lets this very command work on each study that has work, with the study's name behind it."""
     from models.stopping import stop_requests
     from tuner import pool
 
-    with stop_requests() as requested, _opened(storage, data_folder) as opened:
+    with stop_requests() as requested, places.opened() as opened:
         pool.serve(opened, [sys.executable, "-m", "tuner", *sys.argv[1:]], requested, click.echo)
     sys.exit(STOPPED)
-
-
-def _artifacts_place(place: str | None, study_name: str) -> Artifacts:
-    """A study's artifacts, wherever they are or will be. Raises WorkerError."""
-    import platformdirs
-
-    from tuner.artifacts import artifacts_of
-
-    default = platformdirs.user_data_path("textgen-tuner") / "artifacts"
-    return artifacts_of(place or str(default), study_name, default)
-
-
-def _artifacts_of(place: str | None, study_name: str) -> Artifacts:
-    """A study's artifacts, in a place that can be written to. Raises WorkerError."""
-    found = _artifacts_place(place, study_name)
-    try:
-        found.folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise WorkerError(f"{found.folder}: cannot be made ({error.strerror}); choose other --artifacts") from error
-    return found
-
-
-def _slots(
-    study: Study, workers: int | None, devices: str, threads: int | None, per_device: int | str | None
-) -> list[Slot]:
-    """The places of the workers that were asked for; for `auto`, as many on a device as do the most together."""
-    from tuner.launchers import slots
-    from tuner.packing import workers_per_device
-
-    threads = threads or study.threads
-    if per_device == "auto" and workers is None:
-        per_device = workers_per_device(study, devices, threads, click.echo)
-    return slots(workers, devices, threads, per_device if isinstance(per_device, int) else None)
-
-
-def _environment(
-    storage: str | None, data_folder: Path | None, artifacts: str | None, checkpoint_seconds: float
-) -> dict[str, str]:
-    """What worker processes are told through their environment: a command line would show the password to all."""
-    given = {
-        "TUNER_STORAGE": storage,
-        "TUNER_DATA": data_folder,
-        "TUNER_ARTIFACTS": artifacts,
-        "TUNER_CHECKPOINT_SECONDS": checkpoint_seconds,
-    }
-    return {name: str(value) for name, value in given.items() if value is not None}
 
 
 def _find(storage: RDBStorage, name: str) -> tuple[optuna.Study, Study]:
@@ -915,182 +832,30 @@ def _snapshot(storage: RDBStorage, found: optuna.Study) -> Snapshot:
     return snapshot(storage, found, stored_study(found.user_attrs["study"]))
 
 
-def _require_generators(study: Study) -> None:
-    """Raises ConfigError when a generator of the user's own cannot be found; only for those is torch imported."""
-    from models.config import ARCHITECTURES, Config
-
-    searched = study.space.searched.get("architecture")
-    for name in searched.values() if searched else [study.space.fixed.get("architecture", ARCHITECTURES[0])]:
-        if name not in ARCHITECTURES:
-            from models.network import generator_class
-
-            generator_class(Config(architecture=str(name)))
+def _elsewhere(corpus_path: str | None) -> list[str]:
+    """What workers are told when their machine has the study's text in another place."""
+    return ["--corpus", corpus_path] if corpus_path else []
 
 
-def _first_corpus(study: Study) -> Any:
-    """Reads the study's corpus in every tokenizer of the search, and requires room in it for the largest batch."""
-    from models.config import Config
-    from models.corpus import load_corpus, require_room
+def _supervise(supervisor: Supervisor, *work: Any) -> str:
+    """Lets workers work until their study ends; returns why it ended. A person who stops it learns how to go on."""
+    from tuner.supervision import Interrupted
 
-    space = study.space
-    searched = space.searched.get("tokenizer")
-    for tokenizer in searched.values() if searched else [space.fixed.get("tokenizer", Config().tokenizer)]:
-        corpus = load_corpus(study.corpus, str(tokenizer), space.largest("vocabulary_size"))
-        require_room(corpus, space.largest("batch_size"), space.largest("sequence_length"))
-    return corpus
-
-
-def _enter(storage: RDBStorage, study: Study) -> optuna.Study:
-    """Creates the study, or finds it and requires that neither its file nor its corpus has changed."""
-    import optuna
-    from optuna.study import StudyDirection
-
-    from tuner.ledger import RUNNING, Ledger
-    from tuner.steering import queue
-    from tuner.study import differences, stored_study
-
-    _require_generators(study)
-    corpus = _first_corpus(study)
-    directions = [StudyDirection.MINIMIZE] * len(study.objectives)
-    found = optuna.create_study(study_name=study.name, storage=storage, directions=directions, load_if_exists=True)
-    before = found.user_attrs.get("study")
-    if before is None and (found.get_trials(deepcopy=False) or found.directions != directions):
-        raise StudyError(f"study {study.name} in this database was not made by the tuner; give yours another name")
-    changes = differences(stored_study(before), study) if before else []
-    if found.user_attrs.get("fingerprint", corpus.fingerprint) != corpus.fingerprint:
-        changes.append(f"the text of the corpus: was {found.user_attrs['fingerprint']}, is {corpus.fingerprint}")
-    if changes:
-        raise StudyError(
-            f"study {study.name} exists in the database and has changed since:\n  "
-            + "\n  ".join(changes)
-            + "\nGive the changed study another name, or change it back; only its budget may change."
-        )
-    ledger = Ledger(storage, found._study_id)
-    if ledger.open():
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            found.set_metric_names(study.objectives)  # what the dashboard writes at its axes
-        for values in study.start:
-            queue(found, values, {"start": True})
-    ledger.set_state(RUNNING)
-    found.set_user_attr("fingerprint", corpus.fingerprint)
-    found.set_user_attr("study", study.stored())
-    return found
-
-
-def _supervise(
-    storage: RDBStorage,
-    found: optuna.Study,
-    study: Study,
-    begins: str,
-    places: Any,
-    kept: Artifacts,
-    arguments: list[str],
-    environment: dict[str, str],
-    grace: float,
-) -> str:
-    """Runs workers until the study ends; on Ctrl-C they save their trials first. Returns why it ended."""
-    from models.stopping import stop_requests
-    from tuner.launchers import Team
-    from tuner.watching import Watcher
-
-    logs = kept.folder / "logs"
-    revive = _reviver(environment)
-    with stop_requests() as requested, Watcher(storage, found, study) as watcher:
-        watcher.say(f"study {study.name}: {begins}")
-        team = Team(places, arguments, environment, logs, _undertaker(storage, found, study), watcher.say)
-        try:
-            while team.watch() and not requested.is_set():
-                if not watcher.look():
-                    revive()
-                requested.wait(REFRESH_SECONDS)
-            if requested.is_set():
-                watcher.say("saving the running trials ...")
-            killed = team.stop(grace)
-            watcher.look()
-        finally:
-            team.kill()
-    if requested.is_set() and _snapshot(storage, found).spent < 1:
-        lost = (
-            f"the last seconds of {killed} trials that were not saved within {grace:g} s are"
-            if killed
-            else "nothing is"
-        )
-        click.echo(f"Stopped; {lost} lost. Go on with the same command: {_same_command()}", err=True)
+    try:
+        return supervisor.supervise(*work)
+    except Interrupted as stopped:
+        click.echo(f"Stopped; {stopped}. Go on with the same command: {_same_command()}", err=True)
         sys.exit(STOPPED)
-    if team.failed():
-        raise WorkerError(f"every worker of study {study.name} ended with an error; see above, and the logs in {logs}")
-    return _reason(_snapshot(storage, found))
-
-
-def _reviver(environment: dict[str, str]) -> Callable[[], None]:
-    """What helps when the database is away: starting the embedded one again. A real server is somebody else's."""
-    from tuner.server import default_folder, revive
-
-    if "TUNER_STORAGE" in environment:
-        return lambda: None
-    return lambda: revive(Path(environment.get("TUNER_DATA", default_folder())))
-
-
-def _undertaker(storage: RDBStorage, found: optuna.Study, study: Study) -> Callable[[Death], bool]:
-    """What is done for a worker that died: its trial goes on elsewhere, unless it was to blame."""
-    import optuna
-
-    from tuner.courier import is_outage
-    from tuner.ledger import Ledger, LostLease
-    from tuner.limits import OUT_OF_MEMORY, mark
-
-    ledger = Ledger(storage, found._study_id)
-
-    def end_out_of_memory(trial_id: int) -> None:
-        trial = optuna.Trial(found, trial_id)
-        trial.set_user_attr("reason", "out of memory: the system ended the worker")
-        mark(trial, OUT_OF_MEMORY)
-        found.tell(trial, state=optuna.trial.TrialState.PRUNED)
-
-    def bury(death: Death) -> bool:
-        try:
-            trial_id = ledger.holding(death.worker_id)
-            if trial_id is not None and death.out_of_memory:
-                with ledger.held(trial_id, death.worker_id):
-                    end_out_of_memory(trial_id)
-            elif trial_id is not None and death.crash:
-                reason = f"the worker ended {death.how}"
-                with suppress(LostLease):
-                    ledger.crashed(trial_id, death.worker_id, reason, death.words, study.retries)
-            ledger.leave(death.worker_id)
-        except Exception as error:
-            if not is_outage(error):
-                raise  # without the database its lease runs out by itself
-            return True
-        return trial_id is not None
-
-    return bury
-
-
-def _reason(now: Snapshot) -> str:
-    """Why the study ended, from its books."""
-    study = now.study
-    if study.trials is not None and now.counts.finished >= study.trials:
-        return f"all {study.trials} trials are finished"
-    if study.budget.hours is not None and now.active_seconds >= study.budget.hours * 3600:
-        return f"the {study.budget.hours:g} hours are spent"
-    if now.counts.fail and not now.counts.finished:
-        return f"all of its {now.counts.fail} trials failed"
-    return "the study was stopped"
 
 
 def _confirmed(
-    storage: RDBStorage,
+    supervisor: Supervisor,
     found: optuna.Study,
     study: Study,
     chosen: list[FrozenTrial],
     seeds: int,
-    places: list[Slot],
-    artifacts: str | None,
+    slots: list[Slot],
     more: list[str],
-    environment: dict[str, str],
-    grace: float,
 ) -> dict[str, Any]:
     """What the confirmation of these trials found: what is stored, or what workers find out now."""
     from tuner import confirmation
@@ -1098,12 +863,12 @@ def _confirmed(
     result = confirmation.stored(found, chosen, seeds)
     if result is not None:
         return result
-    companion, definition = confirmation.enter(storage, found, study, chosen, seeds)
-    kept = _artifacts_of(artifacts, definition.name)
-    places = places[: len(chosen) * seeds]
-    begins = f"{len(places)} workers train the best {len(chosen)} again, with {seeds} fresh seeds each"
-    _supervise(storage, companion, definition, begins, places, kept, [definition.name, *more], environment, grace)
-    score = _test_scorer("cpu" if places[0].device == "cpu" else "auto")
+    companion, definition = confirmation.enter(supervisor.storage, found, study, chosen, seeds)
+    kept = supervisor.places.writable_artifacts_of(definition.name)
+    slots = slots[: len(chosen) * seeds]
+    begins = f"{len(slots)} workers train the best {len(chosen)} again, with {seeds} fresh seeds each"
+    _supervise(supervisor, companion, definition, kept, slots, begins, [definition.name, *more])
+    score = _test_scorer("cpu" if slots[0].device == "cpu" else "auto")
     result = confirmation.conclude(found, companion, chosen, seeds, kept.fetch_run, score)
     for number in confirmation.runs_of_others(companion, result):
         kept.remove_run(number)
@@ -1124,25 +889,16 @@ def _test_scorer(device: str) -> Callable[[Path], Score | None]:
     return score
 
 
-def _confirm_in_short(
-    storage: RDBStorage,
-    found: optuna.Study,
-    study: Study,
-    top: int,
-    places: list[Slot],
-    artifacts: str | None,
-    environment: dict[str, str],
-    grace: float,
-) -> None:
+def _confirm_in_short(supervisor: Supervisor, found: optuna.Study, study: Study, top: int, slots: list[Slot]) -> None:
     """Confirms the best few at the end of a search; what goes wrong there takes nothing from the search."""
     from tuner.confirmation import candidates
 
-    now = _snapshot(storage, found)
+    now = _snapshot(supervisor.storage, found)
     if now.spent < 1 or now.counts.complete < FEWEST_CONFIRMED:
         return
     try:
         chosen = candidates(found, None)[:top]
-        _confirmed(storage, found, study, chosen, SHORT_SEEDS, places, artifacts, [], environment, grace)
+        _confirmed(supervisor, found, study, chosen, SHORT_SEEDS, slots, [])
     except (StudyError, WorkerError) as error:
         click.echo(f"Not confirmed: {error}", err=True)
 

@@ -70,7 +70,7 @@ def _completed(count: int) -> str:
     return f"{count} completed trial{'' if count == 1 else 's'}"
 
 
-def places(output: Path, top: int | None) -> list[Path]:
+def files(output: Path, top: int | None) -> list[Path]:
     """Returns the files to write: `output`, or for the best few best-1.yaml, best-2.yaml, ... beside it."""
     if top is None:
         return [output]

@@ -21,7 +21,7 @@ from optuna.storages import RDBStorage
 
 from models.config import Config
 from models.training import Evaluation
-from tuner.cli import _enter
+from tuner import entry
 from tuner.objective import Outcome
 from tuner.objectives import Tuned
 from tuner.server import attached
@@ -111,7 +111,7 @@ def small(text_file: Path) -> Callable[..., Study]:
 @pytest.fixture(scope="session")
 def enter(storage: RDBStorage) -> Callable[[Study], optuna.Study]:
     """Puts a study into the database, as `tuner run` does."""
-    return lambda study: _enter(storage, study)
+    return lambda study: entry.enter(storage, study)
 
 
 class Instant:

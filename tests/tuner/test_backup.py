@@ -25,10 +25,9 @@ from optuna_dashboard._note import get_note_from_system_attrs, save_note_with_ve
 
 from models.config import Config
 from models.errors import RunError, UserError
-from tuner import archive
+from tuner import archive, entry
 from tuner.artifacts import RUN, Artifacts, artifacts_of
 from tuner.backup import backup, restore
-from tuner.cli import _enter
 from tuner.confirmation import companion_name
 from tuner.confirmation import enter as enter_companion
 from tuner.errors import StudyError, WorkerError
@@ -469,7 +468,7 @@ def good(storage: RDBStorage, text_file: Path, tmp_path_factory: pytest.TempPath
     """The backup of a small study."""
     folder = tmp_path_factory.mktemp("good")
     study = parse_study(f"corpus: {{path: {text_file}}}\ntrial: {{tokens: 4096, rungs: 3}}", "x", "victim")
-    found = _enter(storage, study)
+    found = entry.enter(storage, study)
     for value in (1.0, 2.0):
         found.add_trial(optuna.trial.create_trial(value=value))
     furnish(storage, found, places(folder / "old")(study.name), [0])

@@ -9,7 +9,7 @@ import optuna
 import pytest
 from optuna.storages import RDBStorage
 
-from tuner import pool
+from tuner import entry, pool
 from tuner.ledger import PAUSED, RUNNING, Ledger
 from tuner.storage import open_storage
 from tuner.study import Study
@@ -24,11 +24,10 @@ def fresh(fresh_url: str) -> Any:
 
 
 def test_a_study_is_joined_while_it_has_work_and_may_go_on(fresh: RDBStorage, small: Small) -> None:
-    from tuner.cli import _enter
 
     assert pool._next_study(fresh, {}) is None
     study = small(1)
-    found = _enter(fresh, study)
+    found = entry.enter(fresh, study)
     ledger = Ledger(fresh, found._study_id)
     optuna.create_study(study_name="of another program", storage=fresh)
     assert pool._next_study(fresh, {}) == study.name
@@ -40,11 +39,10 @@ def test_a_study_is_joined_while_it_has_work_and_may_go_on(fresh: RDBStorage, sm
 
 
 def test_the_study_with_the_fewest_workers_is_joined_first(fresh: RDBStorage, small: Small) -> None:
-    from tuner.cli import _enter
 
     first, second = small(1), small(1)
-    found = _enter(fresh, first)
-    _enter(fresh, second)
+    found = entry.enter(fresh, first)
+    entry.enter(fresh, second)
     Ledger(fresh, found._study_id).join("one", "host", 1, "cpu", 1)
     assert pool._next_study(fresh, {}) == second.name
 
@@ -52,10 +50,8 @@ def test_the_study_with_the_fewest_workers_is_joined_first(fresh: RDBStorage, sm
 def test_workers_rest_where_they_cannot_work_and_end_when_asked(
     fresh: RDBStorage, small: Small, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tuner.cli import _enter
-
     study = small(1)
-    _enter(fresh, study)
+    entry.enter(fresh, study)
     monkeypatch.setattr(pool, "LOOK_SECONDS", 0.01)
     said: list[str] = []
     requested = threading.Event()

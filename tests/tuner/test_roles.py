@@ -13,8 +13,7 @@ import sqlalchemy as sql
 from optuna.trial import TrialState
 from optuna_dashboard import save_note, save_plotly_graph_object
 
-from tuner import roles, steering
-from tuner.cli import _enter
+from tuner import entry, roles, steering
 from tuner.errors import StorageError
 from tuner.ledger import Ledger
 from tuner.objectives import Tuned
@@ -56,7 +55,7 @@ def searched(team: dict[str, str], small: Small, crew: Any, tmp_path: Path) -> S
 
     study = small(3, retries=0)
     with open_storage(team["worker"]) as storage:
-        _enter(storage, study)
+        entry.enter(storage, study)
         objective: Any = Instant(study, tmp_path, score)
         found = Tuned(study.name, storage)
         worker = Worker(found, study, objective, storage, 1, crew.requested, crew.said.append, "one")
@@ -181,7 +180,7 @@ def test_a_password_comes_from_a_file_unless_the_url_has_one(tmp_path: Path) -> 
 def test_tables_of_an_older_optuna_are_upgraded_when_nobody_is_there(fresh_url: str, small: Small) -> None:
     study = small(3)
     with open_storage(fresh_url) as storage:
-        _enter(storage, study)
+        entry.enter(storage, study)
         head = storage.get_head_version()
         with storage.engine.begin() as connection:  # what it did not have yet
             connection.execute(sql.text("drop index ix_trials_study_id"))

@@ -17,7 +17,7 @@ from schemathesis import GenerationMode
 from schemathesis.schemas import APIOperation
 
 from tests.tuner.doors import USERS, Client, served, written
-from tuner import cli
+from tuner import entry
 from tuner.server import attached
 from tuner.storage import open_storage
 from tuner.study import Study
@@ -139,7 +139,7 @@ def client(
         open_storage(f"postgresql://tuner@/fuzzed?host={quote(server['host'])}") as own,
     ):
         for study in (small(), small()):
-            found = cli._enter(own, study)
+            found = entry.enter(own, study)
             for value in (1.0, 2.0):
                 found.tell(found.ask({"x": optuna.distributions.FloatDistribution(0, 1)}), value)
             found.ask()

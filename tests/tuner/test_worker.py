@@ -27,10 +27,9 @@ from models.errors import CorpusError
 from models.network import parameter_count
 from models.run import load, read_recipe, train_run
 from models.training import Diverged, Training, train
-from tuner import courier, search, server, worker
+from tuner import courier, entry, search, server, worker
 from tuner import ledger as books
 from tuner.artifacts import Artifacts
-from tuner.cli import _enter
 from tuner.errors import StorageError, StudyError, WorkerError
 from tuner.export import chosen_trial, exported
 from tuner.ledger import Counts, Ledger
@@ -954,7 +953,7 @@ def test_workers_take_turns_on_a_server_that_has_no_connection_left(
     place.chmod(0o755)
     study = small(12)
     with open_storage(None, place / "data") as opened:
-        found = _enter(opened, study)
+        found = entry.enter(opened, study)
         Crew(place / "data", tmp_path).work(study, by_learning_rate, workers=8)
         states = [trial.state for trial in found.get_trials()]
     shutil.rmtree(place)

@@ -1,0 +1,79 @@
+"""How a study enters the database: its generators and its text are there, and nothing has changed since it began."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING
+
+import optuna
+from optuna.storages import RDBStorage
+from optuna.study import StudyDirection
+
+from models.config import ARCHITECTURES, Config
+from models.corpus import load_corpus, require_room
+from tuner.errors import StudyError
+from tuner.ledger import RUNNING, Ledger
+from tuner.steering import queue
+from tuner.study import Study, differences, stored_study
+
+if TYPE_CHECKING:
+    from models.corpus import EncodedCorpus
+
+
+def enter(storage: RDBStorage, study: Study) -> optuna.Study:
+    """Creates the study, or finds it and requires that neither its file nor its corpus has changed.
+
+    Raises StudyError, ConfigError or CorpusError.
+    """
+    corpus = require_sound(study)
+    directions = [StudyDirection.MINIMIZE] * len(study.objectives)
+    found = optuna.create_study(study_name=study.name, storage=storage, directions=directions, load_if_exists=True)
+    before = found.user_attrs.get("study")
+    if before is None and (found.get_trials(deepcopy=False) or found.directions != directions):
+        raise StudyError(f"study {study.name} in this database was not made by the tuner; give yours another name")
+    changes = differences(stored_study(before), study) if before else []
+    if found.user_attrs.get("fingerprint", corpus.fingerprint) != corpus.fingerprint:
+        changes.append(f"the text of the corpus: was {found.user_attrs['fingerprint']}, is {corpus.fingerprint}")
+    if changes:
+        raise StudyError(
+            f"study {study.name} exists in the database and has changed since:\n  "
+            + "\n  ".join(changes)
+            + "\nGive the changed study another name, or change it back; only its budget may change."
+        )
+    ledger = Ledger(storage, found._study_id)
+    if ledger.open():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            found.set_metric_names(study.objectives)  # what the dashboard writes at its axes
+        for values in study.start:
+            queue(found, values, {"start": True})
+    ledger.set_state(RUNNING)
+    found.set_user_attr("fingerprint", corpus.fingerprint)
+    found.set_user_attr("study", study.stored())
+    return found
+
+
+def require_sound(study: Study) -> EncodedCorpus:
+    """Returns the study's text; raises ConfigError or CorpusError when it or a generator is not as it should be."""
+    _require_generators(study)
+    return _first_corpus(study)
+
+
+def _require_generators(study: Study) -> None:
+    """Raises ConfigError when a generator of the user's own cannot be found; only for those is torch imported."""
+    searched = study.space.searched.get("architecture")
+    for name in searched.values() if searched else [study.space.fixed.get("architecture", ARCHITECTURES[0])]:
+        if name not in ARCHITECTURES:
+            from models.network import generator_class
+
+            generator_class(Config(architecture=str(name)))
+
+
+def _first_corpus(study: Study) -> EncodedCorpus:
+    """Reads the study's corpus in every tokenizer of the search, and requires room in it for the largest batch."""
+    space = study.space
+    searched = space.searched.get("tokenizer")
+    for tokenizer in searched.values() if searched else [space.fixed.get("tokenizer", Config().tokenizer)]:
+        corpus = load_corpus(study.corpus, str(tokenizer), space.largest("vocabulary_size"))
+        require_room(corpus, space.largest("batch_size"), space.largest("sequence_length"))
+    return corpus

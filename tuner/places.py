@@ -1,0 +1,88 @@
+"""What the options of a command say: where things are kept, and who works on them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from tuner.errors import WorkerError
+
+if TYPE_CHECKING:
+    from optuna.storages import RDBStorage
+
+    from tuner.artifacts import Artifacts
+    from tuner.launchers import Slot
+    from tuner.study import Study
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where studies and their artifacts are: a URL or else a folder for the database, a folder or bucket, or None."""
+
+    storage: str | None
+    data_folder: Path | None
+    artifacts: str | None = None
+
+    @contextmanager
+    def opened(self) -> Iterator[RDBStorage]:
+        """The database, while the block runs. Raises StorageError."""
+        from tuner.storage import open_storage
+
+        with open_storage(self.storage, self.data_folder) as opened:
+            yield opened
+
+    def artifacts_of(self, study_name: str) -> Artifacts:
+        """Returns a study's artifacts, wherever they are or will be. Raises WorkerError."""
+        import platformdirs
+
+        from tuner.artifacts import artifacts_of
+
+        default = platformdirs.user_data_path("textgen-tuner") / "artifacts"
+        return artifacts_of(self.artifacts or str(default), study_name, default)
+
+    def writable_artifacts_of(self, study_name: str) -> Artifacts:
+        """Returns a study's artifacts in a place that can be written to. Raises WorkerError."""
+        found = self.artifacts_of(study_name)
+        try:
+            found.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise WorkerError(f"{found.folder}: cannot be made ({error.strerror}); choose other --artifacts") from error
+        return found
+
+
+@dataclass(frozen=True)
+class Crew:
+    """The workers of a command: how many, on which devices, with how many threads, and how they save their trials."""
+
+    workers: int | None
+    devices: str
+    per_device: int | str | None
+    threads: int | None
+    grace: float
+    checkpoint_seconds: float
+
+    def slots(self, study: Study) -> list[Slot]:
+        """Returns the places that were asked for; for `auto`, as many on a device as do the most together."""
+        from tuner.launchers import slots
+        from tuner.packing import workers_per_device
+
+        threads, per_device = self.threads or study.threads, self.per_device
+        if per_device == "auto" and self.workers is None:
+            per_device = workers_per_device(study, self.devices, threads, click.echo)
+        return slots(self.workers, self.devices, threads, per_device if isinstance(per_device, int) else None)
+
+
+def environment(places: Places, crew: Crew) -> dict[str, str]:
+    """Returns what worker processes are told by their environment: a command line would show the password to all."""
+    given = {
+        "TUNER_STORAGE": places.storage,
+        "TUNER_DATA": places.data_folder,
+        "TUNER_ARTIFACTS": places.artifacts,
+        "TUNER_CHECKPOINT_SECONDS": crew.checkpoint_seconds,
+    }
+    return {name: str(value) for name, value in given.items() if value is not None}

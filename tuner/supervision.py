@@ -1,0 +1,120 @@
+"""Watches over the workers of a command until their study ends, and buries those that die."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+
+import optuna
+from optuna.storages import RDBStorage
+
+from models.stopping import stop_requests
+from tuner.artifacts import Artifacts
+from tuner.courier import is_outage
+from tuner.errors import WorkerError
+from tuner.launchers import Death, Slot, Team
+from tuner.ledger import Ledger, LostLease
+from tuner.limits import OUT_OF_MEMORY, mark
+from tuner.places import Crew, Places, environment
+from tuner.report import Snapshot, snapshot
+from tuner.server import default_folder, revive
+from tuner.study import Study, stored_study
+from tuner.watching import Watcher
+
+REFRESH_SECONDS = 1.0
+
+
+class Interrupted(Exception):
+    """A person asked to stop; the message says what is lost."""
+
+
+class Supervisor:
+    """What the workers of one command have in common, whichever study they are on."""
+
+    def __init__(self, storage: RDBStorage, places: Places, crew: Crew) -> None:
+        self.storage, self.places, self.crew = storage, places, crew
+
+    def supervise(
+        self,
+        found: optuna.Study,
+        study: Study,
+        kept: Artifacts,
+        slots: Sequence[Slot],
+        begins: str,
+        arguments: Sequence[str],
+    ) -> str:
+        """Runs workers until the study ends; returns why it ended.
+
+        Raises Interrupted after Ctrl-C, when they have saved their trials, and WorkerError when all of them failed.
+        """
+        logs = kept.folder / "logs"
+        told = environment(self.places, self.crew)
+        with stop_requests() as requested, Watcher(self.storage, found, study) as watcher:
+            watcher.say(f"study {study.name}: {begins}")
+            team = Team(slots, arguments, told, logs, _undertaker(self.storage, found, study), watcher.say)
+            try:
+                while team.watch() and not requested.is_set():
+                    if not watcher.look():
+                        self._revive()
+                    requested.wait(REFRESH_SECONDS)
+                if requested.is_set():
+                    watcher.say("saving the running trials ...")
+                killed = team.stop(self.crew.grace)
+                watcher.look()
+            finally:
+                team.kill()
+        now = snapshot(self.storage, found, stored_study(found.user_attrs["study"]))
+        if requested.is_set() and now.spent < 1:
+            late = f"the last seconds of {killed} trials that were not saved within {self.crew.grace:g} s are lost"
+            raise Interrupted(late if killed else "nothing is lost")
+        if team.failed():
+            failed = f"every worker of study {study.name} ended with an error"
+            raise WorkerError(f"{failed}; see above, and the logs in {logs}")
+        return _reason(now)
+
+    def _revive(self) -> None:
+        """Helps when the database is away: starts the embedded one again. A real server is somebody else's."""
+        if self.places.storage is None:
+            revive(self.places.data_folder or default_folder())
+
+
+def _undertaker(storage: RDBStorage, found: optuna.Study, study: Study) -> Callable[[Death], bool]:
+    """What is done for a worker that died: its trial goes on elsewhere, unless it was to blame."""
+    ledger = Ledger(storage, found._study_id)
+
+    def end_out_of_memory(trial_id: int) -> None:
+        trial = optuna.Trial(found, trial_id)
+        trial.set_user_attr("reason", "out of memory: the system ended the worker")
+        mark(trial, OUT_OF_MEMORY)
+        found.tell(trial, state=optuna.trial.TrialState.PRUNED)
+
+    def bury(death: Death) -> bool:
+        try:
+            trial_id = ledger.holding(death.worker_id)
+            if trial_id is not None and death.out_of_memory:
+                with ledger.held(trial_id, death.worker_id):
+                    end_out_of_memory(trial_id)
+            elif trial_id is not None and death.crash:
+                reason = f"the worker ended {death.how}"
+                with suppress(LostLease):
+                    ledger.crashed(trial_id, death.worker_id, reason, death.words, study.retries)
+            ledger.leave(death.worker_id)
+        except Exception as error:
+            if not is_outage(error):
+                raise  # without the database its lease runs out by itself
+            return True
+        return trial_id is not None
+
+    return bury
+
+
+def _reason(now: Snapshot) -> str:
+    """Why the study ended, from its books."""
+    study = now.study
+    if study.trials is not None and now.counts.finished >= study.trials:
+        return f"all {study.trials} trials are finished"
+    if study.budget.hours is not None and now.active_seconds >= study.budget.hours * 3600:
+        return f"the {study.budget.hours:g} hours are spent"
+    if now.counts.fail and not now.counts.finished:
+        return f"all of its {now.counts.fail} trials failed"
+    return "the study was stopped"
