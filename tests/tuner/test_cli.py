@@ -20,7 +20,7 @@ from optuna.trial import TrialState
 from models.config import Config
 from models.reader import parse, plain
 from models.run import read_recipe
-from tuner import cli, launchers
+from tuner import cli, supervision
 from tuner.ledger import Ledger
 from tuner.study import Study, stored_study
 
@@ -128,7 +128,7 @@ class Workers:
 def workers(crew: Any, storage: RDBStorage, monkeypatch: pytest.MonkeyPatch) -> Workers:
     workers = Workers(crew)
     workers.storage = storage
-    monkeypatch.setattr(launchers, "Team", workers)
+    monkeypatch.setattr(supervision, "Team", workers)
     return workers
 
 
@@ -374,7 +374,7 @@ def test_a_password_goes_to_workers_through_the_environment_alone(
     tuner: Command, study_file: Callable[..., str], workers: Workers, fresh_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[Any] = []
-    monkeypatch.setattr(launchers, "Team", lambda *parts: seen.append(parts) or workers)
+    monkeypatch.setattr(supervision, "Team", lambda *parts: seen.append(parts) or workers)
     url = fresh_url.replace("tuner@", "tuner:SECRET@")
     result = tuner("run", study_file(), "-n", 1, "--storage", url)
     (_, arguments, environment, *_) = seen[0]
@@ -611,7 +611,7 @@ def test_a_run_confirms_its_best_two_unless_it_is_told_not_to(
 def test_a_study_that_was_stopped_is_not_confirmed(
     tuner: Command, worked: str, workers: Workers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(launchers, "Team", lambda *parts: workers)  # who are asked to stop before they begin
+    monkeypatch.setattr(supervision, "Team", lambda *parts: workers)  # who are asked to stop before they begin
     result = tuner("run", f"{worked}.yaml", "-n", 1, "--trials", 9, "--confirm", 2, "-o", "first.yaml")
     assert "Done: the study was stopped. 4 complete" in result.out, result
     assert "(confirmation)" not in result.out + result.err
