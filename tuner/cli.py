@@ -377,13 +377,16 @@ def _watch(opened: RDBStorage, chosen: tuple[optuna.Study, Study] | None) -> Non
 
 
 def _show_studies(opened: RDBStorage) -> None:
+    from models.terminal import lines
     from tuner import overview, report
 
-    rows = overview.rows(opened)
+    rows, problems = overview.rows(opened), overview.unreadable(opened)
     if rows:
         _show(report.studies_table(rows))
-    else:
+    elif not problems:
         click.echo("No studies yet. Start one: tuner run quickstart")
+    for problem in problems:
+        click.echo(lines(problem), err=True)
 
 
 def _show_study(opened: RDBStorage, found: optuna.Study, study: Study, failed: bool) -> None:

@@ -182,9 +182,10 @@ class Ledger:
     def leave(self, worker_id: str) -> None:
         """Strikes a worker off and frees the trial it holds."""
         with self.engine.begin() as connection:
+            # In the order of a beat, which may come at the same time: each would wait for the other otherwise.
+            connection.execute(workers.delete().where(workers.c.worker_id == worker_id))
             mine = leases.c.worker_id == worker_id
             connection.execute(leases.update().where(mine).values(expires_at=sql.text("'-infinity'")))
-            connection.execute(workers.delete().where(workers.c.worker_id == worker_id))
 
     def beat(self, worker_id: str, trial_id: int | None, activity: Activity) -> tuple[str, float]:
         """Shows a sign of life and renews the lease; returns the study's state and active seconds. Raises LostLease."""

@@ -12,6 +12,7 @@ import sqlalchemy as sql
 from optuna.storages import RDBStorage
 from sqlalchemy import Connection
 
+from models.errors import ConfigError
 from tuner import ledger
 from tuner.ledger import Counts, Worker
 from tuner.report import FAILED_SHOWN, Row, Snapshot
@@ -58,7 +59,7 @@ def rows(storage: RDBStorage) -> list[Row]:
 
 
 def all_rows(storage: RDBStorage) -> list[Row]:
-    """Returns a row for each study that was made by the tuner, by name, confirmations too."""
+    """Returns a row for each study that was made by the tuner, by name, confirmations too; but see `unreadable`."""
     with storage.engine.begin() as connection:
         studies = connection.execute(_STUDIES).all()
         if not studies:
@@ -66,9 +67,10 @@ def all_rows(storage: RDBStorage) -> list[Row]:
         counts, best = _counts(connection), {row.study_id: row for row in connection.execute(_BEST)}
         books = {row.study_id: row for row in connection.execute(ledger.studies.select())}
         workers = _workers(connection)
+    readable = [(number, definition(text), result) for number, text, result in studies if _problem(text) is None]
     return [
         Row(
-            definition(text),
+            study,
             Counts(**counts[number]),
             workers[number],
             books[number].active_seconds,
@@ -78,9 +80,16 @@ def all_rows(storage: RDBStorage) -> list[Row]:
             best=best[number].value if number in best else None,
             best_trial=best[number].number if number in best else None,
         )
-        for number, text, confirmation in studies
+        for number, study, confirmation in readable
         if number in books
     ]
+
+
+def unreadable(storage: RDBStorage) -> list[str]:
+    """Returns what is wrong with each study that another version of the tuner wrote and this one cannot read."""
+    with storage.engine.begin() as connection:
+        problems = [_problem(text) for _, text, _ in connection.execute(_STUDIES)]
+    return [problem for problem in problems if problem is not None]
 
 
 def in_short(storage: RDBStorage, study_id: int, study: Study, most: int) -> Snapshot:
@@ -127,6 +136,16 @@ def _front(ranked: Sequence[Any]) -> list[int]:
 def definition(text: str) -> Study:
     """Returns a study as it is stored, in JSON; reading one takes milliseconds."""
     return stored_study(json.loads(text))
+
+
+@lru_cache(maxsize=1000)
+def _problem(text: str) -> str | None:
+    """Why a stored study cannot be read, if it cannot."""
+    try:
+        definition(text)
+    except ConfigError as error:
+        return f"study {json.loads(text).get('name')}: {error}"
+    return None
 
 
 def _counts(connection: Connection) -> dict[int, dict[str, int]]:

@@ -45,7 +45,7 @@ class Running:
 
     def end(self) -> int:
         """Waits for the end and returns the exit code."""
-        return self.process.wait(PATIENCE)
+        return self.process.wait(3 * PATIENCE)  # of a whole command, not of one event
 
     def until(self, condition: Callable[[], Any]) -> Any:
         """Waits until a condition holds, while the command runs; returns what it returned."""

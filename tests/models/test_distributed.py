@@ -19,7 +19,8 @@ RECIPE = """
 corpus: {path: rhyme.txt}
 trial: {tokens: 5_120, rungs: 160}
 threads: 1
-parameters: {architecture: ARCHITECTURE, hidden_size: 8, heads: 2, sequence_length: 8, batch_size: 4}
+parameters:
+  {architecture: ARCHITECTURE, hidden_size: 8, heads: 2, sequence_length: 8, batch_size: 4, precision: float32}
 """
 
 

@@ -183,7 +183,7 @@ class Crew:
             for thread in threads:
                 thread.start()
             for thread in threads:
-                thread.join(30)
+                thread.join(90)
                 assert not thread.is_alive()
         for end in ends:
             if isinstance(end, BaseException):

@@ -218,3 +218,17 @@ def test_failed_stands_alone(environment: dict[str, str]) -> None:
     done = subprocess.run([TUNER, "status", "x", "--failed", "-w"], env=environment, capture_output=True, text=True)
     assert done.returncode == 2
     assert "--failed stands alone" in done.stderr
+
+
+def test_a_study_of_another_version_is_named_and_keeps_no_other_from_being_shown(
+    begun: optuna.Study, storage: RDBStorage
+) -> None:
+    later = optuna.create_study(study_name="of a later version", storage=storage)
+    later.set_user_attr("study", {**begun.user_attrs["study"], "name": "of a later version", "schema": 99})
+    Ledger(storage, later._study_id).open()
+    try:
+        assert begun._study_id in {row.study_id for row in overview.rows(storage)}
+        (problem,) = [one for one in overview.unreadable(storage) if one.startswith("study of a later version: ")]
+        assert "schema" in problem
+    finally:
+        optuna.delete_study(study_name="of a later version", storage=storage)
