@@ -567,7 +567,7 @@ def _steers(steer: Callable[..., str]) -> Any:
             found, study = _find(opened, study_name)
             click.echo(f"study {study.name}: {steer(opened, found, study, **own)}")
 
-    return commands.command()(click.argument("study_name", metavar="STUDY")(_storage(_data(command))))
+    return commands.command()(click.argument("study_name", metavar="STUDY")(_database(command)))
 
 
 @_steers
