@@ -64,7 +64,7 @@ def main() -> None:
         at_its_end(page, address, read(storage))
         tuner.said("report", STUDY)
         page.goto((folder / "report.html").as_uri())
-        expect(page.locator(".js-plotly-plot .plot").first).to_be_attached()
+        expect(page.locator(".js-plotly-plot .trace").first).to_be_attached()
         save("report", page)
 
 
@@ -110,7 +110,7 @@ def browsed() -> Iterator[Page]:
     expect.set_options(timeout=PATIENCE)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1200, "height": 850}, device_scale_factor=1.5)
+        page = browser.new_page(viewport={"width": 1200, "height": 980}, device_scale_factor=1.5)
         page.set_default_timeout(PATIENCE)
         yield page
         browser.close()
@@ -128,9 +128,9 @@ def caught(storage: RDBStorage, running: subprocess.Popen[bytes]) -> Snapshot:
         except StudyError:  # not there yet
             continue
         enough = now.counts.finished >= FINISHED_WHEN_CAUGHT and now.counts.complete >= COMPLETE_WHEN_CAUGHT
-        if enough and all(worker.progress and worker.tokens_per_second for worker in now.workers):
+        if enough and all(0.05 < (worker.progress or 0) < 0.9 for worker in now.workers):
             return now
-    raise SystemExit("the study ended before it was caught; lower FINISHED_WHEN_CAUGHT or COMPLETE_WHEN_CAUGHT")
+    raise SystemExit("the study ended before it was caught; lower COMPLETE_WHEN_CAUGHT")
 
 
 def read(storage: RDBStorage) -> Snapshot:
@@ -161,24 +161,27 @@ def while_it_runs(page: Page, address: str) -> None:
     page.goto(f"{address}/dashboard/studies/1/note")
     expect(page.get_by_text("last sign of life")).to_be_visible()
     save("dashboard", page)
-    page.set_viewport_size({"width": 1000, "height": 1000})
+    page.set_viewport_size({"width": 1000, "height": 1250})
     page.goto(f"{address}/tuner/1")
     expect(page.get_by_text("Export the best")).to_be_visible()
     save("operator", page)
 
 
 def at_its_end(page: Page, address: str, now: Snapshot) -> None:
-    """Figures of ours, and what is said of the best trial."""
+    """A figure of ours, and what is said of the best trial."""
     page.set_viewport_size({"width": 1500, "height": 3600})
     page.goto(f"{address}/dashboard/studies/1")
-    for name, title in (("learning-curves", "Learning curves"), ("diversity", "Quality and diversity")):
-        figure = page.locator(".js-plotly-plot", has_text=title)
-        expect(figure.locator(".plot").first).to_be_visible()
-        save(name, figure)
+    figure = page.locator(".js-plotly-plot", has_text="Learning curves")
+    expect(figure.locator(".trace").first).to_be_visible()
+    save("learning-curves", figure)
     assert now.best is not None
-    page.set_viewport_size({"width": 1100, "height": 1350})
+    page.set_viewport_size({"width": 900, "height": 2000})
     page.goto(f"{address}/dashboard/studies/1/trials?numbers={now.best.number}")
-    expect(page.get_by_text("it writes").first).to_be_visible()
+    text = page.locator("pre").nth(1)
+    expect(text).to_be_visible()
+    end = text.bounding_box()
+    assert end is not None
+    page.set_viewport_size({"width": 900, "height": round(end["y"] + end["height"]) + 8})
     save("trial", page)
     page.set_viewport_size({"width": 1200, "height": 850})
 
