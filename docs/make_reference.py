@@ -69,7 +69,8 @@ STUDY_FILE = """\
 
 Every key, with its range and its default. This page is written from the code by `python docs/make_reference.py`, and a
 test compares the two. [studies/reference.yaml](../studies/reference.yaml) shows all keys at work in one file that runs;
-[the first study](first-study.md) shows how to get there from a text.
+[the first study](first-study.md) shows how to get there from a text. What a file that `tuner export` wrote has besides:
+[the export](export.md#the-file). A class of your own as `architecture`: [your own generator](own-generator.md).
 
 A study file says which text, what may vary, and what may be spent:
 
@@ -243,7 +244,9 @@ COMMANDS = """\
 # Commands
 
 Every command with its options, written from the code by `python docs/make_reference.py`; a test compares the two.
-`tuner COMMAND --help` says the same. What exit codes mean: [operation](operation.md#exit-codes).
+`tuner COMMAND --help` says the same. What exit codes mean: [operation](operation.md#exit-codes). More on
+[the dashboard](dashboard.md), [the report](report.md), [exports and confirmation](export.md), [training](training.md),
+[several machines](machines.md); what to do about an error: [troubleshooting](troubleshooting.md).
 
 <<contents>>
 
