@@ -37,7 +37,7 @@ def workers_per_device(study: Study, devices: str, threads: int | None, say: Cal
     They train a typical configuration of the study, for some seconds each time, on the first of `devices`. Raises
     DeviceError when a device is not there, WorkerError when not even one worker can train.
     """
-    first = devices.split(",")[0]
+    first = slots(1, devices, threads)[0].device if devices == "auto" else devices.split(",")[0]
     job = {"study": study.stored(), "configuration": typical(study).model_dump(mode="json")}
     count, most = 1, 0.0
     while count <= (2 * cores() if first == "cpu" else MOST):

@@ -8,8 +8,10 @@ and a study of 10,000 trials is not read anew with all of its notes at every gla
 from __future__ import annotations
 
 import json
+import math
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,6 +34,9 @@ from tuner.study import Study
 REFRESH_SECONDS = 5.0
 """How often studies are looked after."""
 
+REDRAWN_SECONDS = 20.0
+"""How often figures are drawn again for trials that were not completed: there may be many, and each adds little."""
+
 Document = dict[str, Any]
 
 
@@ -41,9 +46,17 @@ class _Known:
 
     study: optuna.Study
     counts: Counts | None = None
-    drawn: int = 0
+    drawn: Counts = Counts()
+    drawn_at: float = -math.inf
     board: list[FrozenTrial] | None = None
     note: str = ""
+
+    def is_to_be_drawn(self, counts: Counts) -> bool:
+        """Whether the figures lack a completed trial, or for some time another one that ended."""
+        if counts.complete != self.drawn.complete:
+            return True
+        ended = (counts.pruned, counts.fail) != (self.drawn.pruned, self.drawn.fail)
+        return ended and time.monotonic() - self.drawn_at > REDRAWN_SECONDS
 
 
 class Publisher(threading.Thread):
@@ -115,12 +128,13 @@ class Publisher(threading.Thread):
 
     def _publish_one(self, row: Row) -> None:
         known = self.known.get(row.study_id) or _Known(self._study(row))
-        if known.board is None or known.counts != row.counts:  # counting is cheap, reading trials is not
+        # Counting is cheap, reading trials is not.
+        if known.board is None or known.counts != row.counts or known.is_to_be_drawn(row.counts):
             trials = known.study.get_trials(deepcopy=False)
             known.board, known.counts = leaderboard(trials), row.counts
-            if row.counts.complete != known.drawn:
+            if known.is_to_be_drawn(row.counts):
                 self._draw(known.study, row.study, trials)
-                known.drawn = row.counts.complete
+                known.drawn, known.drawn_at = row.counts, time.monotonic()
         known.note = notes.study_note(row, known.board)
         self.known[row.study_id] = known
 
