@@ -77,8 +77,8 @@ def dashboard_figures(definition: Study, trials: list[FrozenTrial]) -> dict[str,
     """Returns the figures of a study in the dashboard, by name; without those of which nothing is known yet."""
     drawn = {
         "learning-curves": learning_curves(definition, trials),
-        "parameters": side_by_side(slices(definition, trials), "Quality against each searched parameter", PLACED),
-        "costs": side_by_side(costs(definition, trials), "Quality against cost"),
+        "parameters": one_of(slices(definition, trials), "Quality against each searched parameter", PLACED),
+        "costs": one_of(costs(definition, trials), "Quality against cost"),
         "objectives": objectives(definition, trials),
         "quality-and-diversity": quality_and_diversity(trials),
     }
@@ -513,26 +513,23 @@ def quality_and_diversity(trials: list[FrozenTrial]) -> go.Figure | None:
 # What figures are made of.
 
 
-def side_by_side(figures: dict[str, go.Figure], title: str, note: str = "") -> go.Figure | None:
-    """Returns one figure with all of them in rows of three; None without one."""
+def one_of(figures: dict[str, go.Figure], title: str, note: str = "") -> go.Figure | None:
+    """Returns one figure that shows the one of them that a person chooses from a list; None without one."""
     if not figures:
         return None
-    from plotly.subplots import make_subplots
-
-    columns = min(3, len(figures))
-    rows = math.ceil(len(figures) / columns)
-    whole = make_subplots(rows, columns, vertical_spacing=0.3 / rows, horizontal_spacing=0.07)
-    for index, figure in enumerate(figures.values()):
-        row, column = index // columns + 1, index % columns + 1
-        named = {trace.name for trace in whole.data}
+    whole, buttons = _figure(), []
+    owners = [name for name, figure in figures.items() for _ in figure.data]
+    for name, figure in figures.items():
         for trace in figure.data:
-            trace.update(legendgroup=trace.name, showlegend=trace.name not in named)
-            whole.add_trace(trace, row, column)
-        for update, axis in ((whole.update_xaxes, figure.layout.xaxis), (whole.update_yaxes, figure.layout.yaxis)):
-            update(**axis.to_plotly_json(), row=row, col=column)
-    subtitle = note + next(iter(figures.values())).layout.title.subtitle.text
-    whole.update_layout(template=TEMPLATE, height=340 * rows)
-    return _finish(whole, title, subtitle)
+            whole.add_trace(trace.update(visible=name == owners[0]))
+        subtitle = note + figure.layout.title.subtitle.text
+        layout = {axis: figure.layout[axis].to_plotly_json() for axis in ("xaxis", "yaxis")}
+        layout["title"] = {"text": title, "subtitle": {"text": subtitle}}
+        shown = {"visible": [owner == name for owner in owners]}
+        buttons.append({"label": escape(name, quote=False), "method": "update", "args": [shown, layout]})
+    whole.update_layout(buttons[0]["args"][1])
+    menu = {"buttons": buttons, "x": 1, "xanchor": "right", "y": 1.02, "yanchor": "bottom", "showactive": True}
+    return whole.update_layout(updatemenus=[menu])
 
 
 def _figure() -> go.Figure:

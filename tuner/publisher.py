@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import optuna
@@ -46,7 +46,7 @@ class _Known:
 
     study: optuna.Study
     counts: Counts | None = None
-    drawn: Counts = Counts()
+    drawn: Counts = field(default_factory=Counts)
     drawn_at: float = -math.inf
     board: list[FrozenTrial] | None = None
     note: str = ""
