@@ -37,6 +37,9 @@ REFRESH_SECONDS = 5.0
 REDRAWN_SECONDS = 20.0
 """How often figures are drawn again for trials that were not completed: there may be many, and each adds little."""
 
+LONGEST_FACT = 120
+"""Characters of a fact about a trial up to which the dashboard shows it as an attribute."""
+
 Document = dict[str, Any]
 
 
@@ -160,9 +163,13 @@ def _best(board: list[FrozenTrial], objectives: int) -> list[FrozenTrial]:
 
 
 def _complete(definition: Study, trial: FrozenTrial, sent: Document) -> None:
-    """Adds to what is sent of a trial; the dashboard knows constraints by an older attribute of Optuna's alone."""
+    """Completes what is sent of a trial; the dashboard knows constraints by an older attribute of Optuna's alone.
+
+    Long facts, such as the whole configuration, are in the note; as attributes they make a page of many screens' width.
+    """
     sent["note"]["body"] = notes.joined(sent["note"]["body"], notes.trial_note(definition, trial))
     sent["constraints"] = list(trial.constraints.values())
+    sent["user_attrs"] = [fact for fact in sent["user_attrs"] if len(fact["value"]) <= LONGEST_FACT]
 
 
 def _is_refused(error: BaseException | None) -> bool:

@@ -201,3 +201,15 @@ def test_the_thread_shows_notes_from_its_start_to_its_end(
     publisher.join(30)
     assert not publisher.is_alive()
     assert page(begun)["note"]["body"] == ""
+
+
+def test_long_facts_make_no_wide_page(
+    publisher: Publisher, begun: optuna.Study, page: Callable[..., dict[str, Any]], storage: RDBStorage
+) -> None:
+    trial = begun.get_trials(deepcopy=False)[3]
+    storage.set_trial_user_attr(trial._trial_id, "tokens_per_second", 1234)
+    storage.set_trial_user_attr(trial._trial_id, "decoding_curve", [{"temperature": 0.1 * step} for step in range(50)])
+    publisher.publish()
+    shown = {fact["key"]: fact["value"] for fact in page(begun)["trials"][3]["user_attrs"]}
+    assert shown["tokens_per_second"] == "1234"
+    assert "decoding_curve" not in shown
