@@ -398,7 +398,7 @@ def _show_study(opened: RDBStorage, found: optuna.Study, study: Study, failed: b
         click.echo("\n\n".join(report.failures(now)) or f"No trial of study {study.name} failed.")
         return
     now = overview.in_short(opened, found._study_id, study, BOARD_ROWS)
-    _show(report.progress(now), *details(found, now))
+    _show(report.progress(now), "", *details(found, now))
     for line in report.failed_lines(now):
         click.echo(line)
 
@@ -897,7 +897,10 @@ def _confirm_in_short(supervisor: Supervisor, found: optuna.Study, study: Study,
     from tuner.confirmation import candidates
 
     now = _snapshot(supervisor.storage, found)
-    if now.spent < 1 or now.counts.complete < FEWEST_CONFIRMED:
+    if now.spent < 1:
+        return
+    if now.counts.complete < FEWEST_CONFIRMED:
+        click.echo(f"Not confirmed: fewer than {FEWEST_CONFIRMED} trials were completed.", err=True)
         return
     try:
         chosen = candidates(found, None)[:top]
