@@ -528,7 +528,7 @@ def one_of(figures: dict[str, go.Figure], title: str, note: str = "") -> go.Figu
         shown = {"visible": [owner == name for owner in owners]}
         buttons.append({"label": escape(name, quote=False), "method": "update", "args": [shown, layout]})
     whole.update_layout(buttons[0]["args"][1])
-    menu = {"buttons": buttons, "x": 1, "xanchor": "right", "y": 1.02, "yanchor": "bottom", "showactive": True}
+    menu = {"buttons": buttons, "x": 1.02, "xanchor": "left", "y": 0, "yanchor": "bottom", "showactive": True}
     return whole.update_layout(updatemenus=[menu])
 
 
