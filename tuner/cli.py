@@ -449,7 +449,8 @@ def export(
     printed = str(output) == "-"
     if top is not None and (number is not None or weights is not None or printed):
         raise click.UsageError("--top writes several files; leave out --trial, --weights and -o -")
-    output = output or Path("best").with_suffix(NOTATIONS[notation])
+    usual = Path("best").with_suffix(NOTATIONS[notation])
+    output = output or usual
     with places.opened() as opened:
         found, study = _find(opened, study_name)
         chosen = best_trials(found, prefer, top)[:top] if top else [chosen_trial(found, number, prefer)]
@@ -457,7 +458,7 @@ def export(
             kept = places.writable_artifacts_of(study.name)
             run_folder = kept.fetch_run(chosen[0].number) or kept.run_folder(chosen[0].number)
             require_copiable(run_folder, weights, force)
-        paths = files(output, top)
+        paths = files(usual if printed else output, top)
         texts = [exported(found, study, trial, path, notation) for path, trial in zip(paths, chosen, strict=True)]
     if printed:
         click.echo(texts[0], nl=False)
