@@ -112,6 +112,6 @@ def test_a_host_that_is_cut_off_in_the_middle_of_a_trial_loses_nothing_and_doubl
     assert "was taken over" in log
     assert [trial.number for trial in trials] == list(range(4))
     assert {trial.state for trial in trials} == {TrialState.COMPLETE}
-    assert all(list(trial.intermediate_values) == [1, 2, 3, 4] for trial in trials)
+    assert all(sorted(trial.intermediate_values) == [1, 2, 3, 4] for trial in trials)
     assert trials[orphan.number].user_attrs["attempts"] == 2
     assert all(trial.value == worth(study, trial) for trial in trials)
