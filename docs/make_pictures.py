@@ -27,9 +27,9 @@ from rich.console import Console
 from rich.text import Text
 
 from tuner.errors import StudyError
-from tuner.report import Snapshot, described, progress, snapshot
+from tuner.report import Snapshot, current, described, progress
 from tuner.storage import open_storage
-from tuner.study import load_study, stored_study
+from tuner.study import load_study
 
 PICTURES = Path(__file__).parent / "pictures"
 STUDY = "quickstart"
@@ -136,7 +136,7 @@ def caught(storage: RDBStorage, running: subprocess.Popen[bytes]) -> Snapshot:
 def read(storage: RDBStorage) -> Snapshot:
     """Returns the study at this moment. Raises StudyError."""
     found = load_study(storage, STUDY)
-    return snapshot(storage, found, stored_study(found.user_attrs["study"]))
+    return current(storage, found)
 
 
 def last_lines(now: Snapshot) -> list[Text]:

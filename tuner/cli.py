@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from models.metrics import Score
     from tuner.artifacts import Artifacts
     from tuner.launchers import Slot
-    from tuner.report import Snapshot
     from tuner.study import Study
     from tuner.supervision import Supervisor
 
@@ -829,13 +828,6 @@ def _find(storage: RDBStorage, name: str) -> tuple[optuna.Study, Study]:
     return found, stored_study(found.user_attrs["study"])
 
 
-def _snapshot(storage: RDBStorage, found: optuna.Study) -> Snapshot:
-    from tuner.report import snapshot
-    from tuner.study import stored_study
-
-    return snapshot(storage, found, stored_study(found.user_attrs["study"]))
-
-
 def _elsewhere(corpus_path: str | None) -> list[str]:
     """What workers are told when their machine has the study's text in another place."""
     return ["--corpus", corpus_path] if corpus_path else []
@@ -896,8 +888,9 @@ def _test_scorer(device: str) -> Callable[[Path], Score | None]:
 def _confirm_in_short(supervisor: Supervisor, found: optuna.Study, study: Study, top: int, slots: list[Slot]) -> None:
     """Confirms the best few at the end of a search; what goes wrong there takes nothing from the search."""
     from tuner.confirmation import candidates
+    from tuner.report import current
 
-    now = _snapshot(supervisor.storage, found)
+    now = current(supervisor.storage, found)
     if now.spent < 1:
         return
     if now.counts.complete < FEWEST_CONFIRMED:
@@ -923,9 +916,9 @@ def _finish(
     from models.run import load
     from models.terminal import printed
     from tuner.export import chosen_trial, copy_run, exported, write_new
-    from tuner.report import described, leaderboard_table
+    from tuner.report import current, described, leaderboard_table
 
-    now = _snapshot(storage, found)
+    now = current(storage, found)
     if now.best is None:
         for trial in [one for one in now.trials if one.state.is_finished()][-3:]:
             click.echo(described(trial, study, None), err=True)

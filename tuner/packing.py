@@ -41,7 +41,7 @@ def workers_per_device(study: Study, devices: str, threads: int | None, say: Cal
     job = {"study": study.stored(), "configuration": typical(study).model_dump(mode="json")}
     count, most = 1, 0.0
     while count <= (2 * cores() if first == "cpu" else MOST):
-        rate = _together(job, slots(None, first, threads, count)[:count])
+        rate = _together(job, slots(None, first, threads, count))
         say(f"{count} on a device: {rate:,.0f} tokens/s" if rate else f"{count} on a device: too many")
         if rate < most * WORTHWHILE:
             break

@@ -69,10 +69,11 @@ class Crew:
     def slots(self, study: Study) -> list[Slot]:
         """Returns the places that were asked for; for `auto`, as many on a device as do the most together."""
         from tuner.launchers import slots
-        from tuner.packing import workers_per_device
 
         threads, per_device = self.threads or study.threads, self.per_device
         if per_device == "auto" and self.workers is None:
+            from tuner.packing import workers_per_device
+
             per_device = workers_per_device(study, self.devices, threads, click.echo)
         return slots(self.workers, self.devices, threads, per_device if isinstance(per_device, int) else None)
 

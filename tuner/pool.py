@@ -9,13 +9,12 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
-import optuna
 from optuna.storages import RDBStorage
 
-from models.errors import ConfigError
+from tuner import overview
 from tuner.courier import is_outage
-from tuner.ledger import RUNNING, Counts, Ledger
-from tuner.study import Study, stored_study
+from tuner.ledger import RUNNING
+from tuner.report import Row
 
 LOOK_SECONDS = 2.0
 """How often idle workers look for a study."""
@@ -44,11 +43,13 @@ def _next_study(storage: RDBStorage, rested: dict[str, float]) -> str | None:
     """The study, among those with work, whose workers are fewest: all of them go on, and none waits for another."""
     try:
         ready = [
-            (len(Ledger(storage, found._study_id).alive()), name)
-            for name in optuna.get_all_study_names(storage)
-            if rested.get(name, 0.0) < time.monotonic()
-            and _has_work(storage, found := optuna.load_study(study_name=name, storage=storage))
+            (len(row.workers), name)
+            for row in overview.all_rows(storage)
+            if _has_work(row)
+            and rested.get(name := storage.get_study_name_from_id(row.study_id), 0.0) < time.monotonic()
         ]
+    except KeyError:  # a study that was deleted in this moment
+        return None
     except Exception as error:
         if not is_outage(error):
             raise
@@ -56,24 +57,11 @@ def _next_study(storage: RDBStorage, rested: dict[str, float]) -> str | None:
     return min(ready)[1] if ready else None
 
 
-def _has_work(storage: RDBStorage, found: optuna.Study) -> bool:
-    if "study" not in found.user_attrs:
-        return False  # of another program, or just being made
-    try:
-        study = stored_study(found.user_attrs["study"])
-    except ConfigError:
-        return False
-    ledger = Ledger(storage, found._study_id)
-    return ledger.state() == RUNNING and _has_room(study, ledger.counts(), ledger.active_seconds())
-
-
-def _has_room(study: Study, counts: Counts, active_seconds: float) -> bool:
+def _has_work(row: Row) -> bool:
     """Whether a worker that joins will find a trial, now or as soon as one is handed back."""
-    if study.confirms is not None:
-        return counts.waiting + counts.running > 0
-    over_time = study.budget.hours is not None and active_seconds >= 3600 * study.budget.hours
-    over_trials = study.trials is not None and counts.finished >= study.trials
-    return not (over_time or over_trials)
+    if row.study.confirms is not None:
+        return row.state == RUNNING and row.counts.waiting + row.counts.running > 0
+    return row.state == RUNNING and row.spent < 1
 
 
 def _run(command: Sequence[str], requested: threading.Event) -> int:

@@ -131,11 +131,11 @@ class Publisher(threading.Thread):
 
     def _publish_one(self, row: Row) -> None:
         known = self.known.get(row.study_id) or _Known(self._study(row))
-        # Counting is cheap, reading trials is not.
-        if known.board is None or known.counts != row.counts or known.is_to_be_drawn(row.counts):
+        to_be_drawn = known.is_to_be_drawn(row.counts)
+        if known.board is None or known.counts != row.counts or to_be_drawn:  # counting is cheap, reading trials is not
             trials = known.study.get_trials(deepcopy=False)
             known.board, known.counts = leaderboard(trials), row.counts
-            if known.is_to_be_drawn(row.counts):
+            if to_be_drawn:
                 self._draw(known.study, row.study, trials)
                 known.drawn, known.drawn_at = row.counts, time.monotonic()
         known.note = notes.study_note(row, known.board)

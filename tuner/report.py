@@ -19,7 +19,7 @@ from rich.text import Text
 from models import terminal
 from tuner.errors import StudyError
 from tuner.ledger import RUNNING, Counts, Ledger, Worker
-from tuner.study import Study
+from tuner.study import Study, stored_study
 
 FAILED_SHOWN = 5
 """Failed trials that are named without being asked for."""
@@ -94,6 +94,11 @@ def snapshot(storage: RDBStorage, optuna_study: optuna.Study, study: Study) -> S
         trials=trials,
         infeasible=sum(trial.state == TrialState.COMPLETE for trial in trials) - len(board),
     )
+
+
+def current(storage: RDBStorage, optuna_study: optuna.Study) -> Snapshot:
+    """Reads the study's state, and its definition too: its budget may have been changed since."""
+    return snapshot(storage, optuna_study, stored_study(optuna_study.user_attrs["study"]))
 
 
 def leaderboard(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:

@@ -16,9 +16,9 @@ from tuner.launchers import Death, Slot, Team
 from tuner.ledger import Ledger, LostLease
 from tuner.limits import OUT_OF_MEMORY, mark
 from tuner.places import Crew, Places, environment
-from tuner.report import Snapshot, snapshot
+from tuner.report import Snapshot, current
 from tuner.server import default_folder, revive
-from tuner.study import Study, stored_study
+from tuner.study import Study
 from tuner.watching import Watcher
 
 REFRESH_SECONDS = 1.0
@@ -63,7 +63,7 @@ class Supervisor:
                 watcher.look()
             finally:
                 team.kill()
-        now = snapshot(self.storage, found, stored_study(found.user_attrs["study"]))
+        now = current(self.storage, found)
         if requested.is_set() and now.spent < 1:
             late = f"the last seconds of {killed} trials that were not saved within {self.crew.grace:g} s are lost"
             raise Interrupted(late if killed else "nothing is lost")

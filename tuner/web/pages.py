@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import threading
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -51,13 +50,11 @@ def application(storage: RDBStorage, lock: Lock | None, key: str, say: Callable[
 
 
 class Service:
-    """What the pages need: the database, the lock, and studies whose finished trials are read once."""
+    """What the pages need."""
 
     def __init__(self, storage: RDBStorage, lock: Lock | None, key: str, say: Callable[[str], None]) -> None:
         self.storage, self.lock, self.say = storage, lock, say
         self.signer = URLSafeTimedSerializer(key, salt="said")
-        self._studies: dict[int, optuna.Study] = {}
-        self._loading = threading.Lock()
 
     def study(self, study_id: int) -> tuple[optuna.Study, Study]:
         """Returns a study of the tuner; another one is no page of ours."""
@@ -65,9 +62,7 @@ class Service:
             name = self.storage.get_study_name_from_id(study_id)
         except KeyError:
             abort(404, "There is no such study.")
-        with self._loading:
-            found = self._studies.get(study_id) or optuna.load_study(study_name=name, storage=self.storage)
-            self._studies[study_id] = found
+        found = optuna.load_study(study_name=name, storage=self.storage)
         if "study" not in found.user_attrs:
             abort(404, "This study was not made by the tuner.")
         return found, stored_study(found.user_attrs["study"])
