@@ -205,10 +205,13 @@ def test_the_dashboard_shows_the_study_until_it_is_ended(journey: Journey, numbe
         lines = get(f"http://127.0.0.1:{port}/artifacts/{place_of_it}")[1].decode().splitlines()
         assert [set(json.loads(line)) for line in lines] == [{"prompt", "text"}] * 3
         assert as_shown(json.loads(lines[0])["text"]) in best["note"]["body"]
-        drawn = dashboard.until(lambda: json.loads(get(details)[1])["plotly_graph_objects"])
-        figures = {figure["id"]: figure["graph_object"] for figure in drawn}
-        assert "people" in figures["quality-and-diversity"]
-        assert "learning-curves" in figures
+
+        def drawn() -> dict[str, str]:
+            figures = json.loads(get(details)[1])["plotly_graph_objects"]
+            return {figure["id"]: figure["graph_object"] for figure in figures}
+
+        dashboard.until(lambda: {"learning-curves", "quality-and-diversity"} <= drawn().keys())  # one after another
+        assert "people" in drawn()["quality-and-diversity"]
     dashboard.process.send_signal(number)
     assert dashboard.end() == 130
     assert place.is_quiet()
