@@ -2,16 +2,19 @@
 
 All interleaved in one run. `plain` is models.train in single precision, `ours` as it is by default; the peak is what a
 product of two large matrices reaches in the number format of `ours`, and its share counts the products of a training
-step alone: six operations for each weight and token, and the causal half of attention.
+step alone: six operations for each weight and token, and the causal half of attention. On a GPU `ours` captures its
+steps, and `compiled` is the bare loop as nanoGPT has it: compiled, in bfloat16.
 
-python benchmarks/throughput.py [--threads 2] [--rounds 5] [--tokens 60000] [--only lstm]
+python benchmarks/throughput.py [--threads 2] [--rounds 5] [--tokens 60000] [--only lstm] [--device cuda]
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,13 +22,15 @@ from machine import show
 from torch import Tensor, nn
 from torch.nn import functional
 
+from models import graphs
 from models.config import Budget, Config, Corpus
 from models.corpus import EncodedCorpus, load_corpus
 from models.network import parameter_count
 from models.precision import half_precision
 from models.training import train
 
-LARGE = 3000
+LARGE = {"cpu": 3000, "cuda": 8192}
+WARM_STEPS = 20
 
 SHAPES = {
     "rnn 1 x 256": Config(architecture="rnn", hidden_size=256, batch_size=16),
@@ -36,6 +41,15 @@ SHAPES = {
     "transformer 4 x 128": Config(architecture="transformer", layers=4, hidden_size=128, heads=4, batch_size=12),
     "transformer 4 x 128, added positions": Config(
         architecture="transformer", layers=4, hidden_size=128, heads=4, batch_size=12, positions="sinusoidal"
+    ),
+}
+GPU_SHAPES = {
+    "rnn 1 x 512": Config(architecture="rnn", hidden_size=512, batch_size=64),
+    "lstm 1 x 512": Config(architecture="lstm", hidden_size=512, batch_size=64),
+    "gru 1 x 512": Config(architecture="gru", hidden_size=512, batch_size=64),
+    "transformer 4 x 128": SHAPES["transformer 4 x 128"],
+    "nanoGPT, 6 x 384": Config(
+        architecture="transformer", layers=6, hidden_size=384, heads=6, sequence_length=256, batch_size=64
     ),
 }
 
@@ -87,38 +101,49 @@ class BareTransformer(nn.Module):
         self.logits = nn.Linear(config.hidden_size, vocabulary, bias=False)
 
     def forward(self, tokens: Tensor, state: object) -> tuple[Tensor, object]:
-        x = self.embedding(tokens) + self.positions(torch.arange(tokens.size(1)))
+        x = self.embedding(tokens) + self.positions(torch.arange(tokens.size(1), device=tokens.device))
         return self.logits(self.norm(self.blocks(x))), None
 
 
-def bare(config: Config, corpus: EncodedCorpus, tokens: int) -> float:
-    """Returns the tokens per second of the loop everybody writes."""
+def bare(config: Config, corpus: EncodedCorpus, tokens: int, device: str, compiled: bool = False) -> float:
+    """Returns the tokens per second of the loop everybody writes; what comes first is not counted."""
     vocabulary = corpus.tokenizer.vocabulary_size
-    model = (BareTransformer if config.architecture == "transformer" else BareRecurrent)(config, vocabulary)
+    model = (BareTransformer if config.architecture == "transformer" else BareRecurrent)(config, vocabulary).to(device)
+    call = torch.compile(model) if compiled else model
     optimizer = torch.optim.AdamW(model.parameters(), config.learning_rate, fused=True)
-    data = torch.from_numpy(corpus.train.astype("int64"))
+    data = torch.from_numpy(corpus.train.astype("int64")).to(device)
     size, length = config.batch_size, config.sequence_length
     streams = data[: len(data) // size * size].view(size, -1)
-    state, start, done, at = None, time.perf_counter(), 0, 0
-    while done < tokens:
+    state, at = None, 0
+    for step in range(WARM_STEPS + max(1, tokens // (size * length))):
+        if step == WARM_STEPS:
+            start = now(device)
         if at + length + 1 > streams.size(1):
             at, state = 0, None
         inputs, targets = streams[:, at : at + length], streams[:, at + 1 : at + length + 1]
-        logits, state = model(inputs, state)
-        loss = functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
+        with torch.autocast(device, torch.bfloat16, enabled=compiled):
+            logits, state = call(inputs, state)
+            loss = functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         state = tuple(part.detach() for part in state) if isinstance(state, tuple) else state
         state = state.detach() if isinstance(state, Tensor) else state
-        at, done = at + length, done + size * length
-    return done / (time.perf_counter() - start)
+        at += length
+    return (step + 1 - WARM_STEPS) * size * length / (now(device) - start)
 
 
-def ours(config: Config, corpus: EncodedCorpus, tokens: int) -> float:
+def ours(config: Config, corpus: EncodedCorpus, tokens: int, device: str) -> float:
     """Returns the tokens per second of models.train."""
-    return train(config, corpus, Budget(tokens=tokens, rungs=1)).tokens_per_second
+    return train(config, corpus, Budget(tokens=tokens, rungs=1), device=device).tokens_per_second
+
+
+def now(device: str) -> float:
+    """Returns the time at which the device has done what it was given, in seconds."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def operations(config: Config, vocabulary: int) -> int:
@@ -128,12 +153,13 @@ def operations(config: Config, vocabulary: int) -> int:
     return 6 * (weights + (attention if config.architecture == "transformer" else 0))
 
 
-def peak(half: bool) -> float:
+def peak(half: bool, device: str) -> float:
     """Returns the operations per second of a product of large matrices."""
-    one, other = (torch.randn(LARGE, LARGE, dtype=torch.bfloat16 if half else torch.float32) for _ in range(2))
-    start = time.perf_counter()
+    size, kind = LARGE[device], torch.bfloat16 if half else torch.float32
+    one, other = (torch.randn(size, size, dtype=kind, device=device) for _ in range(2))
+    start = now(device)
     one @ other
-    return 2 * LARGE**3 / (time.perf_counter() - start)
+    return 2 * size**3 / (now(device) - start)
 
 
 def main() -> None:
@@ -142,36 +168,44 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=60_000)
     parser.add_argument("--only", default="", help="shapes whose name begins so")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    os.environ[graphs.SWITCH] = "1"
     corpus = load_corpus(Corpus(builtin="python-docs"), "character", 2048)
+    shapes = SHAPES if options.device == "cpu" else GPU_SHAPES
     rows = [
-        measured(name, config, corpus, options.tokens, options.rounds)
-        for name, config in SHAPES.items()
+        measured(name, config, corpus, options.tokens, options.rounds, options.device)
+        for name, config in shapes.items()
         if name.startswith(options.only)
     ]
     show(rows, threads=options.threads, tokens=options.tokens, rounds=options.rounds)
 
 
-def measured(name: str, config: Config, corpus: EncodedCorpus, tokens: int, rounds: int) -> dict[str, Any]:
-    plain, half = config.model_copy(update={"precision": "float32"}), half_precision(config, torch.device("cpu"))
+def measured(name: str, config: Config, corpus: EncodedCorpus, tokens: int, rounds: int, device: str) -> dict[str, Any]:
+    plain, half = config.model_copy(update={"precision": "float32"}), half_precision(config, torch.device(device))
+    ways: dict[str, Callable[[int], float]] = {
+        "bare": lambda tokens: bare(config, corpus, tokens, device),
+        "plain": lambda tokens: ours(plain, corpus, tokens, device),
+        "ours": lambda tokens: ours(config, corpus, tokens, device),
+    }
+    if device == "cuda":
+        ways["compiled"] = lambda tokens: bare(config, corpus, tokens, device, compiled=True)
 
-    def once(tokens: int) -> tuple[float, float, float, float]:
-        return bare(config, corpus, tokens), ours(plain, corpus, tokens), ours(config, corpus, tokens), peak(half)
+    def once(tokens: int) -> dict[str, float]:
+        return {**{way: measure(tokens) for way, measure in ways.items()}, "peak": peak(half, device)}
 
     once(tokens // 4)  # warm
     rows = [once(tokens) for _ in range(rounds)]
-    theirs, single, mine, best = (statistics.median(column) for column in zip(*rows, strict=True))
+    medians = {way: statistics.median(row[way] for row in rows) for way in rows[0]}
     needed = operations(config, corpus.tokenizer.vocabulary_size)
     return {
         "shape": name,
-        "bare tokens/s": round(theirs),
-        "plain tokens/s": round(single),
-        "ours tokens/s": round(mine),
-        "ours / bare": statistics.median(row[2] / row[0] for row in rows),
+        **{f"{way} tokens/s": round(medians[way]) for way in ways},
+        **{f"ours / {way}": statistics.median(row["ours"] / row[way] for row in rows) for way in ways if way != "ours"},
         "precision": "bfloat16" if half else "float32",
-        "peak GFLOP/s": round(best / 1e9),
-        "share of peak": needed * mine / best,
+        "peak GFLOP/s": round(medians["peak"] / 1e9),
+        "share of peak": needed * medians["ours"] / medians["peak"],
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,34 +23,40 @@ class Batch(NamedTuple):
 class _Batches:
     """Deals the training text out in an order that seed and step alone decide, so that any step can be redone.
 
-    `rows` are those of each batch that are wanted here.
+    The text lies on the device, where nobody waits for a batch. `rows` are those of each batch that are wanted here.
     """
 
-    def __init__(self, tokens: np.ndarray[Any, Any], config: Config, rows: slice = slice(None)) -> None:
-        self.tokens, self.seed, self.rows = tokens, config.seed, rows
+    def __init__(
+        self, tokens: np.ndarray[Any, Any], config: Config, device: torch.device, rows: slice = slice(None)
+    ) -> None:
+        self.tokens, self.seed, self.rows = _on_device(tokens, device), config.seed, rows
         self.size, self.length = config.batch_size, config.sequence_length
         self.steps = max(1, (len(tokens) - 1) // (self.size * self.length))  # in one epoch
         self.epoch = -1
+        self.ahead = torch.arange(self.length + 1, device=device)
 
-    def take(self, step: int, device: torch.device) -> Batch:
+    def take(self, step: int) -> Batch:
         epoch, position = divmod(step, self.steps)
         if epoch != self.epoch:
             self.epoch = epoch
             # The first epoch reads the text from its start to its end, the others cut it at other places.
             random = np.random.default_rng([self.seed, epoch])
-            self._shuffle(random, first=int(random.integers(self._shift())) if epoch else 0)
-        index = self._starts(position)[self.rows, None] + np.arange(self.length + 1)
-        rows = torch.from_numpy(self.tokens[index % len(self.tokens)].astype(np.int64)).to(device)
+            order = self._order(random, first=int(random.integers(self._shift())) if epoch else 0)
+            self.order = torch.from_numpy(order).to(self.tokens.device)
+        index = self._starts(position)[self.rows, None] + self.ahead
+        rows = self.tokens[index % len(self.tokens)].long()
         return Batch(rows[:, :-1], rows[:, 1:], position == 0)
 
     def _shift(self) -> int:
         """How many places there are to start an epoch at."""
         raise NotImplementedError
 
-    def _shuffle(self, random: np.random.Generator, first: int) -> None:
+    def _order(self, random: np.random.Generator, first: int) -> np.ndarray[Any, Any]:
+        """Where the pieces of an epoch begin, that starts at `first`."""
         raise NotImplementedError
 
-    def _starts(self, position: int) -> np.ndarray[Any, Any]:
+    def _starts(self, position: int) -> Tensor:
+        """Where the rows of a batch begin, (B,)."""
         raise NotImplementedError
 
 
@@ -59,12 +66,12 @@ class Streams(_Batches):
     def _shift(self) -> int:
         return len(self.tokens)
 
-    def _shuffle(self, random: np.random.Generator, first: int) -> None:
-        self.streams = first + np.arange(self.size) * (len(self.tokens) // self.size)
+    def _order(self, random: np.random.Generator, first: int) -> np.ndarray[Any, Any]:
+        order: np.ndarray[Any, Any] = first + np.arange(self.size) * (len(self.tokens) // self.size)
+        return order
 
-    def _starts(self, position: int) -> np.ndarray[Any, Any]:
-        starts: np.ndarray[Any, Any] = self.streams + position * self.length
-        return starts
+    def _starts(self, position: int) -> Tensor:
+        return self.order + position * self.length
 
 
 class Windows(_Batches):
@@ -73,8 +80,16 @@ class Windows(_Batches):
     def _shift(self) -> int:
         return self.length
 
-    def _shuffle(self, random: np.random.Generator, first: int) -> None:
-        self.windows = first + self.length * random.permutation((len(self.tokens) - 1) // self.length)
+    def _order(self, random: np.random.Generator, first: int) -> np.ndarray[Any, Any]:
+        return first + self.length * random.permutation((len(self.tokens) - 1) // self.length)
 
-    def _starts(self, position: int) -> np.ndarray[Any, Any]:
-        return self.windows[position * self.size : (position + 1) * self.size]
+    def _starts(self, position: int) -> Tensor:
+        return self.order[position * self.size : (position + 1) * self.size]
+
+
+def _on_device(tokens: np.ndarray[Any, Any], device: torch.device) -> Tensor:
+    if device.type == "cuda" and tokens.dtype == np.uint16:  # torch does little with these on a GPU
+        tokens = tokens.astype(np.int32)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # it is a file, and only read
+        return torch.from_numpy(tokens).to(device)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from models.config import Config
 
@@ -26,14 +26,28 @@ def relative_learning_rate(config: Config, progress: float) -> float:
     return relative[config.schedule]
 
 
-def build_optimizers(config: Config, model: nn.Module, vocabulary_size: int) -> Iterator[torch.optim.Optimizer]:
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Sets the rate of the next step, in place where it is a tensor that a captured step reads."""
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
+
+
+def build_optimizers(
+    config: Config, model: nn.Module, vocabulary_size: int, captured: bool = False
+) -> Iterator[torch.optim.Optimizer]:
     """Yields the optimizers that move the weights; weight decay applies to matrices alone.
+
+    Those of `captured` steps, adam and adamw, keep their learning rate in a tensor.
 
     Muon (Jordan et al. 2024) moves the matrices that have no side of the vocabulary's size, with updates scaled
     to the size of AdamW's (Liu et al. 2025) so that one learning rate serves both; AdamW moves the rest.
     """
     parameters = [weight for weight in model.parameters() if weight.requires_grad]
     rate, decay = config.learning_rate, config.weight_decay
+    live = torch.tensor(rate, device=parameters[0].device) if captured else rate
     if config.optimizer == "muon":
         hidden = [weight for weight in parameters if weight.dim() == 2 and len(weight) != vocabulary_size]
         if hidden:
@@ -49,6 +63,6 @@ def build_optimizers(config: Config, model: nn.Module, vocabulary_size: int) -> 
     elif config.optimizer == "rmsprop":
         yield torch.optim.RMSprop(groups, rate, momentum=config.momentum)
     elif config.optimizer == "adam":
-        yield torch.optim.Adam(groups, rate, betas, fused=True)
+        yield torch.optim.Adam(groups, live, betas, fused=True, capturable=captured)
     else:
-        yield torch.optim.AdamW(groups, rate, betas, fused=True)
+        yield torch.optim.AdamW(groups, live, betas, fused=True, capturable=captured)

@@ -21,6 +21,11 @@ def half_precision(config: Config, device: torch.device) -> bool:
     return config.architecture in ("lstm", "transformer") or config.hidden_size >= WIDE
 
 
+def allow_short_products(config: Config) -> None:
+    """Lets a GPU shorten single-precision products to TF32 from here on, unless float32 was asked for by name."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.precision != "float32"
+
+
 def _multiplies_halves() -> bool:
     """Whether the processor has instructions for it; others convert back and forth, and are slower."""
     able = torch.cpu.get_capabilities()

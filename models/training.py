@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from models import graphs
 from models.batches import Batch, Streams, Windows
 from models.checkpoint import (
     BadCheckpoint,
@@ -34,8 +35,8 @@ from models.distributed import ALONE, Team
 from models.errors import DeviceError
 from models.metrics import WARM_UP, HeldOut, Score, evaluate
 from models.network import State, build
-from models.optimizers import build_optimizers, relative_learning_rate
-from models.precision import half_precision
+from models.optimizers import build_optimizers, relative_learning_rate, set_learning_rate
+from models.precision import allow_short_products, half_precision
 
 CHECKPOINT_FORMAT = 1
 
@@ -132,12 +133,16 @@ class Training:
         self.vocabulary_size = corpus.tokenizer.vocabulary_size
         self.model = build(config, self.vocabulary_size).to(device)
         self.half = half_precision(config, device)
+        if device.type == "cuda":
+            allow_short_products(config)
         self.carries_state = getattr(self.model, "carries_state", False)
-        self.optimizers = list(build_optimizers(config, self.model, self.vocabulary_size))
+        captured = graphs.serves(config, device, team)
+        self.optimizers = list(build_optimizers(config, self.model, self.vocabulary_size, captured))
+        self.move = graphs.Captured(self, self._move) if captured else self._move
         self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         team.spread(weights(self.model).values())
         rows = team.rows(config.batch_size)
-        self.batches = (Streams if self.carries_state else Windows)(corpus.train, config, rows)
+        self.batches = (Streams if self.carries_state else Windows)(corpus.train, config, device, rows)
         self.rows = rows.stop - rows.start
         self.piece = min(micro_batch or self.rows, self.rows)
         told = max(WARM_UP, config.sequence_length) + 1
@@ -191,19 +196,21 @@ class Training:
     def take_step(self) -> None:
         """Reads one batch and moves the weights once."""
         start = time.perf_counter()
-        batch = self.batches.take(self.step, self.device)
+        batch = self.batches.take(self.step)
         self._set_learning_rate()
+        self._note_loss(self.move(batch))
+        self.step += 1
+        self._note_seconds(start)
+
+    def _move(self, batch: Batch) -> Tensor:
+        """Moves the weights once and returns the mean loss of this process's rows, all without looking at a number."""
         loss = self._add_gradients(batch)
         if self.config.gradient_clip:
             nn.utils.clip_grad_norm_(self.parameters, self.config.gradient_clip)
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad()
-        self._note_loss(loss)
-        self.step += 1
-        self.seconds += time.perf_counter() - start
-        if self.budget.seconds is not None:  # what is spent decides what comes next, so all must agree on it
-            self.seconds = self.team.numbers(self.seconds)[0]
+        return loss
 
     def _add_gradients(self, batch: Batch) -> Tensor:
         """Adds up the gradients of a batch, piece by piece, and returns the mean loss of this process's rows."""
@@ -226,6 +233,7 @@ class Training:
 
     def evaluate(self) -> Evaluation:
         """Scores the validation split and starts the next rung."""
+        self._catch_up()
         self._require_finite()
         score = self.score(self.held_out)
         training_loss = self.team.total(self.recent_loss) / self.team.size
@@ -380,8 +388,19 @@ class Training:
         ahead = self.progress if self.budget.seconds is not None else (self.step + 1) / self.total_steps
         rate = self.config.learning_rate * relative_learning_rate(self.config, ahead)
         for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = rate
+            set_learning_rate(optimizer, rate)
+
+    def _note_seconds(self, start: float) -> None:
+        self.seconds += time.perf_counter() - start
+        if self.budget.seconds is not None:  # what is spent decides what comes next, so all must agree on it
+            self.seconds = self.team.numbers(self.seconds)[0]
+
+    def _catch_up(self) -> None:
+        """Counts what a GPU still had to do when its last step was launched."""
+        if self.device.type == "cuda":
+            start = time.perf_counter()
+            torch.cuda.synchronize(self.device)
+            self._note_seconds(start)
 
     def _note_loss(self, loss: Tensor) -> None:
         self.loss_sum += loss

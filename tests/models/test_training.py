@@ -684,7 +684,7 @@ Deal = Iterator[tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], bool]]
 
 def epoch(batches: Streams | Windows, number: int) -> Deal:
     for position in range(batches.steps):
-        batch = batches.take(number * batches.steps + position, CPU)
+        batch = batches.take(number * batches.steps + position)
         yield batch.inputs.numpy(), batch.targets.numpy(), batch.at_start
 
 
@@ -700,7 +700,7 @@ def test_an_epoch_reads_the_text_once(
 ) -> None:
     (batch_size, length), text_length = sizes
     config = Config(batch_size=batch_size, sequence_length=length, seed=seed)
-    batches = kind(np.arange(text_length), config)  # each token is its own place
+    batches = kind(np.arange(text_length), config, CPU)  # each token is its own place
     read: list[int] = []
     for inputs, targets, _ in epoch(batches, number):
         assert inputs.shape == targets.shape == (batch_size, length)
@@ -714,7 +714,7 @@ def test_an_epoch_reads_the_text_once(
 @given(sizes=sizes, number=st.integers(0, 2))
 def test_streams_go_on_where_they_stopped(sizes: tuple[tuple[int, int], int], number: int) -> None:
     (batch_size, length), text_length = sizes
-    batches = Streams(np.arange(text_length), Config(batch_size=batch_size, sequence_length=length))
+    batches = Streams(np.arange(text_length), Config(batch_size=batch_size, sequence_length=length), CPU)
     last = None
     for inputs, targets, at_start in epoch(batches, number):
         assert at_start == (last is None)
@@ -727,18 +727,18 @@ def test_streams_go_on_where_they_stopped(sizes: tuple[tuple[int, int], int], nu
 def test_any_step_can_be_redone(kind: type[Streams | Windows], order: list[int], seed: int) -> None:
     config = Config(batch_size=3, sequence_length=4, seed=seed)
     text = np.arange(50)  # an epoch has four steps
-    in_order = kind(text, config)
-    expected = [in_order.take(step, CPU) for step in range(12)]
-    batches = kind(text, config)
+    in_order = kind(text, config, CPU)
+    expected = [in_order.take(step) for step in range(12)]
+    batches = kind(text, config, CPU)
     for step in order:
-        assert torch.equal(batches.take(step, CPU).inputs, expected[step].inputs)
+        assert torch.equal(batches.take(step).inputs, expected[step].inputs)
 
 
 @pytest.mark.parametrize("kind", [Streams, Windows])
 def test_every_epoch_and_every_seed_cuts_the_text_elsewhere(kind: type[Streams | Windows]) -> None:
     text = np.arange(2000)
     first = [
-        kind(text, Config(batch_size=3, sequence_length=40, seed=seed)).take(16 * number, CPU).inputs[0, 0].item() % 40
+        kind(text, Config(batch_size=3, sequence_length=40, seed=seed), CPU).take(16 * number).inputs[0, 0].item() % 40
         for seed in range(4)
         for number in range(4)
     ]
@@ -746,7 +746,7 @@ def test_every_epoch_and_every_seed_cuts_the_text_elsewhere(kind: type[Streams |
 
 
 def test_windows_come_in_another_order_each_epoch() -> None:
-    batches = Windows(np.arange(2000), Config(batch_size=1, sequence_length=10))
+    batches = Windows(np.arange(2000), Config(batch_size=1, sequence_length=10), CPU)
     orders = [[int(inputs[0, 0]) // 10 for inputs, _, _ in epoch(batches, number)] for number in range(2)]
     assert orders[0] != sorted(orders[0])
     assert orders[0] != orders[1]

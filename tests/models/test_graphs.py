@@ -1,0 +1,127 @@
+"""Captured steps: on a stand-in for the GPU, the same training to the bit; on a GPU, one that goes on, too."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from models import graphs, training
+from models.config import Budget, Config
+from models.corpus import EncodedCorpus
+from models.distributed import ALONE
+from models.optimizers import build_optimizers
+from models.training import Training, train
+from tests.models.test_training import ARCHITECTURES, assert_same, small
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+BUDGET = Budget(tokens=24 * 16 * 32, rungs=3)  # the rhyme has seven steps: some start anew
+RUNS = {
+    **{name: {"architecture": name} for name in ARCHITECTURES},
+    "two layers, dropout": {"layers": 2, "dropout": 0.2, "optimizer": "adam"},
+    "half precision": {"precision": "bfloat16", "dropout": 0.1},
+}
+
+
+def config_of(name: str) -> Config:
+    return small(**RUNS[name], batch_size=16, sequence_length=32)
+
+
+class StandIn:
+    """Does what a CUDA graph does, on a CPU: what is captured is computed at each replay, with the same tensors."""
+
+    last: Training
+    replays = 0
+
+    def replay(self) -> None:
+        StandIn.replays += 1
+        captured = self.last.move
+        assert isinstance(captured, graphs.Captured)
+        self.last.states = list(captured.states)
+        captured.loss.copy_(captured.step(captured.batch))
+        captured._keep_states()
+
+
+@contextmanager
+def capture(graph: StandIn, stream: object) -> Iterator[None]:
+    """Undoes what was computed: on a GPU nothing is."""
+    captured = StandIn.last.move
+    assert isinstance(captured, graphs.Captured)
+    moments = [
+        each for optimizer in StandIn.last.optimizers for state in optimizer.state.values() for each in state.values()
+    ]
+    tensors = [each.detach() for each in (*StandIn.last.parameters, *moments, *graphs.flat(captured.states))]
+    values, random = [each.clone() for each in tensors], torch.get_rng_state()
+    yield
+    for tensor, value in zip(tensors, values, strict=True):
+        tensor.copy_(value)
+    torch.set_rng_state(random)
+
+
+@pytest.fixture
+def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = SimpleNamespace(wait_stream=lambda other: None)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", StandIn)
+    monkeypatch.setattr(torch.cuda, "graph", capture)
+    monkeypatch.setattr(graphs, "serves", lambda *run: True)
+    monkeypatch.setattr(graphs.Captured, "__init__", seen(graphs.Captured.__init__))
+
+
+def seen(make: object) -> object:
+    def made(self: graphs.Captured, training: Training, *more: object) -> None:
+        StandIn.last, StandIn.replays = training, 0
+        make(self, training, *more)  # type: ignore[operator]
+
+    return made
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_captured_steps_train_the_same_model(
+    name: str, rhyme: EncodedCorpus, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:  # a learning rate in a tensor is rounded
+        patch.setattr(training, "build_optimizers", lambda *run: build_optimizers(*run[:3], captured=True))
+        plain = train(config_of(name), rhyme, BUDGET)
+    request.getfixturevalue("stand_in")
+    assert_same(train(config_of(name), rhyme, BUDGET), plain)
+    assert StandIn.replays > 3
+
+    class Stop(Exception):
+        pass
+
+    def stop(running: Training) -> None:
+        if running.step == 12:
+            running.save(tmp_path / "checkpoint")
+            raise Stop
+
+    with pytest.raises(Stop):
+        train(config_of(name), rhyme, BUDGET, on_step=stop)
+    assert_same(train(config_of(name), rhyme, BUDGET, checkpoints=[tmp_path / "checkpoint"]), plain)
+
+
+def test_steps_are_captured_where_that_is_asked_for_and_possible(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not graphs.serves(small(), CUDA, ALONE)
+    monkeypatch.setenv(graphs.SWITCH, "1")
+    assert graphs.serves(small(), CUDA, ALONE)
+    assert not graphs.serves(small(), CPU, ALONE)
+    for other in ({"optimizer": "muon"}, {"optimizer": "sgd"}, {"architecture": "mine:Own"}):
+        assert not graphs.serves(small(**other), CUDA, ALONE)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("name", RUNS)
+def test_on_a_gpu_captured_steps_train_a_model_as_good(
+    name: str, rhyme: EncodedCorpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    budget = Budget(tokens=200 * 16 * 32, rungs=4)
+    plain = train(config_of(name), rhyme, budget, device="cuda")
+    monkeypatch.setenv(graphs.SWITCH, "1")
+    captured = train(config_of(name), rhyme, budget, device="cuda")
+    assert captured.best.bits_per_byte == pytest.approx(plain.best.bits_per_byte, rel=0.05)
