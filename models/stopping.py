@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import signal
 import threading
 from collections.abc import Iterator
@@ -16,12 +17,15 @@ class Stopped(Exception):
 @contextmanager
 def stop_requests() -> Iterator[threading.Event]:
     """Turns SIGINT and SIGTERM into the event that is yielded, until the block ends; main thread only."""
-    requested = threading.Event()
+    requested, asked = threading.Event(), False
 
     def request(number: int, frame: FrameType | None) -> None:
-        if requested.is_set() and number == signal.SIGINT:
+        nonlocal asked
+        if asked and number == signal.SIGINT:
             raise KeyboardInterrupt
-        requested.set()
+        asked = True
+        # The thread that is interrupted here may hold the lock of the event: it would wait for itself.
+        _thread.start_new_thread(requested.set, ())
 
     before = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
