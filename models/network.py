@@ -243,7 +243,7 @@ class FeedForward(nn.Module):
         self.dropout = Dropout(_or(config.layer_dropout, config.dropout))
 
     def forward(self, hidden: Tensor) -> Tensor:
-        return cast(Tensor, self.dropout(self.narrow(functional.gelu(self.widen(hidden), approximate="tanh"))))
+        return cast(Tensor, self.dropout(self.narrow(functional.gelu(self.widen(hidden)))))
 
 
 def build(config: Config, vocabulary_size: int) -> nn.Module:

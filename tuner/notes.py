@@ -9,7 +9,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
-import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from models.config import Config
@@ -57,20 +56,19 @@ def joined(written: str, ours: str) -> str:
     return "\n\n".join([*([own] if own else []), BEGIN, ours.strip(), END])
 
 
-def keep_samples(trial: optuna.Trial, samples: Sequence[dict[str, str]]) -> None:
-    """Keeps some texts of a completed trial for its note; may be repeated."""
+def samples_kept(samples: Sequence[dict[str, str]]) -> dict[str, Any]:
+    """Returns the system attributes in which some texts of a completed trial are kept for its note."""
     short = [{"prompt": one["prompt"][-PROMPT_CHARACTERS:], "text": one["text"][:TEXT_CHARACTERS]} for one in samples]
-    if short:
-        trial.storage.set_trial_system_attr(trial._trial_id, SAMPLES, short)
+    return {SAMPLES: short} if short else {}
 
 
-def attach(trial: optuna.Trial, attachment: str, filename: str) -> None:
-    """Shows a kept file (`Artifacts.attach`) beside a trial; may be repeated."""
+def attached(attachment: str, filename: str) -> dict[str, Any]:
+    """Returns the system attribute that shows a kept file (`Artifacts.attach`) beside a trial."""
     from optuna.artifacts import ArtifactMeta
     from optuna.artifacts._upload import ARTIFACTS_ATTR_PREFIX
 
     meta = ArtifactMeta(attachment, filename, "application/jsonl", None)
-    trial.storage.set_trial_system_attr(trial._trial_id, ARTIFACTS_ATTR_PREFIX + attachment, json.dumps(asdict(meta)))
+    return {ARTIFACTS_ATTR_PREFIX + attachment: json.dumps(asdict(meta))}
 
 
 # A trial.

@@ -191,30 +191,33 @@ class Worker:
         finally:
             self.trial_id = None
             self.activity = Activity()
-            gc.collect()  # an exception's frames hold the model; the next one needs its memory
+            self._collect_garbage()
         self.objective.forget(number, claim.attempt)
+
+    def _collect_garbage(self) -> None:
+        """Frees what a trial leaves: an exception's frames hold its model, and the next one needs the memory."""
+        gc.collect()
+        if not gc.get_freeze_count():
+            gc.freeze()  # what outlives the first trial is code, for the most part: looked through once, not each time
 
     def _configure(self, trial: optuna.Trial, attempt: int) -> Config:
         """Asks the sampler for a configuration, or finds the one an earlier attempt got."""
         with self.ledger.held(trial._trial_id, self.id):
             stored = trial.user_attrs.get("configuration")
             config = self.definition.space.suggest(trial) if stored is None else Config.model_validate(stored)
-            if stored is None:
-                trial.set_user_attr("configuration", config.model_dump(mode="json"))
-            trial.set_user_attr("attempts", attempt)
-            trial.set_user_attr("worker", f"{socket.gethostname()} {self.objective.device}")
+            facts = {"attempts": attempt, "worker": f"{socket.gethostname()} {self.objective.device}"}
+            self.ledger.note(trial._trial_id, facts | {"configuration": config.model_dump(mode="json")})
         return config
 
     def _complete(self, trial: optuna.Trial, outcome: Outcome) -> None:
         with self.ledger.held(trial._trial_id, self.id):
             if _is_finished(self.storage, trial):
                 return  # this errand was cut off after its work was done
-            for name, value in outcome.facts.items():
-                trial.set_user_attr(name, value)
-            trial.set_user_attr("configuration", outcome.config.model_dump(mode="json"))
-            notes.keep_samples(trial, outcome.samples)
+            self.ledger.note(trial._trial_id, outcome.facts | {"configuration": outcome.config.model_dump(mode="json")})
+            texts = notes.samples_kept(outcome.samples)
             if outcome.attachment is not None:
-                notes.attach(trial, outcome.attachment, SAMPLES)
+                texts |= notes.attached(outcome.attachment, SAMPLES)
+            self.ledger.note(trial._trial_id, texts, "system")
             for name, searched in self.definition.space.decoded.items():
                 self._set_parameter(trial, name, getattr(outcome.config, name), searched.distribution())
             self._tell(trial, TrialState.COMPLETE, outcome.values)
@@ -256,8 +259,7 @@ class Worker:
             with self.ledger.held(trial._trial_id, self.id):
                 if not _is_finished(self.storage, trial):
                     mark(trial, violations or {})
-                    for name, value in facts.items():
-                        trial.set_user_attr(name, value)
+                    self.ledger.note(trial._trial_id, facts)
                     self._tell(trial, state, None)
             return True
 

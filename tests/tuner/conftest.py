@@ -194,5 +194,5 @@ class Crew:
 @pytest.fixture
 def crew(data_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Crew]:
     monkeypatch.setattr("tuner.worker.POLL_SECONDS", 0.01)
-    monkeypatch.setattr("tuner.worker.gc", SimpleNamespace(collect=lambda: None))  # slow here, and nothing is big
+    monkeypatch.setattr(Worker, "_collect_garbage", lambda worker: None)  # slow here, and nothing is big
     return Crew(data_folder, tmp_path / "artifacts")

@@ -759,19 +759,31 @@ def test_a_paused_study_goes_on_when_it_is_told_to(
 
 
 @pytest.mark.parametrize(
-    "call", ["get_trial", "set_trial_intermediate_value", "set_trial_state_values", "set_trial_user_attr"]
+    ("books", "call"),
+    [
+        (RDBStorage, "get_trial"),
+        (RDBStorage, "set_trial_intermediate_value"),
+        (RDBStorage, "set_trial_state_values"),
+        (Ledger, "note"),
+    ],
 )
 def test_an_outage_at_any_moment_loses_no_trial_and_no_value(
-    crew: Any, small: Small, enter: Enter, storage: RDBStorage, call: str, monkeypatch: pytest.MonkeyPatch
+    crew: Any,
+    small: Small,
+    enter: Enter,
+    storage: RDBStorage,
+    books: type[RDBStorage | Ledger],
+    call: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Every call to the database fails once before and once after its work is done."""
     monkeypatch.setattr(courier, "BEAT_SECONDS", 0.05)
     study = small(4, pruner="none")
     found = enter(study)
     failures = iter([0, 1, 0, 1])
-    real = getattr(RDBStorage, call)
+    real = getattr(books, call)
 
-    def flaky(self: RDBStorage, *arguments: Any, **options: Any) -> Any:
+    def flaky(self: RDBStorage | Ledger, *arguments: Any, **options: Any) -> Any:
         where = next(failures, None) if threading.current_thread().name == "courier" else None
         if where == 0:
             raise OperationalError(call, {}, ConnectionResetError("the connection was reset"))
@@ -780,7 +792,7 @@ def test_an_outage_at_any_moment_loses_no_trial_and_no_value(
             raise OperationalError(call, {}, ConnectionResetError("the connection was reset"))
         return answer
 
-    monkeypatch.setattr(RDBStorage, call, flaky)
+    monkeypatch.setattr(books, call, flaky)
     with pytest.MonkeyPatch.context() as quiet:
         quiet.setattr("warnings.warn", lambda *arguments, **options: None)
         crew.work(study, by_learning_rate)
