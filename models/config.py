@@ -166,7 +166,13 @@ class Budget(_Strict):
 
     tokens: int | None = Field(None, gt=0, description="Training tokens; makes a CPU run repeatable to the bit.")
     seconds: float | None = Field(None, gt=0, description="Seconds of training, evaluation not counted.")
-    rungs: int = Field(8, ge=1, le=1000, description="Equally spaced evaluations, the last one at the end.")
+    rungs: int = Field(
+        8,
+        ge=1,
+        le=1000,
+        description="Equally spaced evaluations, the last one at the end. With a budget in tokens, those before it "
+        "read as much of the validation split as a tenth of the training's work allows.",
+    )
 
     @model_validator(mode="after")
     def _one_currency(self) -> Self:

@@ -18,6 +18,7 @@ from models.batches import Batch
 from models.checkpoint import filled, flat
 from models.config import ARCHITECTURES, Config
 from models.distributed import Team
+from models.errors import DeviceError
 
 if TYPE_CHECKING:
     from models.training import Training
@@ -69,9 +70,14 @@ class Captured:
         self.states = [filled(state, (part.clone() for part in flat(state))) for state in self.training.states]
         self.training.states = list(self.states)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=self.stream):
-            self.loss = self.step(self.batch)
-            self._keep_states()
+        try:
+            with torch.cuda.graph(graph, stream=self.stream):
+                self.loss = self.step(self.batch)
+                self._keep_states()
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:  # nothing can go on after it: the random numbers are still being captured
+            raise DeviceError(f"a training step cannot be captured here: {error}; unset {SWITCH}") from error
         self.graph = graph
 
     def _replayed(self, batch: Batch) -> Tensor:

@@ -36,7 +36,7 @@ class Score:
     perplexity: float
 
     @classmethod
-    def of(cls, nats: float, tokens: int, text_bytes: int) -> Score:
+    def of(cls, nats: float, tokens: int, text_bytes: float) -> Score:
         per_token = nats / tokens
         perplexity = math.exp(per_token) if per_token < 700 else math.inf
         return cls(nats / math.log(2) / text_bytes, per_token, perplexity)
@@ -52,12 +52,15 @@ class HeldOut:
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, text: HeldOut, vocabulary_size: int, window: int, team: Team = ALONE) -> Score:
+def evaluate(
+    model: nn.Module, text: HeldOut, vocabulary_size: int, window: int, team: Team = ALONE, every: int = 1
+) -> Score:
     """Scores every token of a held-out text, deterministically and with context.
 
     A model that carries its state reads the text in parallel lanes, each warmed up on what stands before
     it; any other reads windows of `window` tokens that overlap by half, of which the second half counts.
-    The processes of a team share the lanes or windows out among them.
+    The processes of a team share the lanes or windows out among them. With `every` above 1 only every so manyth
+    lane or window is read, and its bytes are taken to be as many for a token as those of the whole text.
     """
     was_training = model.training
     model.eval()
@@ -67,10 +70,12 @@ def evaluate(model: nn.Module, text: HeldOut, vocabulary_size: int, window: int,
         read, rows = _read_lanes, _rows(text, -(-len(text.tokens) // lanes), WARM_UP, device)
     else:
         read, rows = _read_windows, _rows(text, window - window // 2, window // 2, device)
-    inputs, targets = (each[team.rank :: team.size] for each in rows)
+    inputs, targets = (each[::every] for each in rows)
+    scored = int((targets >= 0).sum())
+    inputs, targets = (each[team.rank :: team.size] for each in (inputs, targets))
     nats = read(model, inputs, targets, vocabulary_size) if len(inputs) else 0.0
     model.train(was_training)
-    return Score.of(team.total(nats), len(text.tokens), text.text_bytes)
+    return Score.of(team.total(nats), scored, text.text_bytes * scored / len(text.tokens))
 
 
 def _rows(text: HeldOut, stride: int, context: int, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -40,6 +40,15 @@ from models.precision import allow_short_products, half_precision
 
 CHECKPOINT_FORMAT = 1
 
+LOOKING = 0.1
+"""The part of the work of training that the rungs' evaluations may add to it, where tokens are counted."""
+
+STEP_COST = 3
+"""What training on a token costs, in tokens only read."""
+
+FEWEST_SCORED = 4096
+"""Held-out tokens that an evaluation scores at least, if there are so many."""
+
 
 class Diverged(Exception):
     """The loss is no longer a finite number; a smaller learning_rate or gradient_clip helps."""
@@ -235,7 +244,7 @@ class Training:
         """Scores the validation split and starts the next rung."""
         self._catch_up()
         self._require_finite()
-        score = self.score(self.held_out)
+        score = self.score(self.held_out, self._every())
         training_loss = self.team.total(self.recent_loss) / self.team.size
         if not math.isfinite(score.bits_per_byte):
             raise Diverged(f"the validation loss is {score.nats_per_token} after {self.step} steps")
@@ -249,10 +258,23 @@ class Training:
             self.best_weights = {name: weight.clone() for name, weight in weights(self.model).items()}
         return evaluation
 
-    def score(self, text: HeldOut) -> Score:
-        """Scores a held-out text with the weights as they are now."""
+    def _every(self) -> int:
+        """Every how manyth piece of the validation split the next rung reads, so that looking stays cheap.
+
+        The last rung reads all of it, and so does each of a run with patience, which keeps the weights of any of them.
+        """
+        last = len(self.evaluations) + 1 == self.budget.rungs
+        if last or self.config.patience or self.budget.tokens is None:
+            return 1
+        tokens = len(self.held_out.tokens)
+        whole = tokens * (1 if self.carries_state else 2) / STEP_COST  # of reading it once, in tokens trained
+        spare = max(self.budget.tokens * LOOKING - whole, 1) / (self.budget.rungs - 1)
+        return max(1, min(math.ceil(whole / spare), tokens // FEWEST_SCORED))
+
+    def score(self, text: HeldOut, every: int = 1) -> Score:
+        """Scores a held-out text with the weights as they are now, or every so manyth piece of it."""
         with self._precision():
-            return evaluate(self.model, text, self.vocabulary_size, self.config.sequence_length, self.team)
+            return evaluate(self.model, text, self.vocabulary_size, self.config.sequence_length, self.team, every)
 
     def result(self, test: bool = False) -> Trained:
         """Returns the finished run, its model holding the weights that are kept; with `test`, scored on that split."""

@@ -14,6 +14,7 @@ from models import graphs, training
 from models.config import Budget, Config
 from models.corpus import EncodedCorpus
 from models.distributed import ALONE
+from models.errors import DeviceError
 from models.optimizers import build_optimizers
 from models.training import Training, train
 from tests.models.test_training import ARCHITECTURES, assert_same, small
@@ -104,6 +105,19 @@ def test_captured_steps_train_the_same_model(
     with pytest.raises(Stop):
         train(config_of(name), rhyme, BUDGET, on_step=stop)
     assert_same(train(config_of(name), rhyme, BUDGET, checkpoints=[tmp_path / "checkpoint"]), plain)
+
+
+def test_a_capture_that_fails_says_what_to_do(
+    stand_in: None, rhyme: EncodedCorpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @contextmanager
+    def refuse(graph: object, stream: object) -> Iterator[None]:
+        yield
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(torch.cuda, "graph", refuse)
+    with pytest.raises(DeviceError, match="not permitted when stream is capturing; unset TUNER_CUDA_GRAPHS"):
+        train(config_of("lstm"), rhyme, BUDGET)
 
 
 def test_steps_are_captured_where_that_is_asked_for_and_possible(monkeypatch: pytest.MonkeyPatch) -> None:

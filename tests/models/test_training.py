@@ -470,7 +470,7 @@ def test_the_test_split_is_scored_once_and_only_if_that_is_asked_for(
     scored: list[int] = []
     score = Training.score
     monkeypatch.setattr(
-        Training, "score", lambda running, text: scored.append(text is running.test) or score(running, text)
+        Training, "score", lambda running, *text: scored.append(text[0] is running.test) or score(running, *text)
     )
     assert train(small(), rhyme, steps(8)).test is None
     assert sum(scored) == 0
@@ -675,6 +675,31 @@ def test_patience_stops_early_and_keeps_the_best(misleading: EncodedCorpus) -> N
 def again(trained: Trained, corpus: EncodedCorpus) -> float:
     running = Training(small(), corpus, steps(8), CPU)
     return evaluate(trained.model, running.held_out, running.vocabulary_size, 8).bits_per_byte
+
+
+@pytest.mark.parametrize("architecture", ["lstm", "transformer"])
+def test_looking_at_a_run_costs_a_tenth_of_it_and_its_end_is_scored_on_all_of_the_text(
+    architecture: str, rhyme: EncodedCorpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[int] = []
+
+    def looked(*run: Any) -> Any:
+        read.append(run[-1])
+        return evaluate(*run)
+
+    monkeypatch.setattr(training, "evaluate", looked)
+    monkeypatch.setattr(training, "FEWEST_SCORED", 8)  # the text is short
+    config, budget = small(architecture=architecture, precision="float32"), steps(200, rungs=9)
+    trained = train(config, rhyme, budget)
+    held_out = Training(config, rhyme, budget, CPU).held_out
+    whole = len(held_out.tokens) * (1 if architecture == "lstm" else 2) / 3
+    assert read[-1] == 1
+    assert max(read) > 1
+    assert sum(whole / every for every in read) <= 0.1 * 32 * 200
+    assert again(trained, rhyme) == trained.evaluations[-1].bits_per_byte
+    read.clear()
+    train(config.model_copy(update={"patience": 8}), rhyme, budget)
+    assert set(read) == {1}
 
 
 # The order of the text.
