@@ -78,12 +78,14 @@ class Death:
 
 
 def slots(workers: int | None, devices: str, threads: int | None, per_device: int | None = None) -> list[Slot]:
-    """Returns a place for each worker: `per_device` on each, by default one per GPU, else one per core up to eight.
+    """Returns a place for each worker: `per_device` on each, by default one per GPU, else as many as have a core each.
+
+    A worker of several `threads` counts as so many cores; by default there are up to eight workers.
 
     `devices` is auto, cpu, or a list such as cuda:0,cuda:1. Raises DeviceError when a device is not there.
     """
     chosen = _devices(devices)
-    usual = min(cores(), MOST_BY_DEFAULT) if chosen == ["cpu"] else len(chosen)
+    usual = max(1, min(cores() // (threads or 1), MOST_BY_DEFAULT)) if chosen == ["cpu"] else len(chosen)
     count = workers or (len(chosen) * per_device if per_device else usual)
     share = threads or max(1, cores() // count)
     return [_slot(chosen[index % len(chosen)], share) for index in range(count)]

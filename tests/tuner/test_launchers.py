@@ -159,6 +159,8 @@ def test_with_gpus_there_is_a_worker_for_each_that_sees_its_own_alone(
     assert [each.visible for each in slots(5, "cuda:2, cuda:1", 1)] == ["2", "1", "2", "1", "2"]
     assert [each.visible for each in slots(2, "cuda", 1)] == ["0", "0"]
     assert [each.device for each in slots(None, "cpu", 1)] == ["cpu"] * min(CORES, MOST_BY_DEFAULT)
+    assert slots(None, "cpu", CORES) == [Slot("cpu", CORES, "")]
+    assert slots(None, "cpu", 2 * CORES) == [Slot("cpu", 2 * CORES, "")]
     assert [each.device for each in slots(None, "cuda:0,cpu", 1)] == ["cuda:0", "cpu"]
 
 
