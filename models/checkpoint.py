@@ -23,9 +23,14 @@ class BadCheckpoint(Exception):
 
 def write_checkpoint(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
     """Writes tensors and facts beside `path` and puts them in place in one move."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    tensors = as_written(tensors)
     text = json.dumps(facts)
     write_tensors(path, tensors, {"facts": text, "digest": _digest(tensors, text)})
+
+
+def as_written(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors as a file holds them: on the CPU, in one piece, without a past."""
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:

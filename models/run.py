@@ -17,7 +17,7 @@ from torch import nn
 
 from models import sampling, tokenizers
 from models.board import EVENTS, board, require_tensorboard
-from models.checkpoint import load_weights, weights, write_tensors
+from models.checkpoint import as_written, load_weights, weights, write_tensors
 from models.config import SCHEMA, Budget, Config, Recipe, resolve_path
 from models.corpus import EncodedCorpus, load_corpus, require_room
 from models.distributed import ALONE, FailedElsewhere, Team
@@ -180,8 +180,7 @@ def _write_whole(path: Path, text: str) -> None:
 
 def write_model(folder: Path, model: nn.Module) -> None:
     """Writes the weights; a run folder that has them is complete."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights(model).items()}
-    write_tensors(folder / MODEL, tensors)
+    write_tensors(folder / MODEL, as_written(weights(model)))
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from werkzeug.middleware.proxy_fix import ProxyFix
 from tuner.errors import DoorError
 from tuner.publisher import Publisher
 from tuner.web.attempts import Attempts
+from tuner.web.compressed import Compressed
 from tuner.web.gate import MOST_BYTES, Gate, Lock
 from tuner.web.headers import is_loopback
 from tuner.web.pages import application, is_away
@@ -85,7 +86,7 @@ def guarded(
     door.require_safe()
     key = session_key(door.session_key_file)
     lock = Lock(Sessions(key, door.users(say)), Attempts(), say) if door.is_locked else None
-    optunas = Shield(wsgi(storage, artifact_store=attachments), partial(is_away, storage))
+    optunas = Compressed(Shield(wsgi(storage, artifact_store=attachments), partial(is_away, storage)))
     gate = Gate(application(storage, lock, key, say), optunas, lock)
     return ProxyFix(gate, x_for=1, x_proto=1) if door.behind_proxy else gate
 
