@@ -147,7 +147,7 @@ class Training:
         self.carries_state = getattr(self.model, "carries_state", False)
         captured = graphs.serves(config, device, team)
         self.optimizers = list(build_optimizers(config, self.model, self.vocabulary_size, captured))
-        self.move = graphs.Captured(self, self._move) if captured else self._move
+        self.captured = graphs.Captured(self, self._move) if captured else None
         self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         team.spread(weights(self.model).values())
         rows = team.rows(config.batch_size)
@@ -207,7 +207,7 @@ class Training:
         start = time.perf_counter()
         batch = self.batches.take(self.step)
         self._set_learning_rate()
-        self._note_loss(self.move(batch))
+        self._note_loss((self.captured or self._move)(batch))
         self.step += 1
         self._note_seconds(start)
 

@@ -40,8 +40,8 @@ class StandIn:
 
     def replay(self) -> None:
         StandIn.replays += 1
-        captured = self.last.move
-        assert isinstance(captured, graphs.Captured)
+        captured = self.last.captured
+        assert captured is not None
         self.last.states = list(captured.states)
         captured.loss.copy_(captured.step(captured.batch))
         captured._keep_states()
@@ -50,8 +50,8 @@ class StandIn:
 @contextmanager
 def capture(graph: StandIn, stream: object) -> Iterator[None]:
     """Undoes what was computed: on a GPU nothing is."""
-    captured = StandIn.last.move
-    assert isinstance(captured, graphs.Captured)
+    captured = StandIn.last.captured
+    assert captured is not None
     moments = [
         each for optimizer in StandIn.last.optimizers for state in optimizer.state.values() for each in state.values()
     ]
