@@ -67,21 +67,20 @@ def evaluate(
     device = next(model.parameters()).device
     if getattr(model, "carries_state", False):
         lanes = min(max(len(text.tokens) // LANE, 1), 64)
-        read, rows = _read_lanes, _rows(text, -(-len(text.tokens) // lanes), WARM_UP, device)
+        read, rows = _read_lanes, _rows(text, -(-len(text.tokens) // lanes), WARM_UP, every, device)
     else:
-        read, rows = _read_windows, _rows(text, window - window // 2, window // 2, device)
-    inputs, targets = (each[::every] for each in rows)
-    scored = int((targets >= 0).sum())
-    inputs, targets = (each[team.rank :: team.size] for each in (inputs, targets))
+        read, rows = _read_windows, _rows(text, window - window // 2, window // 2, every, device)
+    scored = int((rows[1] >= 0).sum())
+    inputs, targets = (each[team.rank :: team.size] for each in rows)
     nats = read(model, inputs, targets, vocabulary_size) if len(inputs) else 0.0
     model.train(was_training)
     return Score.of(team.total(nats), scored, text.text_bytes * scored / len(text.tokens))
 
 
-def _rows(text: HeldOut, stride: int, context: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def _rows(text: HeldOut, stride: int, context: int, every: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Cuts a text into rows of inputs and targets, both (K, context + stride).
 
-    Row k predicts tokens k * stride onwards. Targets that do not count, because they are context or lie
+    Row k predicts tokens k * every * stride onwards. Targets that do not count, because they are context or lie
     behind the end, are -100, which the loss leaves out.
     """
     context = min(context, len(text.before) - 1)
@@ -90,8 +89,8 @@ def _rows(text: HeldOut, stride: int, context: int, device: torch.device) -> tup
     told = np.concatenate([text.before[len(text.before) - context - 1 :], text.tokens[:-1]])
     inputs = np.pad(told, (0, behind)).astype(np.int64)
     asked = np.pad(text.tokens.astype(np.int64), (0, behind), constant_values=-100).reshape(rows, stride)
-    targets = np.pad(asked, ((0, 0), (context, 0)), constant_values=-100)
-    index = np.arange(rows)[:, None] * stride + np.arange(context + stride)
+    targets = np.pad(asked[::every], ((0, 0), (context, 0)), constant_values=-100)
+    index = np.arange(0, rows, every)[:, None] * stride + np.arange(context + stride)
     return torch.from_numpy(inputs[index]).to(device), torch.from_numpy(targets).to(device)
 
 
