@@ -36,7 +36,7 @@ from models.errors import DeviceError
 from models.metrics import LANE, WARM_UP, HeldOut, Score, evaluate
 from models.network import State, build
 from models.optimizers import build_optimizers, relative_learning_rate, set_learning_rate
-from models.precision import allow_short_products, half_precision
+from models.precision import allow_short_products, half_precision, set_recurrences
 
 CHECKPOINT_FORMAT = 1
 
@@ -69,7 +69,10 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Trained:
-    """A finished run: the model as it is kept, what it took, and its score on the test split if that was asked for."""
+    """A finished run: the model as it is kept, what it took, and its score on the test split if that was asked for.
+
+    `precision` is the number format its products had.
+    """
 
     model: nn.Module
     evaluations: list[Evaluation]
@@ -77,6 +80,7 @@ class Trained:
     tokens: int
     seconds: float
     test: Score | None = None
+    precision: str = "float32"
 
     @property
     def tokens_per_second(self) -> float:
@@ -142,6 +146,7 @@ class Training:
         self.vocabulary_size = corpus.tokenizer.vocabulary_size
         self.model = build(config, self.vocabulary_size).to(device)
         self.half = half_precision(config, device)
+        self.precision = set_recurrences(self.model, device, self.half)
         if device.type == "cuda":
             allow_short_products(config)
         self.carries_state = getattr(self.model, "carries_state", False)
@@ -283,7 +288,7 @@ class Training:
             load_weights(self.model, self.best_weights)
         best = self.best if self.config.patience else self.evaluations[-1]
         score = self.score(self.test) if test and len(self.test.tokens) else None
-        return Trained(self.model.eval(), self.evaluations, best, self.tokens, self.seconds, score)
+        return Trained(self.model.eval(), self.evaluations, best, self.tokens, self.seconds, score, self.precision)
 
     def save(self, path: Path) -> None:
         """Writes a checkpoint beside `path` and puts it in place in one move; a team calls it together."""

@@ -208,7 +208,7 @@ class Objective:
             "peak_memory_bytes": peak_memory(self.device),
             "threads": torch.get_num_threads(),
             "device": self.device,
-            **origin(config, corpus.tokenizer, self.device),
+            **origin(corpus.tokenizer, self.device, trained.precision),
         }
 
 

@@ -9,21 +9,19 @@ from typing import Any
 
 import torch
 
-from models.config import Config
-from models.precision import half_precision
 from models.promise import machine
 from models.tokenizers import Tokenizer
 
 PACKAGES = ("textgen-tuner", "torch", "optuna", "numpy", "tokenizers")
 
 
-def origin(config: Config, tokenizer: Tokenizer, device: str) -> dict[str, Any]:
+def origin(tokenizer: Tokenizer, device: str, precision: str) -> dict[str, Any]:
     """Returns what has a say in the value of a trial beside its configuration and its text."""
     return {
         "tokenizer_fingerprint": tokenizer_fingerprint(tokenizer),
         "versions": versions(device),
         "machine": machine(device),
-        "precision": precision(config, device),
+        "precision": precision,
     }
 
 
@@ -36,8 +34,3 @@ def versions(device: str) -> dict[str, str]:
     """Returns the versions of Python, of the packages that matter, and of CUDA where it is used."""
     found = {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in PACKAGES}}
     return found | ({"cuda": str(torch.version.cuda)} if device.startswith("cuda") else {})
-
-
-def precision(config: Config, device: str) -> str:
-    """Returns the number format of the matrix products, for auto the one it stands for on the device."""
-    return "bfloat16" if half_precision(config, torch.device(device)) else "float32"

@@ -1,5 +1,8 @@
 """Recurrences, attention and dropout of our own do what torch's do, but for rounding."""
 
+from contextlib import nullcontext
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
@@ -7,14 +10,17 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.config import Config
+from models import precision
+from models.config import Budget, Config
+from models.corpus import EncodedCorpus
 from models.dropout import Dropout, dropped
 from models.network import _attended, build
-from models.precision import half_precision
+from models.precision import MIXED, half_precision, set_recurrences
 from models.recurrence import serves, unroll
+from models.training import train
 
 HALF = torch.autocast("cpu", torch.bfloat16)
-CPU = torch.device("cpu")
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 
 def gradients(module: nn.Module, inputs: Tensor, start: Tensor, results: tuple[Tensor, Tensor]) -> list[Tensor]:
@@ -120,3 +126,79 @@ def test_auto_is_half_precision_where_that_is_faster(
     assert half_precision(config, CPU) is half
     assert not half_precision(config.model_copy(update={"precision": "float32"}), CPU)
     assert half_precision(config.model_copy(update={"precision": "bfloat16"}), CPU)
+
+
+class Cudnn(nn.LSTM):
+    """Does what cuDNN's recurrences do: with autocast, of whatever format, they compute in float16."""
+
+    def forward(self, input: Any, hx: Any = None) -> Any:
+        assert not torch.is_autocast_enabled("cpu")
+        assert {input.dtype, *(part.dtype for part in hx or ())} == {torch.float32}
+        return super().forward(input, hx)
+
+
+class Own(nn.Module):
+    """A generator of one's own with a recurrence in it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.recurrence, self.logits = (
+            nn.Embedding(20, 8),
+            Cudnn(8, 8, batch_first=True),
+            nn.Linear(8, 20),
+        )
+
+    def forward(self, tokens: Tensor, state: Any = None) -> tuple[Tensor, Any]:
+        hidden, state = self.recurrence(input=self.embedding(tokens), hx=state)
+        return self.logits(hidden), state
+
+
+def test_recurrences_on_a_gpu_are_not_in_float16_and_what_is_written_down_is_true() -> None:
+    model = Own()
+    assert set_recurrences(model, CUDA, half=True) == MIXED
+    with HALF:
+        logits, state = model(torch.zeros(2, 3, dtype=torch.int64))
+        logits, state = model(torch.zeros(2, 3, dtype=torch.int64), tuple(part.half() for part in state))
+    assert (logits.dtype, state[0].dtype) == (torch.bfloat16, torch.float32)
+    assert set_recurrences(Own(), CUDA, half=False) == "float32"
+    assert set_recurrences(nn.Linear(2, 2), CUDA, half=True) == "bfloat16"
+
+
+@pytest.mark.parametrize(
+    ("major", "architecture", "half"),
+    [(9, "transformer", True), (9, "own:Generator", True), (9, "lstm", False), (7, "transformer", False)],
+)
+def test_auto_on_a_gpu_is_the_format_that_it_has_and_its_recurrences_take(
+    major: int, architecture: str, half: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+    monkeypatch.setattr(
+        torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or major >= 8
+    )
+    assert half_precision(Config(architecture=architecture), CUDA) is half
+
+
+def test_an_lstm_trains_in_bfloat16_on_a_processor_that_cannot_step_it_so(
+    rhyme: EncodedCorpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(precision, "_lstm_takes_halves", lambda: False)
+    forward = nn.LSTM.forward
+
+    def refuse(self: nn.LSTM, *arguments: Any) -> Any:
+        if torch.is_autocast_enabled("cpu"):
+            raise RuntimeError("could not create a primitive descriptor for the LSTM forward propagation primitive")
+        return forward(self, *arguments)
+
+    monkeypatch.setattr(nn.LSTM, "forward", refuse)
+    config = Config(hidden_size=24, batch_size=8, sequence_length=16, precision="bfloat16", layers=2, dropout=0.1)
+    trained = train(config, rhyme, Budget(tokens=20 * 8 * 16, rungs=2))
+    assert trained.precision == MIXED
+    assert trained.best.bits_per_byte < trained.evaluations[0].bits_per_byte
+
+
+@pytest.mark.parametrize("given", [{}, {"architecture": "gru"}, {"precision": "float32"}])
+def test_the_format_that_was_trained_in_is_said(rhyme: EncodedCorpus, given: dict[str, Any]) -> None:
+    config = Config(**{"hidden_size": 8, "batch_size": 8, "sequence_length": 16, "precision": "bfloat16"} | given)
+    said = train(config, rhyme, Budget(tokens=4 * 8 * 16, rungs=2)).precision
+    expected = "bfloat16" if config.architecture == "gru" or precision._lstm_takes_halves() else MIXED
+    assert said == ("float32" if given == {"precision": "float32"} else expected)

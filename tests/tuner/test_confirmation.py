@@ -23,7 +23,6 @@ from tuner.confirmation import candidates, conclude, confirmed_trial, enter, fre
 from tuner.errors import StudyError
 from tuner.export import best_trials, exported
 from tuner.ledger import Counts, Ledger
-from tuner.origin import precision
 from tuner.report import quality
 from tuner.study import Study
 from tuner.worker import work
@@ -273,7 +272,7 @@ def test_an_export_trains_to_the_very_value_the_search_reported(kept: Kept, tmp_
     assert provenance is not None
     assert provenance["value"] == quality(trial)
     assert provenance["versions"]["torch"] == torch.__version__
-    assert provenance["precision"] == precision(read_recipe(path).parameters, "cpu")
+    assert provenance["precision"] == trained.precision
     vocabulary = (kept.folder / kept.study.name / f"trial-{trial.number}" / "tokenizer.json").read_bytes()
     assert provenance["tokenizer_fingerprint"] == f"sha256:{hashlib.sha256(vocabulary).hexdigest()}"
 
