@@ -19,6 +19,7 @@ from models.checkpoint import filled, flat
 from models.config import ARCHITECTURES, Config
 from models.distributed import Team
 from models.errors import DeviceError
+from models.failures import OutOfMemoryInCapture, ran_out_of_memory
 
 if TYPE_CHECKING:
     from models.training import Training
@@ -74,9 +75,9 @@ class Captured:
             with torch.cuda.graph(graph, stream=self.stream):
                 self.loss = self.step(self.batch)
                 self._keep_states()
-        except torch.OutOfMemoryError:
-            raise
         except RuntimeError as error:  # nothing can go on after it: the random numbers are still being captured
+            if any(ran_out_of_memory(each) for each in (error, error.__context__) if each is not None):
+                raise OutOfMemoryInCapture(f"while a training step was captured: {error}") from error
             raise DeviceError(f"a training step cannot be captured here: {error}; unset {SWITCH}") from error
         self.graph = graph
 

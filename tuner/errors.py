@@ -19,5 +19,11 @@ class WorkerError(UserError):
     exit_code = 4
 
 
+class LostDeviceError(UserError):
+    """A GPU on which a process can do nothing any more, though another process may."""
+
+    exit_code = 5
+
+
 class DoorError(UserError):
     """Users, keys, certificates or addresses with which the dashboard cannot be opened."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from models.errors import DeviceError, UserError
-from tuner.errors import StorageError, WorkerError
+from tuner.errors import LostDeviceError, StorageError, WorkerError
 
 GRACE_SECONDS = 10.0
 """How long a worker has to save its trial when it is asked to stop."""
@@ -27,6 +27,9 @@ QUICK_SECONDS = 20.0
 """A worker that dies sooner than this after its start, without a trial, counts as unable to work here."""
 
 MOST_QUICK_DEATHS = 5
+
+LOST_SECONDS, MOST_LOSSES = 600.0, 10
+"""A GPU that is lost so soon after a worker's start, so many times in a row, is not tried again."""
 
 MOST_WORDS = 8192
 """Characters at the end of a dead worker's log that are kept with its trial."""
@@ -193,9 +196,11 @@ class Team:
             member.away_since = member.started if member.away_since is None else member.away_since
             member.given_up, pause = now - member.away_since > AWAY_SECONDS, AWAY_PAUSE
         else:
-            quick = not had_trial and not death.killed and now - member.started < QUICK_SECONDS
+            lost, lived = code == LostDeviceError.exit_code, now - member.started
+            quick = lived < LOST_SECONDS if lost else not had_trial and not death.killed and lived < QUICK_SECONDS
             member.away_since, member.quick_deaths = None, member.quick_deaths + 1 if quick else 1
-            member.given_up = code in FINAL_CODES or member.quick_deaths >= MOST_QUICK_DEATHS
+            most = MOST_LOSSES if lost else MOST_QUICK_DEATHS
+            member.given_up = code in FINAL_CODES or member.quick_deaths >= most
             pause = min(2.0 ** (member.quick_deaths - 1) - 1, 60.0)
         member.restart_at = now + pause
         then = "giving up" if member.given_up else "starting another" + (f" in {pause:.0f} s" if pause else "")

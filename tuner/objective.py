@@ -18,6 +18,7 @@ import torch
 from models import corpus as corpora
 from models.config import Config, Recipe
 from models.corpus import EncodedCorpus
+from models.failures import lost_device, ran_out_of_memory
 from models.memory import training_bytes
 from models.network import build, parameter_count
 from models.run import append_metrics, with_facts, write_model, write_start
@@ -140,8 +141,8 @@ class Objective:
         required = len(self.study.objectives) > 1
         try:
             return decode(trained.model, corpus, config, self.study.space, self.study.decoding, cost, required, between)
-        except (MemoryError, torch.OutOfMemoryError) as error:
-            if required:
+        except (MemoryError, RuntimeError) as error:
+            if required or lost_device(error) or not ran_out_of_memory(error):
                 raise
             warn(f"too little memory to write texts ({error}); the temperature is calibrated without")
             return Decoded(calibrate(trained.model, corpus, config, self.study.space), None, {}, [])
@@ -262,10 +263,32 @@ class Checkpoints:
 
 
 def peak_memory(device: str) -> int | None:
-    """Returns the most memory in use since the trial began, in bytes: the GPU's, or the process's own."""
+    """Returns the most memory in use since the trial began, in bytes: the GPU's, or the process's own.
+
+    Of a GPU it is what torch's allocator has reserved, for that is what others cannot have.
+    """
     if device.startswith("cuda"):
-        return int(torch.cuda.max_memory_allocated(device))
+        return int(torch.cuda.max_memory_reserved(device))
     return _of_process("VmHWM")
+
+
+def is_crowded(device: str) -> bool:
+    """Whether others hold more of a GPU's memory than this process does."""
+    if not device.startswith("cuda"):
+        return False
+    try:
+        free, total = torch.cuda.mem_get_info(device)
+    except RuntimeError:  # a device that does not answer tells nothing
+        return False
+    own = torch.cuda.memory_reserved(device)
+    return bool(total - free - own > own)
+
+
+def release_memory(device: str) -> None:
+    """Gives back the part of a GPU's memory that torch keeps for later: a neighbour may need it now."""
+    if device.startswith("cuda"):
+        with suppress(RuntimeError):  # a device that is lost keeps it until the process ends
+            torch.cuda.empty_cache()
 
 
 def memory_in_use() -> int:

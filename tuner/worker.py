@@ -23,14 +23,23 @@ from optuna.trial import TrialState
 
 from models.config import DECODING, Config
 from models.errors import UserError
+from models.failures import lost_device, ran_out_of_memory
 from models.training import Diverged, Evaluation, Training
 from tuner import notes, search
 from tuner.artifacts import SAMPLES, Artifacts
 from tuner.courier import PATIENCE_SECONDS, Away, Courier, Result
-from tuner.errors import StorageError, WorkerError
+from tuner.errors import LostDeviceError, StorageError, WorkerError
 from tuner.ledger import PAUSED, STOPPED, Activity, Claim, Ended, Ledger, LostLease
 from tuner.limits import OUT_OF_MEMORY, DoesNotFit, mark
-from tuner.objective import CHECKPOINT_SECONDS, Objective, Outcome, Pruned, peak_memory
+from tuner.objective import (
+    CHECKPOINT_SECONDS,
+    Objective,
+    Outcome,
+    Pruned,
+    is_crowded,
+    peak_memory,
+    release_memory,
+)
 from tuner.objectives import Tuned, should_prune
 from tuner.report import leaderboard
 from tuner.study import Study, load_study, stored_study
@@ -112,6 +121,7 @@ class Worker:
         self.paused = False
         self.forgotten: set[int] = set()
         self.failures: list[str] = []
+        self.lost_device: BaseException | None = None
         self.parent = os.getppid()
 
     def run(self) -> str:
@@ -147,7 +157,10 @@ class Worker:
         return "asked to stop"
 
     def _require_success(self) -> None:
-        """Raises WorkerError when nothing succeeds here any more, as on a full disk."""
+        """Raises what ends a worker that cannot do any better: its GPU is lost, or its disk is full."""
+        if self.lost_device is not None:
+            line = str(self.lost_device).partition("\n")[0]
+            raise LostDeviceError(f"this process can do nothing more on its GPU ({line})") from self.lost_device
         if len(self.failures) >= MOST_FAILURES:
             raise WorkerError(f"{len(self.failures)} trials in a row failed here; the last: {self.failures[-1]}")
 
@@ -186,6 +199,7 @@ class Worker:
             if not self._end(trial, TrialState.PRUNED, {}):
                 return
         except (Exception, SystemExit) as error:
+            self.lost_device = lost_device(error)
             if not self._end_badly(trial, error):
                 return
         finally:
@@ -197,6 +211,7 @@ class Worker:
     def _collect_garbage(self) -> None:
         """Frees what a trial leaves: an exception's frames hold its model, and the next one needs the memory."""
         gc.collect()
+        release_memory(self.objective.device)
         if not gc.get_freeze_count():
             gc.freeze()  # what outlives the first trial is code, for the most part: looked through once, not each time
 
@@ -232,7 +247,7 @@ class Worker:
     def _end_badly(self, trial: optuna.Trial, error: BaseException) -> bool:
         """Writes down what ended a trial: its configuration, or a mistake. Returns whether the trial is over."""
         blamed = _blamed(error)
-        if blamed is not None:
+        if blamed is not None and not self._crowded_out(trial, error):
             # Counted as pruned, so that the sampler learns to stay away: a failed trial teaches it nothing.
             reason, violations = blamed
             self.say(f"trial {trial.number}: {reason}")
@@ -246,6 +261,12 @@ class Worker:
         elif failed is not None:
             self.say(f"trial {trial.number} crashed and is tried again: {reason}")
         return bool(failed)
+
+    def _crowded_out(self, trial: optuna.Trial, error: BaseException) -> bool:
+        """Whether memory ran out for the first time while others held most of it: it may suffice when tried again."""
+        if not (self.definition.retries and ran_out_of_memory(error) and is_crowded(self.objective.device)):
+            return False
+        return "crashes" not in self.courier.ask(lambda: self.storage.get_trial(trial._trial_id)).user_attrs
 
     def _end(
         self, trial: optuna.Trial, state: TrialState, facts: dict[str, Any], violations: dict[str, float] | None = None
@@ -389,8 +410,7 @@ def _blamed(error: BaseException) -> tuple[str, dict[str, float]] | None:
         return str(error), error.violations
     if isinstance(error, Diverged):
         return f"diverged: {error}", {}
-    no_memory = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)  # torch says so on a CPU
-    if no_memory or isinstance(error, torch.OutOfMemoryError | MemoryError):
+    if ran_out_of_memory(error):
         return f"out of memory: {error}", OUT_OF_MEMORY
     return None
 

@@ -15,6 +15,7 @@ from models.config import Budget, Config
 from models.corpus import EncodedCorpus
 from models.distributed import ALONE
 from models.errors import DeviceError
+from models.failures import OutOfMemoryInCapture
 from models.optimizers import build_optimizers
 from models.training import Training, train
 from tests.models.test_training import ARCHITECTURES, assert_same, small
@@ -117,6 +118,24 @@ def test_a_capture_that_fails_says_what_to_do(
 
     monkeypatch.setattr(torch.cuda, "graph", refuse)
     with pytest.raises(DeviceError, match="not permitted when stream is capturing; unset TUNER_CUDA_GRAPHS"):
+        train(config_of("lstm"), rhyme, BUDGET)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_memory_that_runs_out_in_a_capture_is_said_as_such(
+    stand_in: None, rhyme: EncodedCorpus, monkeypatch: pytest.MonkeyPatch, masked: bool
+) -> None:
+    @contextmanager
+    def fill(graph: object, stream: object) -> Iterator[None]:
+        try:
+            yield
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        finally:
+            if masked:  # what the end of a capture says when it was broken off
+                raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
+
+    monkeypatch.setattr(torch.cuda, "graph", fill)
+    with pytest.raises(OutOfMemoryInCapture, match="while a training step was captured"):
         train(config_of("lstm"), rhyme, BUDGET)
 
 

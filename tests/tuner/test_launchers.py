@@ -304,6 +304,20 @@ def test_a_worker_that_keeps_dying_is_given_up_after_longer_and_longer_pauses(th
     assert ["giving up" in line for line in theatre.said] == [False] * (MOST_QUICK_DEATHS - 1) + [True]
 
 
+def test_a_worker_that_lost_its_gpu_is_replaced_until_each_one_loses_it(theatre: Theatre, clock: Clock) -> None:
+    team = theatre.team("exit 5")
+    wait_for(lambda: has_ended(team))
+    assert team.watch()
+    assert "starting another: " in theatre.said[0]
+    for lived in [launchers.LOST_SECONDS] + [launchers.QUICK_SECONDS] * (launchers.MOST_LOSSES - 1):
+        wait_for(lambda: has_ended(team))
+        clock.now += lived
+        team.watch()
+        clock.now = team._members[0].restart_at
+        alive = team.watch()
+    assert not alive
+
+
 def test_a_worker_that_dies_with_a_trial_is_replaced_at_once_for_its_trial_is_to_blame(
     theatre: Theatre, clock: Clock
 ) -> None:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import optuna
@@ -24,13 +25,14 @@ from sqlalchemy.exc import OperationalError
 from models.config import Config, Corpus
 from models.corpus import load_corpus
 from models.errors import CorpusError
+from models.failures import OutOfMemoryInCapture
 from models.network import parameter_count
 from models.run import load, read_recipe, train_run
 from models.training import Diverged, Training, train
-from tuner import courier, entry, search, server, worker
+from tuner import courier, entry, launchers, objective, search, server, worker
 from tuner import ledger as books
 from tuner.artifacts import Artifacts
-from tuner.errors import StorageError, StudyError, WorkerError
+from tuner.errors import LostDeviceError, StorageError, StudyError, WorkerError
 from tuner.export import chosen_trial, exported
 from tuner.ledger import Counts, Ledger
 from tuner.notes import shown, trial_note
@@ -291,6 +293,10 @@ def test_two_seeded_workers_do_not_propose_the_same(crew: Any, small: Small, ent
         (Diverged("the training loss is no longer finite after 49 steps"), "diverged: the training loss"),
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), "out of memory: CUDA out of memory"),
         (MemoryError("no room"), "out of memory: no room"),
+        (torch.AcceleratorError("CUDA error: out of memory"), "out of memory: CUDA error"),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), "out of memory: "),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), "out of memory: cuDNN"),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"), "out of memory: cuDNN"),
     ],
 )
 def test_what_no_smaller_size_would_meet_prunes_a_trial_so_that_the_sampler_learns(
@@ -318,6 +324,102 @@ def test_memory_that_a_cpu_does_not_have_counts_as_out_of_memory(crew: Any, smal
     crew.work(study, lambda number, config, rung: float(torch.empty(2**50).sum()))
     assert found.trials[0].state == PRUNED
     assert found.trials[0].user_attrs["reason"].startswith("out of memory: ")
+
+
+def test_a_configuration_that_others_left_no_memory_is_tried_again_once(
+    crew: Any, small: Small, enter: Enter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "is_crowded", lambda device: True)
+    study = small(2, pruner="none")
+    found = enter(study)
+    tries: list[int] = []
+
+    def score(number: int, config: Config, rung: int) -> float:
+        tries.append(number)
+        if number == 0 or tries == [0, 0, 1]:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return 1.0
+
+    crew.work(study, score)
+    assert [trial.state for trial in found.trials] == [PRUNED, COMPLETE]
+    assert [trial.user_attrs["attempts"] for trial in found.trials] == [2, 2]
+    assert found.trials[0].constraints
+    assert not found.trials[1].constraints
+
+
+STICKY = [
+    torch.AcceleratorError("CUDA error: an illegal memory access was encountered\nCUDA kernel errors might be ..."),
+    RuntimeError("CUDA error: device-side assert triggered"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm( handle, opa, opb, m, n, k)`"),
+    RuntimeError("CUDA driver error: unspecified launch failure"),
+]
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+@pytest.mark.parametrize("error", STICKY)
+def test_an_error_that_takes_the_gpu_away_ends_the_process_and_not_ten_trials(
+    crew: Any, small: Small, enter: Enter, storage: RDBStorage, error: Exception, wrapped: bool
+) -> None:
+    study = small(5, pruner="none")
+    found = enter(study)
+
+    def fail_from_the_fourth(number: int, config: Config, rung: int) -> float:
+        if number < 3:
+            return 1.0
+        if wrapped:
+            raise ValueError("this generator is lost") from error
+        raise error
+
+    with pytest.raises(LostDeviceError, match=r"nothing more on its GPU \(.*\)$") as caught:
+        crew.work(study, fail_from_the_fourth)
+    assert caught.value.exit_code not in launchers.FINAL_CODES
+    assert counts(found, storage) == Counts(complete=3, waiting=1)
+    assert found.trials[3].user_attrs["crashes"] == 1
+    assert Ledger(storage, found._study_id).alive() == []
+    crew.work(study, lambda number, config, rung: 1.0)  # the process that takes its place
+    assert counts(found, storage) == Counts(complete=5)
+    assert found.trials[3].user_attrs["crashes"] == 1
+
+
+def test_memory_that_ran_out_in_a_capture_ends_the_trial_as_infeasible_and_the_process(
+    crew: Any, small: Small, enter: Enter, storage: RDBStorage
+) -> None:
+    study = small(5, pruner="none")
+    found = enter(study)
+
+    def score(number: int, config: Config, rung: int) -> float:
+        raise OutOfMemoryInCapture("while a training step was captured: CUDA out of memory")
+
+    with pytest.raises(LostDeviceError):
+        crew.work(study, score)
+    assert counts(found, storage) == Counts(pruned=1)
+    assert found.trials[0].constraints
+
+
+def test_a_trial_gives_back_the_memory_that_its_neighbours_need(monkeypatch: pytest.MonkeyPatch) -> None:
+    emptied: list[bool] = []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(True))
+    for device in ("cpu", "cuda:0"):
+        Worker._collect_garbage(SimpleNamespace(objective=SimpleNamespace(device=device)))  # type: ignore[arg-type]
+    assert emptied == [True]
+
+    def refuse() -> None:
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(torch.cuda, "empty_cache", refuse)
+    objective.release_memory("cuda:0")  # the error that took the device away has been told
+
+
+def test_others_crowd_a_gpu_when_they_hold_more_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1, 24))
+    monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda device: 8)
+    for own, crowded in ((8, True), (22, False)):
+        monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device, own=own: own)
+        assert objective.is_crowded("cuda:0") is crowded
+    assert not objective.is_crowded("cpu")
+    assert objective.peak_memory("cuda:0") == 8
 
 
 def test_a_real_divergence_is_noticed(crew: Any, small: Small, enter: Enter, tmp_path: Path) -> None:
