@@ -57,7 +57,8 @@ class Config(_Strict):
     )
     batch_size: int = _knob(16, "Streams or windows in one training step.", "sequences", ge=1, le=1_048_576)
     optimizer: Literal["adamw", "adam", "sgd", "rmsprop", "muon"] = _knob(
-        "adamw", "muon orthogonalises the updates of weight matrices and leaves the rest to adamw."
+        "adamw",
+        "muon orthogonalises the updates of matrices between embedding and output; adamw moves the rest.",
     )
     learning_rate: float = _knob(2e-3, "Peak step size of the optimizer.", gt=0, le=100)
     momentum: float = _knob(0.9, "Momentum of sgd, rmsprop and muon.", ge=0, lt=1)

@@ -42,17 +42,18 @@ def build_optimizers(
 
     Those of `captured` steps, adam and adamw, keep their learning rate in a tensor.
 
-    Muon (Jordan et al. 2024) moves the matrices that have no side of the vocabulary's size, with updates scaled
-    to the size of AdamW's (Liu et al. 2025) so that one learning rate serves both; AdamW moves the rest.
+    Muon (Jordan et al. 2024) moves the matrices between the embedding and the logits, with updates scaled to the
+    size of AdamW's (Liu et al. 2025) so that one learning rate serves both; AdamW moves the rest.
     """
     parameters = [weight for weight in model.parameters() if weight.requires_grad]
     rate, decay = config.learning_rate, config.weight_decay
     live = torch.tensor(rate, device=parameters[0].device) if captured else rate
     if config.optimizer == "muon":
-        hidden = [weight for weight in parameters if weight.dim() == 2 and len(weight) != vocabulary_size]
+        ends = {id(weight) for weight in embeddings_and_logits(model, vocabulary_size)}
+        hidden = [weight for weight in parameters if weight.dim() == 2 and id(weight) not in ends]
         if hidden:
             yield torch.optim.Muon(hidden, rate, decay, config.momentum, adjust_lr_fn="match_rms_adamw")
-        parameters = [weight for weight in parameters if weight.dim() != 2 or len(weight) == vocabulary_size]
+        parameters = [weight for weight in parameters if weight.dim() != 2 or id(weight) in ends]
     groups = [
         {"params": [weight for weight in parameters if weight.dim() >= 2], "weight_decay": decay},
         {"params": [weight for weight in parameters if weight.dim() < 2], "weight_decay": 0.0},
@@ -66,3 +67,25 @@ def build_optimizers(
         yield torch.optim.Adam(groups, live, betas, fused=True, capturable=captured)
     else:
         yield torch.optim.AdamW(groups, live, betas, fused=True, capturable=captured)
+
+
+def embeddings_and_logits(model: nn.Module, vocabulary_size: int) -> list[nn.Parameter]:
+    """Returns the weights by which tokens come into a model and logits out of it, whatever the sizes of others.
+
+    These are the weights of every nn.Embedding, and of the last nn.Linear that gives as many numbers as there are
+    tokens. Where a generator of one's own has no such module, its first or last bare matrix with a side of that
+    size stands for it.
+    """
+    modules = list(model.modules())
+    bare = [
+        weight
+        for module in modules
+        if not type(module).__module__.startswith("torch.nn.")
+        for weight in module.parameters(recurse=False)
+        if weight.dim() == 2 and vocabulary_size in weight.shape
+    ]
+    embeddings = [module.weight for module in modules if isinstance(module, nn.Embedding)]
+    logits = [
+        module.weight for module in modules if isinstance(module, nn.Linear) and module.out_features == vocabulary_size
+    ]
+    return [*(embeddings or bare[:1]), *(logits[-1:] or bare[-1:])]

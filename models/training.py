@@ -312,6 +312,8 @@ class Training:
         for name, value in own.items():
             if facts.get(name) != value:
                 raise BadCheckpoint(f"{path}: written for another {name}")
+        if not self._optimizers_have(tensors):
+            raise BadCheckpoint(f"{path}: its optimizer moved other weights")
         try:
             load_weights(self.model, under("model.", tensors))
         except ValueError as error:
@@ -346,6 +348,19 @@ class Training:
         if self.device.type == "cuda":
             tensors["random.cuda"] = torch.cuda.get_rng_state(self.device)
         return tensors
+
+    def _optimizers_have(self, tensors: dict[str, Tensor]) -> bool:
+        """Whether the moments in a checkpoint are those of the weights that each optimizer moves here."""
+        for key, moment in under("optimizer.", tensors).items():
+            number, index, name = key.split(".", 2)
+            if int(number) >= len(self.optimizers):
+                return False
+            optimizer = self.optimizers[int(number)]
+            moved = [weight for group in optimizer.param_groups for weight in group["params"]]
+            other = isinstance(optimizer, torch.optim.Muon) and name != "momentum_buffer"
+            if other or int(index) >= len(moved) or (moment.dim() and moment.shape != moved[int(index)].shape):
+                return False
+        return True
 
     def _restore(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
         for number, optimizer in enumerate(self.optimizers):

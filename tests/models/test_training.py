@@ -13,16 +13,17 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
-from models import training
+from models import optimizers, training
 from models.batches import Streams, Windows
 from models.checkpoint import BadCheckpoint, read_checkpoint, weights
 from models.config import Budget, Config
 from models.corpus import EncodedCorpus
 from models.errors import CorpusError, DeviceError
 from models.metrics import evaluate
-from models.optimizers import relative_learning_rate
+from models.network import build
+from models.optimizers import build_optimizers, relative_learning_rate
 from models.training import Diverged, Evaluation, Trained, Training, train, usable_device
 
 ARCHITECTURES = ("rnn", "lstm", "gru", "transformer")
@@ -605,6 +606,54 @@ def test_the_optimizer_gets_its_knobs(optimizer: Any, expected: list[dict[str, A
             assert {name: group[name] for name in wanted} == wanted
     held = [id(weight) for found in running.optimizers for group in found.param_groups for weight in group["params"]]
     assert sorted(held) == sorted(id(weight) for weight in running.model.parameters())  # each once
+
+
+class Bare(nn.Module):
+    """A generator whose two ends are bare matrices, one on either side."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.first = nn.Parameter(torch.zeros(size, 8))
+        self.hidden = nn.Parameter(torch.zeros(8, 8))
+        self.last = nn.Parameter(torch.zeros(8, size))
+
+
+def muon_moves(model: nn.Module, size: int) -> set[str]:
+    names = {id(weight): name for name, weight in model.named_parameters()}
+    first, *_ = build_optimizers(small(optimizer="muon"), model, size)
+    return {names[id(weight)] for group in first.param_groups for weight in group["params"]}
+
+
+@pytest.mark.parametrize("size", [64, 48, 16, 100])  # four, three times and once the hidden size, and neither
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_muon_moves_what_is_between_embedding_and_logits_whatever_its_size(
+    architecture: str, tied: bool, size: int
+) -> None:
+    config = Config(architecture=architecture, hidden_size=16, tied_embeddings=tied, sequence_length=8, heads=2)
+    model = build(config, size)
+    matrices = {name for name, weight in model.named_parameters() if weight.dim() == 2}
+    assert muon_moves(model, size) == matrices - {"embedding.weight", "head.logits.weight"}
+
+
+@pytest.mark.parametrize("size", [8, 11])
+def test_muon_leaves_the_ends_of_ones_own_generator_alone(size: int) -> None:
+    assert muon_moves(Bare(size), size) == {"hidden"}
+    assert muon_moves(nn.Sequential(nn.Embedding(size, 8), nn.Linear(8, 8), nn.Linear(8, size)), size) == {"1.weight"}
+
+
+def test_a_checkpoint_whose_optimizer_moved_other_weights_is_ignored(
+    rhyme: EncodedCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = small(optimizer="muon")
+    with monkeypatch.context() as before:
+        before.setattr(optimizers, "embeddings_and_logits", lambda model, size: list(model.parameters()))
+        older = Training(config, rhyme, steps(8), CPU)
+        older.take_step()
+        older.save(tmp_path / "checkpoint")
+    with pytest.warns(UserWarning, match="checkpoint ignored: .*its optimizer moved other weights"):
+        trained = train(config, rhyme, steps(8), checkpoints=[tmp_path / "checkpoint"])
+    assert_same(trained, train(config, rhyme, steps(8)))
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
