@@ -144,8 +144,18 @@ class Transformer(Generator):
                 nn.init.normal_(parameter, std=0.02 / depth)
             elif name.endswith("bias"):
                 nn.init.zeros_(parameter)
-        if self.sinusoidal:  # scaled by the root of its width, the embedding must weigh as much as a sine
-            nn.init.normal_(self.embedding.weight, std=config.hidden_size**-0.5)
+        if self.sinusoidal:
+            self._initialise_embedding(config)
+
+    def _initialise_embedding(self, config: Config) -> None:
+        """Scaled by the root of the width on its way in, a token must weigh as much as the sines of its place.
+
+        Less where the same matrix gives the logits: the stream that a token came into would predict that token.
+        """
+        alone = config.tied_embeddings and isinstance(self.head.project, nn.Identity)
+        nn.init.normal_(self.embedding.weight, std=config.hidden_size ** (-0.75 if alone else -0.5))
+        if isinstance(self.widen, nn.Linear):
+            nn.init.normal_(self.widen.weight, std=self.widen.in_features**-0.5)
 
     def forward(self, tokens: Tensor, state: Memory | None = None) -> tuple[Tensor, State]:
         logits = []

@@ -159,6 +159,26 @@ def test_an_untrained_generator_guesses_no_worse_than_chance(kind: str) -> None:
     assert loss < math.log(V) + 0.3
 
 
+@pytest.mark.parametrize("size", [32, 256, 1024])
+@pytest.mark.parametrize("positions", ["rotary", "sinusoidal"])
+def test_a_tied_transformer_of_any_width_starts_as_one_that_knows_nothing(positions: str, size: int) -> None:
+    torch.manual_seed(0)
+    config = Config(architecture="transformer", positions=positions, hidden_size=size, tied_embeddings=True)
+    tokens = torch.randint(100, (4, 65))
+    with torch.no_grad():
+        logits = build(config, 100)(tokens[:, :-1])[0]
+    assert abs(functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten()) - math.log(100)) < 0.25
+
+
+@pytest.mark.parametrize("embedding_size", [None, 32, 128, 300])
+def test_a_token_weighs_as_much_as_the_sines_of_its_place(embedding_size: int | None) -> None:
+    torch.manual_seed(0)
+    config = Config(architecture="transformer", positions="sinusoidal", hidden_size=128, embedding_size=embedding_size)
+    model = build(config, 100)
+    token = model.widen(model.embedding(torch.arange(100))) * math.sqrt(128)  # type: ignore[operator]
+    assert 0.5**0.5 < token.pow(2).mean().sqrt() < 1.3
+
+
 @every_kind
 def test_the_same_seed_gives_the_same_weights(kind: str) -> None:
     first, again, other = (weights_of(kind, seed) for seed in (0, 0, 1))
