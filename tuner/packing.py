@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import select
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
+from models.errors import CorpusError
 from tuner.errors import WorkerError
 from tuner.launchers import Slot, cores, slots, variables
 from tuner.study import Study
@@ -43,7 +45,7 @@ def workers_per_device(study: Study, devices: str, threads: int | None, say: Cal
     while count <= (2 * cores() if first == "cpu" else MOST):
         rate = _together(job, slots(None, first, threads, count))
         say(f"{count} on a device: {rate:,.0f} tokens/s" if rate else f"{count} on a device: too many")
-        if rate < most * WORTHWHILE:
+        if not rate or rate < most * WORTHWHILE:
             break
         most, count = rate, 2 * count
     if not most:
@@ -60,22 +62,36 @@ def typical(study: Study) -> Config:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     random = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     drawn = [study.space.suggest(random.ask()) for _ in range(DRAWN)]
-    sizes = [parameter_count(config, config.vocabulary_size) for config in drawn]
+    known = _vocabularies(study, drawn)
+    sizes = [parameter_count(config, known.get(config.tokenizer, config.vocabulary_size)) for config in drawn]
     return drawn[sizes.index(statistics.median_low(sizes))]
+
+
+def _vocabularies(study: Study, drawn: list[Config]) -> dict[str, int]:
+    """How many tokens there are of kinds that the text decides on; words and byte pairs are as many as one asks for."""
+    from models.corpus import load_corpus
+
+    kinds = {config.tokenizer for config in drawn} & {"byte", "character"}
+    with suppress(CorpusError):  # who trains will say what is wrong with the text
+        size = study.space.largest("vocabulary_size")
+        return {kind: load_corpus(study.corpus, kind, size).tokenizer.vocabulary_size for kind in kinds}
+    return {}
 
 
 def _together(job: dict[str, Any], places: list[Slot]) -> float:
     """Tokens per second of a worker in each place, all at the same time; 0 when one of them could not."""
+    patience = job["study"]["timeout"]
     with ExitStack() as stack:
         processes = [stack.enter_context(_started(place)) for place in places]
         try:
             for process, place in zip(processes, places, strict=True):
                 _tell(process, json.dumps(job | {"device": place.device, "threads": place.threads}))
-            if not all(_heard(process) == "ready" for process in processes):
+            if not all(_heard(process, patience) == "ready" for process in processes):
                 return 0.0
             for process in processes:
                 _tell(process, "go")
-            return sum(float(_heard(process) or "nan") for process in processes)
+            rates = [float(_heard(process, patience) or 0) for process in processes]
+            return sum(rates) if all(rate > 0 for rate in rates) else 0.0  # one that has died trains nothing
         except (OSError, ValueError):
             return 0.0
         finally:
@@ -96,9 +112,11 @@ def _tell(process: subprocess.Popen[str], text: str) -> None:
     process.stdin.flush()
 
 
-def _heard(process: subprocess.Popen[str]) -> str:
+def _heard(process: subprocess.Popen[str], patience: float) -> str:
+    """The next line of a process; nothing when it ended, or said nothing for so many seconds."""
     assert process.stdout is not None
-    return process.stdout.readline().strip()
+    ready, _, _ = select.select([process.stdout], [], [], patience)
+    return process.stdout.readline().strip() if ready else ""
 
 
 def pace(ask: Callable[[], str], tell: Callable[[str], None]) -> None:

@@ -1,10 +1,12 @@
 """How many workers share a device is measured by real processes that train together."""
 
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
 
+from models.config import Config
 from tests.tuner.conftest import PARAMETERS, TEXT
 from tuner import packing
 from tuner.errors import WorkerError
@@ -50,3 +52,60 @@ def test_a_device_on_which_nothing_trains_is_said(study: Study) -> None:
 def test_a_typical_configuration_is_the_same_each_time(study: Study) -> None:
     assert typical(study) == typical(study)
     assert typical(study).hidden_size == PARAMETERS["hidden_size"]
+
+
+PACE = """#!/bin/sh
+read -r job
+echo ready
+read -r go
+%s
+"""
+
+
+@pytest.mark.parametrize(
+    ("ends", "chosen"), [(["echo 100"], 2), (["echo 100", "exit 1"], 1), (["echo 100", "echo nan"], 1)]
+)
+def test_a_worker_that_dies_while_it_is_timed_is_no_success(
+    study: Study, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ends: list[str], chosen: int
+) -> None:
+    script = tmp_path / "pace"
+    started: list[int] = []
+
+    def start(place: object) -> subprocess.Popen[str]:
+        started.append(1)
+        end = ends[-1] if len(started) % 2 else ends[0]  # one of each two, but for the very first
+        script.write_text(PACE % (ends[0] if len(started) == 1 else end))
+        script.chmod(0o755)
+        pipe = subprocess.PIPE
+        return subprocess.Popen(["/bin/sh", "-c", script.read_text()], stdin=pipe, stdout=pipe, text=True)
+
+    monkeypatch.setattr(packing, "cores", lambda: 1)
+    monkeypatch.setattr(packing, "_started", start)
+    assert workers_per_device(study, "cpu", 1, lambda text: None) == chosen
+
+
+@pytest.mark.parametrize("end", ["sleep 60", "exit 1", "echo 0"])
+def test_a_device_on_which_not_even_one_worker_gets_done_is_said_at_once(
+    study: Study, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    pipe = subprocess.PIPE
+    monkeypatch.setattr(
+        packing,
+        "_started",
+        lambda place: subprocess.Popen(["/bin/sh", "-c", PACE % end], stdin=pipe, stdout=pipe, text=True),
+    )
+    said: list[str] = []
+    with pytest.raises(WorkerError, match="no worker could train"):
+        workers_per_device(study.model_copy(update={"timeout": 0.2}), "cpu", 1, said.append)
+    assert said == ["1 on a device: too many"]
+
+
+def test_a_typical_configuration_is_sized_by_the_tokens_that_the_text_has(study: Study) -> None:
+    sizes = {"hidden_size": {"type": "int", "low": 8, "high": 256}, "layers": {"type": "int", "low": 1, "high": 8}}
+
+    def chosen(tokenizer: str) -> Config:
+        given = {**sizes, "architecture": "lstm", "vocabulary_size": 100_000, "tokenizer": tokenizer}
+        return typical(study.model_copy(update={"parameters": given}))
+
+    for tokenizer in ("byte", "character"):  # the output layer of 100,000 words outweighs what else there is
+        assert chosen(tokenizer).layers != chosen("word").layers
