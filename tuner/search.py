@@ -55,7 +55,9 @@ def sampler(options: dict[str, Any], space: Space, stream: int) -> optuna.sample
     keywords = {name: value for name, value in options.items() if name != "type"}
     if options["type"] == "grid":
         return _grid(space, keywords)
-    if "seed" in keywords:
+    if options["type"] == "qmc":  # one sequence, of which each worker takes the next point
+        keywords = _of_one_sequence(keywords, stream)
+    elif "seed" in keywords:
         keywords["seed"] += stream
     if options["type"] in ("qmc", "cmaes", "gp"):  # their notes on single parameters are no news to a user
         keywords = {"warn_independent_sampling": False} | keywords
@@ -134,6 +136,15 @@ def _refusal(options: dict[str, Any], make: Callable[[dict[str, Any]], Any]) -> 
 
 def _type(chosen: Any) -> Any:
     return chosen if isinstance(chosen, str) else chosen.get("type") if isinstance(chosen, dict) else None
+
+
+def _of_one_sequence(keywords: dict[str, Any], stream: int) -> dict[str, Any]:
+    """The options of a quasi-random sampler: scrambled alike for all workers, apart in what is no part of it."""
+    from optuna.samplers import RandomSampler
+
+    seed = keywords.get("seed")
+    apart = RandomSampler(seed=None if seed is None else seed + stream)
+    return keywords | {"seed": seed or 0, "independent_sampler": apart}
 
 
 def _grid(space: Space, keywords: dict[str, Any]) -> optuna.samplers.BaseSampler:

@@ -92,6 +92,22 @@ def test_workers_that_share_a_seed_go_different_ways_and_each_its_own_again() ->
     assert proposals(1) != proposals(2)
 
 
+@pytest.mark.parametrize("options", [{"seed": 7, "scramble": True}, {"scramble": True}, {"seed": 7}])
+def test_workers_share_one_quasi_random_sequence(options: dict[str, Any]) -> None:
+    space = Space.of({name: PARAMETERS[name] for name in ("learning_rate", "layers")})
+
+    def points(streams: list[int]) -> list[dict[str, Any]]:
+        study = optuna.create_study()
+        for stream in streams:
+            study.sampler = search.sampler({"type": "qmc", **options}, space, stream)
+            trial = study.ask()
+            space.suggest(trial)
+            study.tell(trial, 0.0)
+        return [trial.params for trial in study.trials[1:]]  # the first one only shows what there is
+
+    assert points([1, 2, 3, 1, 2, 3, 1, 2]) == points([1] * 8)
+
+
 def test_a_grid_visits_every_point_once() -> None:
     space = Space.of({"layers": {"type": "int", "low": 1, "high": 3}, "dropout": {**STEPPED["learning_rate"]}})
     assert search.grid_points(space) == 9
