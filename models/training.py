@@ -427,8 +427,11 @@ class Training:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.half)
 
     def _set_learning_rate(self) -> None:
-        # The schedule looks at the end of the step that is to be taken, so that the first one moves.
-        ahead = self.progress if self.budget.seconds is not None else (self.step + 1) / self.total_steps
+        # The schedule looks at the end of the step that is to be taken, so that the first one moves; how many seconds
+        # a step takes is known of none beforehand, but the first may move a little, too.
+        ahead = (self.step + 1) / self.total_steps
+        if self.budget.seconds is not None:
+            ahead = self.progress or self.config.warmup / 100
         rate = self.config.learning_rate * relative_learning_rate(self.config, ahead)
         for optimizer in self.optimizers:
             set_learning_rate(optimizer, rate)

@@ -26,7 +26,7 @@ MOVED = {("corpus", "tokenizer"): ("parameters", "tokenizer"), ("pruner", "rungs
 OBJECTIVES = ("bits_per_byte", "text_divergence")
 
 FREE = ("budget", "start", "threads", "retries", "timeout")
-"""Sections that may change while a study goes on: its results stay comparable."""
+"""Sections that may change while a study goes on: its results stay comparable. Not `threads` of trials in seconds."""
 
 
 class StudyBudget(BaseModel):
@@ -180,10 +180,11 @@ def name_problem(name: str) -> str | None:
 def differences(before: Study, after: Study) -> list[str]:
     """Says, a line each, what changed between two readings of a study and must not."""
     old, new = (_leaves(study.stored()) for study in (before, after))
+    free = set(FREE) - ({"threads"} if before.trial.seconds else set())  # what seconds buy depends on them
     return [
         f"{'.'.join(place)}: was {old.get(place, 'not given')}, is {new.get(place, 'not given')}"
         for place in sorted(old.keys() | new.keys())
-        if old.get(place) != new.get(place) and place[0] not in FREE and place != ("corpus", "path")
+        if old.get(place) != new.get(place) and place[0] not in free and place != ("corpus", "path")
     ]
 
 

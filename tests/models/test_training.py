@@ -564,7 +564,7 @@ def test_the_optimizer_gets_the_scheduled_learning_rate(
     ]
     assert learning_rates(config, rhyme, steps(10)) == pytest.approx(expected)
     slow_step(1.0)
-    assert learning_rates(config, rhyme, Budget(seconds=10)) == pytest.approx([0.0, *expected[:-1]])
+    assert learning_rates(config, rhyme, Budget(seconds=10)) == pytest.approx([0.0001, *expected[:-1]])
 
 
 def after_steps(config: Config, corpus: EncodedCorpus, count: int = 1) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

@@ -331,6 +331,15 @@ def test_a_study_is_kept_in_the_database_as_it_was_read() -> None:
         assert differences(stored_study(kept), study) == []
 
 
+@pytest.mark.parametrize(
+    ("trial", "changes"), [({"tokens": 100_000}, []), ({"seconds": 5.0}, ["threads: was not given, is 2"])]
+)
+def test_threads_may_change_unless_what_a_trial_gets_done_depends_on_them(
+    trial: dict[str, Any], changes: list[str]
+) -> None:
+    assert differences(small(trial=trial), small(trial=trial, threads=2, retries=7)) == changes
+
+
 def test_a_changed_study_says_what_changed() -> None:
     changed = small(
         corpus={"builtin": "markov", "split": [0.8, 0.1, 0.1]},
