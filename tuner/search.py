@@ -71,6 +71,8 @@ def pruner(options: dict[str, Any], rungs: int) -> optuna.pruners.BasePruner:
     """Returns the study's pruner; steps are rungs, counted from 1."""
     import optuna
 
+    from tuner.objectives import Hyperband
+
     keywords = {name: value for name, value in options.items() if name != "type"}
     keywords = pruner_defaults(rungs).get(options["type"], {}) | keywords
     if options["type"] == "patient":
@@ -78,7 +80,8 @@ def pruner(options: dict[str, Any], rungs: int) -> optuna.pruners.BasePruner:
         keywords["wrapped_pruner"] = pruner({"type": wrapped} if isinstance(wrapped, str) else wrapped, rungs)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        made: optuna.pruners.BasePruner = getattr(optuna.pruners, PRUNERS[options["type"]])(**keywords)
+        kind = Hyperband if options["type"] == "hyperband" else getattr(optuna.pruners, PRUNERS[options["type"]])
+        made: optuna.pruners.BasePruner = kind(**keywords)
     return made
 
 
