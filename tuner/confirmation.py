@@ -20,7 +20,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from models.config import DECODING
 from tuner.errors import StudyError
-from tuner.ledger import RUNNING, Ledger
+from tuner.ledger import RUNNING, Ledger, make_tables, transaction
 from tuner.limits import Limits
 from tuner.report import quality, require_board
 from tuner.space import is_searched
@@ -60,10 +60,12 @@ def enter(
     storage: RDBStorage, found: optuna.Study, study: Study, chosen: Sequence[FrozenTrial], seeds: int
 ) -> tuple[optuna.Study, Study]:
     """Queues the trainings that are not there yet; returns the companion and its definition. Raises StudyError."""
-    companion = _companion(storage, study)
-    ledger = Ledger(storage, companion._study_id)
-    ledger.open()
     wanted = {(trial.number, seed): trial for trial in chosen for seed in fresh_seeds(trial, seeds)}
+    make_tables(storage.engine)
+    with transaction(storage):  # a companion that is half there is no study
+        companion = _companion(storage, study)
+        ledger = Ledger(storage, companion._study_id)
+        ledger.open()
     with ledger.alone():
         there = _trainings(companion)
         for pair in [pair for pair, training in there.items() if training.state == TrialState.WAITING]:

@@ -12,7 +12,7 @@ from optuna.study import StudyDirection
 from models.config import ARCHITECTURES, Config
 from models.corpus import load_corpus, require_room
 from tuner.errors import StudyError
-from tuner.ledger import RUNNING, Ledger
+from tuner.ledger import RUNNING, Ledger, make_tables, transaction
 from tuner.steering import queue
 from tuner.study import Study, differences, stored_study
 
@@ -26,14 +26,20 @@ def enter(storage: RDBStorage, study: Study) -> optuna.Study:
     Raises StudyError, ConfigError or CorpusError.
     """
     corpus = require_sound(study)
+    make_tables(storage.engine)
+    with transaction(storage):  # a study that is half there could never be entered again
+        return _entered(storage, study, corpus.fingerprint)
+
+
+def _entered(storage: RDBStorage, study: Study, fingerprint: str) -> optuna.Study:
     directions = [StudyDirection.MINIMIZE] * len(study.objectives)
     found = optuna.create_study(study_name=study.name, storage=storage, directions=directions, load_if_exists=True)
     before = found.user_attrs.get("study")
     if before is None and (found.get_trials(deepcopy=False) or found.directions != directions):
         raise StudyError(f"study {study.name} in this database was not made by the tuner; give yours another name")
     changes = differences(stored_study(before), study) if before else []
-    if found.user_attrs.get("fingerprint", corpus.fingerprint) != corpus.fingerprint:
-        changes.append(f"the text of the corpus: was {found.user_attrs['fingerprint']}, is {corpus.fingerprint}")
+    if found.user_attrs.get("fingerprint", fingerprint) != fingerprint:
+        changes.append(f"the text of the corpus: was {found.user_attrs['fingerprint']}, is {fingerprint}")
     if changes:
         raise StudyError(
             f"study {study.name} exists in the database and has changed since:\n  "
@@ -48,7 +54,7 @@ def enter(storage: RDBStorage, study: Study) -> optuna.Study:
         for values in study.start:
             queue(found, values, {"start": True})
     ledger.set_state(RUNNING)
-    found.set_user_attr("fingerprint", corpus.fingerprint)
+    found.set_user_attr("fingerprint", fingerprint)
     found.set_user_attr("study", study.stored())
     return found
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ import sqlalchemy as sql
 from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 from sqlalchemy import Connection, Engine, func
+from sqlalchemy.exc import DBAPIError, OperationalError, ProgrammingError
 
 BEAT_SECONDS = 5.0
 """How often a worker shows that it lives."""
@@ -37,6 +38,8 @@ NEVER_FINISHED = 5
 
 RUNNING, PAUSED, STOPPED = "running", "paused", "stopped"
 """What a person can ask of a study."""
+
+GONE = "the study was deleted"
 
 _CLAIM_LOCK = 5206127
 _CREATE_LOCK = 5206128
@@ -78,6 +81,7 @@ leases = sql.Table(
     sql.Column("attempt", sql.Integer, nullable=False),
     sql.Column("expires_at", sql.DateTime(timezone=True), nullable=False),
 )
+_studies = sql.table("studies", sql.column("study_id"), sql.column("study_name"))  # Optuna's
 _trials = sql.table(  # Optuna's
     "trials", sql.column("trial_id"), sql.column("number"), sql.column("study_id"), sql.column("state")
 )
@@ -89,6 +93,10 @@ _attributes = {  # Optuna's
 
 class LostLease(Exception):
     """The trial is another worker's now: this one must not write to it any more."""
+
+
+class Gone(Exception):
+    """The study was deleted, as anybody may in Optuna's dashboard."""
 
 
 @dataclass(frozen=True)
@@ -157,6 +165,41 @@ class Counts:
         return self.complete + self.pruned
 
 
+@contextmanager
+def transaction(storage: RDBStorage) -> Iterator[Connection]:
+    """One transaction for Optuna's tables and ours, in this thread; inside another one it is a part of that.
+
+    Optuna would commit each of its writes by itself, on a connection that knows nothing of our locks: a worker that
+    stood still, and whose locks the server took from it meanwhile, would go on to write. So all of the block counts, or
+    nothing does, and then the block can be run again.
+    """
+    bound = storage.scoped_session().bind
+    if isinstance(bound, Connection):
+        yield bound
+        return
+    storage.scoped_session.remove()
+    try:
+        with storage.engine.begin() as connection:
+            storage.scoped_session(bind=connection, join_transaction_mode="create_savepoint")
+            try:
+                yield connection
+            except Exception as error:
+                if connection.invalidated and not isinstance(error, DBAPIError):  # Optuna tried again on a lost one
+                    raise OperationalError("the block", {}, error, connection_invalidated=True) from error
+                raise
+    finally:
+        storage.scoped_session.remove()
+
+
+@dataclass(frozen=True)
+class _Line:
+    """What a study's line says, and what a new one would."""
+
+    state: str = RUNNING
+    forgiven: int = 0
+    active_seconds: float = 0.0
+
+
 class Ledger:
     """The books of one study."""
 
@@ -167,20 +210,38 @@ class Ledger:
     def open(self) -> bool:
         """Makes the tables and the study's line where they are missing; returns whether the line was."""
         make_tables(self.engine)
-        with self.engine.begin() as connection:
+        with transaction(self.storage) as connection:
             return connection.execute(_unless_there(studies, study_id=self.study_id)).rowcount == 1
 
+    def exists(self, connection: Connection | None = None) -> bool:
+        """Whether the study has not been deleted."""
+        if connection is None:
+            with self.engine.begin() as own:
+                return self.exists(own)
+        own_study = sql.select(_studies.c.study_id).where(_studies.c.study_id == self.study_id)
+        return connection.execute(own_study).scalar() is not None
+
+    def name(self) -> str:
+        """Returns the study's name, which anybody may change in Optuna's dashboard. Raises Gone."""
+        with self.engine.begin() as connection:
+            own_name = sql.select(_studies.c.study_name).where(_studies.c.study_id == self.study_id)
+            found = connection.execute(own_name).scalar()
+        if found is None:
+            raise Gone(GONE)
+        return str(found)
+
     def join(self, worker_id: str, host: str, process: int, device: str, threads: int) -> int:
-        """Enters a worker; returns its number, which no other worker of this database has."""
+        """Enters a worker, once however often it asks; returns its number, which no other of this database has."""
         place = {"host": host, "process": process, "device": device, "threads": threads}
-        entry = workers.insert().values(worker_id=worker_id, study_id=self.study_id, **place)
+        entry = _insert(workers).values(worker_id=worker_id, study_id=self.study_id, **place)
+        entry = entry.on_conflict_do_update(index_elements=[workers.c.worker_id], set_=place)
         with self.engine.begin() as connection:
             return int(connection.execute(entry.returning(workers.c.number)).scalar_one())
 
     def holding(self, worker_id: str) -> int | None:
         """Returns the id of the trial that a worker holds."""
         trial = sql.select(_trials.c.trial_id).join_from(_trials, leases, leases.c.trial_id == _trials.c.trial_id)
-        mine = trial.where(leases.c.worker_id == worker_id, sql.cast(_trials.c.state, sql.Text) == "RUNNING")
+        mine = trial.where(leases.c.worker_id == worker_id, _is_running())
         with self.engine.begin() as connection:
             return connection.execute(mine).scalar()
 
@@ -189,15 +250,24 @@ class Ledger:
         with self.engine.begin() as connection:
             # In the order of a beat, which may come at the same time: each would wait for the other otherwise.
             connection.execute(workers.delete().where(workers.c.worker_id == worker_id))
-            mine = leases.c.worker_id == worker_id
-            connection.execute(leases.update().where(mine).values(expires_at=sql.text("'-infinity'")))
+            connection.execute(_free(worker_id))
+
+    def let_go(self, worker_id: str) -> None:
+        """Frees the trial that a worker holds, such as one that it claimed without ever getting the answer."""
+        with self.engine.begin() as connection:
+            connection.execute(_free(worker_id))
 
     def beat(self, worker_id: str, trial_id: int | None, activity: Activity) -> tuple[str, float]:
-        """Shows a sign of life and renews the lease; returns the study's state and active seconds. Raises LostLease."""
+        """Shows a sign of life and renews the lease; returns the study's state and active seconds.
+
+        Raises LostLease or Gone.
+        """
         with self.engine.begin() as connection:
+            if not self.exists(connection):
+                raise Gone(GONE)
             own = workers.c.worker_id == worker_id
-            connection.execute(workers.update().where(own).values(seen_at=func.now(), **asdict(activity)))
-            since = func.extract("epoch", func.now() - studies.c.ticked_at)
+            connection.execute(workers.update().where(own).values(seen_at=_clock(), **asdict(activity)))
+            since = func.extract("epoch", _clock() - studies.c.ticked_at)
             passed = func.greatest(0, func.least(since, 3 * BEAT_SECONDS))
             tick = (
                 studies.update()
@@ -205,7 +275,7 @@ class Ledger:
                 .values(
                     # However many workers tick, time passes once; a pause, or time without a worker, does not count.
                     active_seconds=studies.c.active_seconds + sql.case((studies.c.state == PAUSED, 0), else_=passed),
-                    ticked_at=func.now(),
+                    ticked_at=_clock(),
                 )
             )
             line = connection.execute(tick.returning(studies.c.state, studies.c.active_seconds)).one()
@@ -218,16 +288,21 @@ class Ledger:
     @contextmanager
     def alone(self) -> Iterator[None]:
         """Keeps others from claiming or queueing trials of the study while the block does."""
-        with self.engine.begin() as connection:
+        with transaction(self.storage) as connection:
             _lock(connection, _CLAIM_LOCK, self.study_id)
             yield
 
     def take(
         self, study: optuna.Study, worker_id: str, trials: int | None, hours: float | None, new: bool = True
     ) -> Claim | Wait | Ended:
-        """Claims the next trial: a dead worker's, one that waits, or a `new` one if the budget has room."""
-        with self.engine.begin() as connection:
+        """Claims the next trial: a dead worker's, one that waits, or a `new` one if the budget has room.
+
+        The sampler does not think yet, for all other workers wait meanwhile; the grid's choice is its claim.
+        """
+        with transaction(self.storage) as connection:
             _lock(connection, _CLAIM_LOCK, self.study_id)
+            if not self.exists(connection):
+                return Ended(GONE)
             counts = self.counts(connection)
             orphan = self._orphan(connection)
             ended = self._ended(connection, counts, trials, hours)
@@ -245,10 +320,16 @@ class Ledger:
 
     @contextmanager
     def held(self, trial_id: int, worker_id: str) -> Iterator[None]:
-        """Keeps a trial from being taken over while the block writes to it. Raises LostLease if it was before."""
+        """Keeps a trial from being taken over while the block writes to it: all of it is written, or nothing.
+
+        Raises LostLease if the trial was taken over before, and Gone if its study was deleted.
+        """
         lease = sql.select(leases.c.worker_id).where(leases.c.trial_id == trial_id).with_for_update()
-        with self.engine.begin() as connection:
-            if connection.execute(lease).scalar() != worker_id:
+        with transaction(self.storage) as connection:
+            holder = connection.execute(lease).scalar()
+            if not self.exists(connection):
+                raise Gone(GONE)
+            if holder != worker_id:
                 raise LostLease(f"trial {trial_id} was taken over")
             yield
 
@@ -259,7 +340,7 @@ class Ledger:
         rows = [{"trial_id": trial_id, "key": name, "value_json": json.dumps(value)} for name, value in facts.items()]
         entry = _insert(_attributes[kind]).values(rows)
         newer = {"value_json": entry.excluded.value_json}
-        with self.engine.begin() as connection:
+        with transaction(self.storage) as connection:
             connection.execute(entry.on_conflict_do_update(index_elements=["trial_id", "key"], set_=newer))
 
     def hand_back(self, trial_id: int, worker_id: str) -> None:
@@ -283,15 +364,16 @@ class Ledger:
     def set_state(self, state: str) -> None:
         """Tells all workers of the study, on all machines: running, paused or stopped. Running forgives failures."""
         values: dict[str, Any] = {"state": state}
-        if state == RUNNING:
-            values["forgiven"] = self.counts().fail
-        with self.engine.begin() as connection:
-            connection.execute(studies.update().where(self._own()).values(**values))
+        with transaction(self.storage) as connection:
+            if state == RUNNING:
+                values["forgiven"] = self.counts(connection).fail
+            if connection.execute(studies.update().where(self._own()).values(**values)).rowcount == 0:
+                connection.execute(_unless_there(studies, study_id=self.study_id, **values))  # a copy of a study
 
     def state(self) -> str:
         """Returns what was last asked of the study: running, paused or stopped."""
         with self.engine.begin() as connection:
-            return str(connection.execute(sql.select(studies.c.state).where(self._own())).scalar_one())
+            return self._line(connection).state
 
     def counts(self, connection: Connection | None = None) -> Counts:
         """Returns how many trials are in which state."""
@@ -305,8 +387,7 @@ class Ledger:
     def active_seconds(self) -> float:
         """Returns for how long at least one worker has been at work."""
         with self.engine.begin() as connection:
-            query = sql.select(studies.c.active_seconds).where(self._own())
-            return float(connection.execute(query).scalar_one())
+            return self._line(connection).active_seconds
 
     def alive(self) -> list[Worker]:
         """Returns the workers that gave a sign of life within a lease, in the order they joined."""
@@ -322,10 +403,15 @@ class Ledger:
     def _own(self) -> Any:
         return studies.c.study_id == self.study_id
 
+    def _line(self, connection: Connection) -> _Line:
+        """The study's line; a study that was copied by other means has none yet."""
+        query = sql.select(studies.c.state, studies.c.forgiven, studies.c.active_seconds).where(self._own())
+        return _Line(*(connection.execute(query).one_or_none() or ()))
+
     def _ended(
         self, connection: Connection, counts: Counts, trials: int | None, hours: float | None
     ) -> Ended | Wait | None:
-        line = connection.execute(studies.select().where(self._own())).one()
+        line = self._line(connection)
         if trials is not None and counts.finished >= trials:
             return Ended(f"all {trials} trials are finished")
         if hours is not None and line.active_seconds >= hours * 3600:
@@ -341,17 +427,29 @@ class Ledger:
         query = (
             sql.select(_trials.c.trial_id, leases.c.expires_at, leases.c.expires_at == sql.text("'-infinity'"))
             .select_from(_trials.outerjoin(leases, leases.c.trial_id == _trials.c.trial_id))
-            .where(_trials.c.study_id == self.study_id, sql.cast(_trials.c.state, sql.Text) == "RUNNING")
-            .where(leases.c.expires_at.is_(None) | (leases.c.expires_at < func.now()))
+            .where(_trials.c.study_id == self.study_id, _is_running())
+            .where(leases.c.expires_at.is_(None) | (leases.c.expires_at < _clock()))
             .order_by(_trials.c.number)
         )
         now = time.monotonic()
         expired = [(row[0], str(row[1]), row[1] is None or row[2]) for row in connection.execute(query)]
         self._suspects = {(trial, at): self._suspects.get((trial, at), now) for trial, at, _ in expired}
         for trial, at, surely in expired:
-            if surely or now - self._suspects[trial, at] > OBSERVED_SECONDS:
+            watched = surely or now - self._suspects[trial, at] > OBSERVED_SECONDS
+            if watched and self._is_still(connection, trial, at):
                 return int(trial)
         return None
+
+    def _is_still(self, connection: Connection, trial_id: int, expiry: str) -> bool:
+        """Locks a lease, and looks whether its trial is still running and the lease as it was.
+
+        Its owner may only have been slow. One that is writing at this moment has the lock, and is not waited for.
+        """
+        lease = sql.select(leases.c.expires_at).where(leases.c.trial_id == trial_id)
+        locked = connection.execute(lease.with_for_update(skip_locked=True)).scalars().all()
+        running = sql.select(_trials.c.trial_id).where(_trials.c.trial_id == trial_id, _is_running())
+        found = [str(at) for at in locked] or [str(None)]
+        return found == [expiry] and connection.execute(running).scalar() is not None
 
     def _lease(self, connection: Connection, trial_id: int, worker_id: str) -> int:
         entry = _insert(leases).values(
@@ -364,11 +462,19 @@ class Ledger:
 
 def living(connection: Connection, *which: Any) -> list[tuple[int, Worker]]:
     """Returns the workers that gave a sign of life within a lease, in the order they joined, each with its study."""
-    seen = func.extract("epoch", func.now() - workers.c.seen_at).label("seen")
+    seen = func.extract("epoch", _clock() - workers.c.seen_at).label("seen")
     names = [name for name in Worker.__dataclass_fields__ if name != "seen"]
     query = sql.select(workers.c.study_id, seen, *(workers.c[name] for name in names)).where(*which)
     rows = connection.execute(query.where(seen < LEASE_SECONDS).order_by(workers.c.number)).mappings()
     return [(row["study_id"], Worker(seen=float(row["seen"]), **{name: row[name] for name in names})) for row in rows]
+
+
+def sweep(engine: Engine) -> None:
+    """Deletes the lines of studies that were deleted, where the user of the database may."""
+    with suppress(ProgrammingError), engine.begin() as connection:
+        for table in (workers, leases, studies):
+            there = sql.exists().where(_studies.c.study_id == table.c.study_id)
+            connection.execute(table.delete().where(~there))
 
 
 def make_tables(engine: Engine) -> None:
@@ -388,8 +494,21 @@ def _unless_there(table: sql.Table, **values: Any) -> Any:
     return _insert(table).values(**values).on_conflict_do_nothing()
 
 
+def _free(worker_id: str) -> Any:
+    return leases.update().where(leases.c.worker_id == worker_id).values(expires_at=sql.text("'-infinity'"))
+
+
+def _is_running() -> Any:
+    return sql.cast(_trials.c.state, sql.Text) == "RUNNING"
+
+
+def _clock() -> Any:
+    """The database's time at this moment; now() is when the transaction began, and it may have waited for a lock."""
+    return func.clock_timestamp()
+
+
 def _soon() -> Any:
-    return func.now() + sql.text(f"interval '{LEASE_SECONDS} seconds'")
+    return _clock() + sql.text(f"interval '{LEASE_SECONDS} seconds'")
 
 
 def _lock(connection: Connection, kind: int, number: int) -> None:

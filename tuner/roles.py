@@ -17,7 +17,7 @@ from tuner.storage import read_password
 
 WORKER = (
     "SELECT, INSERT, UPDATE ON ALL TABLES IN SCHEMA {schema}",
-    "DELETE ON tuner_workers",  # a worker strikes itself off; nothing else is ever deleted
+    "DELETE ON tuner_workers, tuner_leases, tuner_studies",  # of workers that leave, and of studies that were deleted
     "USAGE ON ALL SEQUENCES IN SCHEMA {schema}",
 )
 """Of whoever trains: `tuner run`, `work`, `confirm`, `restore` and all that only looks."""

@@ -12,7 +12,7 @@ import optuna
 import sqlalchemy
 from optuna.exceptions import StorageInternalError
 from optuna.storages import RDBStorage
-from sqlalchemy import URL, Connection
+from sqlalchemy import URL, Connection, Engine
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from tuner.errors import StorageError
@@ -38,6 +38,22 @@ CONNECTION = {
     "tcp_user_timeout": "30000",  # milliseconds that a question may stay unacknowledged
 }
 
+PATIENCE = {
+    "idle_in_transaction_session_timeout": "20s",  # a client that stands still, or is gone, loses its locks
+    "lock_timeout": "25s",  # longer than that: where one client stands still, nobody need notice
+    "tcp_keepalives_idle": "10s",
+    "tcp_keepalives_interval": "10s",
+    "tcp_keepalives_count": "2",
+    "tcp_user_timeout": "30s",
+}
+"""How long the server waits for a client of ours: left alone it believes in one for two hours.
+
+Both times together stay below a lease, so that those who had to wait for a lock still have theirs.
+"""
+
+CROWDED = ("too many", "remaining connection slots are reserved")
+"""What a server says that has no connection left."""
+
 # The words of libpq and of the server for what went wrong, and what to do about it.
 REMEDIES = {
     "password": "check the user and the password",
@@ -46,7 +62,7 @@ REMEDIES = {
     "could not translate host name": "check the host name",
     "onnection refused": "check host and port, and that PostgreSQL runs there",
     "timeout expired": "check host and port, and that no firewall is in between",
-    "too many": "start fewer workers, or raise max_connections of the server",
+    **dict.fromkeys(CROWDED, "start fewer workers, or raise max_connections of the server"),
     "permission denied": "let an administrator grant this user CREATE on the schema, or own the database",
 }
 
@@ -105,8 +121,7 @@ def upgrade(url: str | None, data_folder: Path | None = None) -> tuple[str, str]
     name = describe(url, data_folder)
     with _address(url, data_folder) as address, _explaining(name):
         settings = {key: value for key, value in CONNECTION.items() if key not in address.query}
-        engine = sqlalchemy.create_engine(address, connect_args=settings, poolclass=sqlalchemy.NullPool)
-        with engine.connect() as connection:
+        with _engine(address, settings).connect() as connection:
             _require_version(connection)
             if not _is_created(connection):
                 raise StorageError(f"{name} has no tables yet; the first `tuner run` makes them")
@@ -152,7 +167,7 @@ def _parse(url: str) -> URL:
 
 def _connect(address: URL, name: str) -> RDBStorage:
     settings = {key: value for key, value in CONNECTION.items() if key not in address.query}
-    engine = sqlalchemy.create_engine(address, connect_args=settings, poolclass=sqlalchemy.NullPool)
+    engine = _engine(address, settings)
 
     def connect() -> RDBStorage:
         with engine.connect() as connection:
@@ -165,6 +180,20 @@ def _connect(address: URL, name: str) -> RDBStorage:
         return _patiently(connect)
 
 
+def _engine(address: URL, settings: dict[str, str]) -> Engine:
+    return sqlalchemy.create_engine(
+        address, connect_args=settings, poolclass=sqlalchemy.NullPool, pool_events=[(_limit_waits, "connect")]
+    )
+
+
+def _limit_waits(connection: Any, record: Any) -> None:
+    """Tells the server, on a new connection, how long it waits for us; no option of libpq, which may be another's."""
+    connection.autocommit = True
+    with connection.cursor() as cursor:
+        cursor.execute("; ".join(f"SET {name} = '{value}'" for name, value in PATIENCE.items()))
+    connection.autocommit = False
+
+
 def _patiently(connect: Callable[[], RDBStorage]) -> RDBStorage:
     """Tries again for a while where too many start at once: a worker needs two connections then, and one later."""
     end = time.monotonic() + CROWDED_SECONDS
@@ -172,7 +201,7 @@ def _patiently(connect: Callable[[], RDBStorage]) -> RDBStorage:
         try:
             return connect()
         except (SQLAlchemyError, StorageInternalError) as error:
-            if "too many" not in _reason(error) or time.monotonic() > end:
+            if not any(words in _reason(error) for words in CROWDED) or time.monotonic() > end:
                 raise
             time.sleep(random.uniform(0.2, 1.0))  # not all of them at once again
 
@@ -221,6 +250,7 @@ def _optuna_storage(address: URL, settings: dict[str, str], create: bool, check:
         "max_overflow": 1,  # and one more while it checks its tables,
         "pool_timeout": 60,  # so threads take turns
         "pool_pre_ping": True,  # a connection that died while a trial was trained is replaced
+        "pool_events": [(_limit_waits, "connect")],
     }
     text = address.render_as_string(hide_password=False)
     kwargs = {**pool, "connect_args": settings}

@@ -29,7 +29,7 @@ from tuner import notes, search
 from tuner.artifacts import SAMPLES, Artifacts
 from tuner.courier import PATIENCE_SECONDS, Away, Courier, Result
 from tuner.errors import LostDeviceError, StorageError, WorkerError
-from tuner.ledger import PAUSED, STOPPED, Activity, Claim, Ended, Ledger, LostLease
+from tuner.ledger import GONE, PAUSED, STOPPED, Activity, Claim, Ended, Gone, Ledger, LostLease, sweep
 from tuner.limits import OUT_OF_MEMORY, DoesNotFit, mark
 from tuner.objective import (
     CHECKPOINT_SECONDS,
@@ -42,6 +42,7 @@ from tuner.objective import (
 )
 from tuner.objectives import Tuned, should_prune
 from tuner.report import leaderboard
+from tuner.space import Space
 from tuner.study import Study, load_study, stored_study
 
 KEPT = 3
@@ -60,6 +61,10 @@ STDERR = 2
 
 POLL_SECONDS = 0.5
 """How often a worker that has nothing to do looks again."""
+
+
+PRUNED_AT = "tuner:pruned"
+"""The system attribute that keeps a verdict with its rung: pruners answer once, and the answer may get lost."""
 
 
 class HandBack(Exception):
@@ -117,7 +122,8 @@ class Worker:
         self.courier = Courier(self._beat, say)
         self.activity = Activity()
         self.trial_id: int | None = None
-        self.lost = threading.Event()
+        self.lost, self.gone = threading.Event(), threading.Event()
+        self.unanswered = False
         self.paused = False
         self.forgotten: set[int] = set()
         self.failures: list[str] = []
@@ -130,17 +136,24 @@ class Worker:
             number = self.courier.ask(self._join)
             self.study.sampler = search.sampler(self.definition.sampler, self.definition.space, stream=number)
             self.study.pruner = search.pruner(self.definition.pruner, self.definition.trial.rungs)
+            self.courier.ask(lambda: self.study.get_trials(deepcopy=False))  # many, perhaps: not while a lock is held
             try:
                 return self._take_trials()
             except Away as error:
                 raise StorageError(f"{error}; the trial goes on from its checkpoint when a worker is back") from error
             finally:
                 with suppress(Away):  # without the database the lease runs out by itself
-                    self.courier.ask(lambda: self.ledger.leave(self.id), FAREWELL_SECONDS)
+                    self.courier.ask(self._leave, FAREWELL_SECONDS)
 
     def _join(self) -> int:
         place = (socket.gethostname(), os.getpid(), self.objective.device, self.threads)
+        self.ledger.open()
         return self.ledger.join(self.id, *place)
+
+    def _leave(self) -> None:
+        self.ledger.leave(self.id)
+        if self.gone.is_set() or not self.ledger.exists():
+            sweep(self.storage.engine)
 
     def _take_trials(self) -> str:
         while not self.requested.is_set():
@@ -154,7 +167,7 @@ class Worker:
             else:
                 self.activity = Activity(doing=claim.reason)
                 self.requested.wait(POLL_SECONDS)
-        return "asked to stop"
+        return GONE if self.gone.is_set() else "asked to stop"
 
     def _require_success(self) -> None:
         """Raises what ends a worker that cannot do any better: its GPU is lost, or its disk is full."""
@@ -165,8 +178,14 @@ class Worker:
             raise WorkerError(f"{len(self.failures)} trials in a row failed here; the last: {self.failures[-1]}")
 
     def _take(self) -> Any:
+        """Claims a trial; when asked again after an outage, the first answer may have been a claim, too."""
+        if self.unanswered:
+            self.ledger.let_go(self.id)
+        self.unanswered = True
         budget = self.definition.trials, self.definition.budget.hours
-        return self.ledger.take(self.study, self.id, *budget, new=self.definition.confirms is None)
+        claim = self.ledger.take(self.study, self.id, *budget, new=self.definition.confirms is None)
+        self.unanswered = False
+        return claim
 
     def _work_on(self, claim: Claim) -> None:
         """Trains a claimed trial to its end, whatever that is, and writes the end down."""
@@ -175,7 +194,9 @@ class Worker:
         self.trial_id = trial._trial_id
         self.activity = Activity(number, "starting")
         try:
-            config = self.courier.ask(lambda: self._configure(trial, claim.attempt))
+            draft = _Draft(trial, self.definition.space)
+            self.courier.ask(draft.write)
+            config = self.courier.ask(lambda: self._configure(draft, claim.attempt))
             self.objective.require_fit(config)
             training = _Conversation(self, trial)
             with training.watched():
@@ -191,7 +212,7 @@ class Worker:
             return
         except Away:
             raise
-        except LostLease as error:
+        except (LostLease, Gone) as error:
             self.say(str(error))
             return
         except Pruned:
@@ -215,13 +236,16 @@ class Worker:
         if not gc.get_freeze_count():
             gc.freeze()  # what outlives the first trial is code, for the most part: looked through once, not each time
 
-    def _configure(self, trial: optuna.Trial, attempt: int) -> Config:
-        """Asks the sampler for a configuration, or finds the one an earlier attempt got."""
-        with self.ledger.held(trial._trial_id, self.id):
-            stored = trial.user_attrs.get("configuration")
-            config = self.definition.space.suggest(trial) if stored is None else Config.model_validate(stored)
+    def _configure(self, draft: _Draft, attempt: int) -> Config:
+        """Enters the proposed configuration, or finds the one that an earlier attempt got."""
+        trial_id = draft.trial._trial_id
+        with self.ledger.held(trial_id, self.id):
+            stored = self.storage.get_trial(trial_id).user_attrs.get("configuration")
+            config = draft.config if stored is None else Config.model_validate(stored)
+            for name, value, distribution in draft.parameters if stored is None else ():
+                self.storage.set_trial_param(trial_id, name, value, distribution)
             facts = {"attempts": attempt, "worker": f"{socket.gethostname()} {self.objective.device}"}
-            self.ledger.note(trial._trial_id, facts | {"configuration": config.model_dump(mode="json")})
+            self.ledger.note(trial_id, facts | {"configuration": config.model_dump(mode="json")})
         return config
 
     def _complete(self, trial: optuna.Trial, outcome: Outcome) -> None:
@@ -290,7 +314,7 @@ class Worker:
         """Runs an errand about the worker's trial; None, and a word about it, when the trial is another's by now."""
         try:
             return self.courier.ask(errand, patience)
-        except LostLease as error:
+        except (LostLease, Gone) as error:
             self.say(str(error))
             return None
 
@@ -316,11 +340,40 @@ class Worker:
         except LostLease:
             self.lost.set()
             return
+        except Gone:
+            self.gone.set()
+            return
         hours = self.definition.budget.hours
         spent = hours is not None and active_seconds >= 3600 * hours
         self.paused = state == PAUSED
         if spent or state == STOPPED or os.getppid() != self.parent:  # another parent: the supervisor was killed
             self.requested.set()
+
+
+class _Draft:
+    """What the sampler proposes for a trial. It may think for seconds, so nothing is locked, nor written, meanwhile."""
+
+    def __init__(self, trial: optuna.Trial, space: Space) -> None:
+        self.trial, self.space = trial, space
+        self.parameters: list[tuple[str, float, Any]] = []
+        self.config = Config()
+
+    def write(self) -> None:
+        """Asks the sampler, unless an earlier attempt did; may be repeated."""
+        stored = self.trial.user_attrs.get("configuration")
+        storage = self.trial.storage
+        self.trial.storage = self  # type: ignore[assignment]
+        try:
+            self.config = self.space.suggest(self.trial) if stored is None else Config.model_validate(stored)
+        finally:
+            self.trial.storage = storage
+
+    def set_trial_param(self, trial_id: int, name: str, value: float, distribution: Any) -> None:
+        """Keeps a parameter until it may be written."""
+        self.parameters.append((name, value, distribution))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.trial.study._storage, name)
 
 
 class _Conversation:
@@ -329,6 +382,8 @@ class _Conversation:
     def __init__(self, worker: Worker, trial: optuna.Trial) -> None:
         self.worker, self.trial = worker, trial
         stored = worker.courier.ask(lambda: worker.storage.get_trial(trial._trial_id))
+        if PRUNED_AT in stored.system_attrs:
+            raise Pruned  # says the verdict on an earlier attempt, which did not hear it
         self.told = set(stored.intermediate_values)
         self.verdicts: list[Future[bool]] = []
         self.looked = 0.0
@@ -344,6 +399,8 @@ class _Conversation:
 
     def look(self, training: Training | None, save: Callable[[], None]) -> None:
         """Is called after each step: leaves when the worker must, and says how far it is."""
+        if self.worker.gone.is_set():
+            raise Gone(GONE)
         if self.worker.lost.is_set():
             raise LostLease(f"trial {self.trial.number} was taken over by another worker")
         if self.worker.requested.is_set() or self.worker.paused:
@@ -397,11 +454,18 @@ class _Conversation:
                 raise Pruned
 
     def _write(self, evaluation: Evaluation) -> bool:
+        """Writes a rung, with the verdict: a pruner that is asked twice about a rung does not repeat itself."""
         last = evaluation.rung == self.worker.definition.trial.rungs
         with self.worker.ledger.held(self.trial._trial_id, self.worker.id):
             storage, trial_id = self.worker.storage, self.trial._trial_id
+            stored = storage.get_trial(trial_id)
+            if evaluation.rung in stored.intermediate_values:  # this errand was cut off after its work was done
+                return PRUNED_AT in stored.system_attrs
             storage.set_trial_intermediate_value(trial_id, evaluation.rung, evaluation.bits_per_byte)
-            return not last and should_prune(self.worker.study, self.trial)
+            pruned = not last and should_prune(self.worker.study, self.trial)
+            if pruned:
+                self.worker.ledger.note(trial_id, {PRUNED_AT: evaluation.rung}, "system")
+            return pruned
 
 
 def _blamed(error: BaseException) -> tuple[str, dict[str, float]] | None:

@@ -354,3 +354,50 @@ def test_eight_threads_race_for_the_last_trials(desk: Desk, data_folder: Path, s
     counts = desk.of("ada").counts()
     assert (counts.finished, counts.running, counts.waiting) == (25, 0, 0)
     assert [trial.number for trial in desk.study.trials] == list(range(25 + counts.fail))
+
+
+def test_a_trial_that_its_slow_owner_completes_in_this_moment_is_not_taken_over(
+    desk: Desk, ask: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(books, "LEASE_SECONDS", 0)
+    monkeypatch.setattr(books, "OBSERVED_SECONDS", -1)
+    look_again = Ledger._is_still
+
+    def complete_it(ledger: Ledger, connection: Any, trial_id: int, expiry: str) -> bool:
+        ask(f"update trials set state = 'COMPLETE' where trial_id = {trial_id}")
+        return look_again(ledger, connection, trial_id, expiry)
+
+    slow = desk.take_trial("ada")
+    monkeypatch.setattr(Ledger, "_is_still", complete_it)
+    assert desk.take_trial("bob").trial.number == 1
+    assert desk.of("ada").attempts()[slow.trial._trial_id] == 1
+
+
+def test_a_lease_lasts_from_the_claim_and_not_from_the_question(desk: Desk, ask: Callable[[str], Any]) -> None:
+    """A claim may wait long for its lock."""
+    lock = f"({books._CLAIM_LOCK}, {desk.study._study_id})"
+    desk.of("ada")
+    ask(f"select pg_advisory_lock{lock}")
+    claims: list[Claim] = []
+    claimer = threading.Thread(target=lambda: claims.append(desk.take_trial("ada")))
+    claimer.start()
+    while not ask("select count(*) from pg_locks where not granted"):
+        assert claimer.is_alive()
+    granted = ask("select clock_timestamp()")
+    ask(f"select pg_advisory_unlock{lock}")
+    claimer.join(30)
+    expires = ask(f"select expires_at from tuner_leases where trial_id = {claims[0].trial._trial_id}")
+    assert (expires - granted).total_seconds() >= books.LEASE_SECONDS
+
+
+def test_a_worker_that_enters_twice_is_one_worker(desk: Desk) -> None:
+    """As when the answer to its first question got lost."""
+    number = desk.of("ada").join("again", "host", 1, "cpu", 1)
+    assert desk.of("ada").join("again", "host", 1, "cpu", 1) == number
+
+
+def test_a_claim_whose_answer_got_lost_is_free_for_who_asks_again(desk: Desk) -> None:
+    lost = desk.take_trial("ada")
+    desk.of("ada").let_go(desk.id("ada"))
+    again = desk.take_trial("ada")
+    assert (again.trial.number, again.attempt) == (lost.trial.number, 2)

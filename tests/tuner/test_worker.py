@@ -1015,6 +1015,7 @@ def test_two_objectives_are_searched_and_pruned_by_the_first(
     crew.work(study, worth)
     trials = found.get_trials()
     complete = [trial for trial in trials if trial.state == COMPLETE]
+    assert not any("crashes" in trial.user_attrs for trial in trials)
     assert len(trials) == 14
     assert {len(trial.values) for trial in complete} == {2}
     assert any(trial.state == PRUNED for trial in trials) or pruner == "hyperband"  # it needs more trials
@@ -1078,3 +1079,28 @@ def test_workers_take_turns_on_a_server_that_has_no_connection_left(
     shutil.rmtree(place)
     assert len(states) == 12
     assert set(states) <= {COMPLETE, PRUNED}
+
+
+@pytest.mark.parametrize("lost", ["the answer", "the worker"])
+def test_a_verdict_that_nobody_heard_is_heeded_all_the_same(
+    crew: Any, small: Small, enter: Enter, monkeypatch: pytest.MonkeyPatch, lost: str
+) -> None:
+    """A pruner says it once; the errand is repeated after an outage, or the trial goes on elsewhere."""
+    write = worker._Conversation._write
+    crashed: list[int] = []
+
+    def once_more(conversation: Any, evaluation: Any) -> bool:
+        pruned = write(conversation, evaluation)
+        if lost == "the answer":
+            return write(conversation, evaluation)
+        if pruned:
+            crashed.append(conversation.trial.number)
+            raise RuntimeError("the worker dies")
+        return pruned
+
+    monkeypatch.setattr(worker._Conversation, "_write", once_more)
+    found = enter(study := small(6))
+    crew.work(study, lambda number, config, rung: float(number))
+    assert [trial.state for trial in found.trials] == [COMPLETE, *5 * [PRUNED]]
+    assert all(sorted(trial.intermediate_values) == [1] for trial in found.trials[1:])
+    assert crashed == ([] if lost == "the answer" else [1, 2, 3, 4, 5])

@@ -1,0 +1,184 @@
+"""A worker that stands still, or whose connection is lost, in the middle of a question: nobody else waits for long."""
+
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+import sqlalchemy as sql
+from optuna.exceptions import StorageInternalError
+from optuna.storages import RDBStorage
+from optuna.trial import TrialState
+from sqlalchemy.exc import DBAPIError
+
+from tuner import ledger as books
+from tuner.courier import Courier, is_outage
+from tuner.ledger import Activity, Claim, Ledger
+from tuner.study import Study
+
+WORKER = """
+import os, signal, sys, time
+from pathlib import Path
+import optuna, sqlalchemy
+from tuner import ledger as books, storage as storages
+from tuner.courier import Courier
+
+folder, name, action, word = sys.argv[1:]
+storages.PATIENCE["idle_in_transaction_session_timeout"] = "500ms"
+books.LEASE_SECONDS = 0
+
+def ask():
+    if action == "claim":
+        return f"trial {ledger.take(study, 'halting', None, None).trial.number}"
+    if action == "beat":
+        return ledger.beat("halting", None, books.Activity())
+    if action == "pause":
+        return ledger.set_state("paused")
+    with ledger.held(claim.trial._trial_id, "halting"):
+        study.tell(claim.trial, 0.5)
+
+def halt(connection, cursor, statement, *more):
+    if halting and word in statement:
+        halting.clear()
+        print("halts", flush=True)
+        os.kill(os.getpid(), signal.SIGSTOP)
+        time.sleep(0.2)  # this thread may run on for a moment
+
+with storages.open_storage(None, Path(folder)) as storage:
+    study = optuna.load_study(study_name=name, storage=storage)
+    ledger = books.Ledger(storage, study._study_id)
+    ledger.join("halting", "host", os.getpid(), "cpu", 1)
+    claim = ledger.take(study, "halting", None, None) if action == "write" else None
+    halting = [True]
+    sqlalchemy.event.listen(storage.engine, "after_cursor_execute", halt)
+    with Courier(lambda: None, lambda text: None) as courier:
+        try:
+            print(courier.ask(ask), flush=True)
+        except books.LostLease:
+            print("lost", flush=True)
+"""
+
+
+@contextmanager
+def halted(data_folder: Path, study: str, action: str, word: str) -> Iterator[Callable[[], str]]:
+    """A worker that was stopped right after a statement with `word` in it; yields what lets it go on to its answer."""
+    command = [sys.executable, "-c", WORKER, str(data_folder), study, action, word]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            assert process.stdout.readline() == "halts\n"
+
+            def go_on() -> str:
+                process.send_signal(signal.SIGCONT)
+                assert process.stdout is not None
+                return process.stdout.readline().strip()
+
+            yield go_on
+        finally:
+            with suppress(ProcessLookupError):
+                process.kill()
+
+
+@pytest.fixture
+def study(small: Callable[..., Study], enter: Callable[[Study], optuna.Study]) -> optuna.Study:
+    return enter(small(100))
+
+
+@pytest.fixture
+def ours(storage: RDBStorage, study: optuna.Study, monkeypatch: pytest.MonkeyPatch) -> Ledger:
+    """The books as a worker keeps them that goes on, and is as patient as a test."""
+    monkeypatch.setattr(books, "OBSERVED_SECONDS", 0)
+    ledger = Ledger(storage, study._study_id)
+    ledger.join(f"{study.study_name}-ours", "host", 1, "cpu", 1)
+    return ledger
+
+
+def answer(errand: Callable[[], Any]) -> Any:
+    """What a worker's errand comes to; the test fails where it would wait for ever."""
+    with Courier(lambda: None, lambda text: None) as courier:
+        return courier.ask(errand, patience=60)
+
+
+@pytest.mark.parametrize(
+    ("action", "word", "later"),
+    [
+        ("claim", "pg_advisory_xact_lock", "trial 1"),
+        ("claim", "INSERT INTO tuner_leases", "trial 1"),
+        ("beat", "UPDATE tuner_studies", "('running', "),
+        ("pause", "UPDATE tuner_studies", "None"),
+    ],
+)
+def test_a_worker_that_stands_still_holds_nobody_up(
+    data_folder: Path, study: optuna.Study, ours: Ledger, action: str, word: str, later: str
+) -> None:
+    """And when it goes on, it asks again: its half of a question was never asked."""
+    us = f"{study.study_name}-ours"
+    with halted(data_folder, study.study_name, action, word) as go_on:
+        claim = answer(lambda: ours.take(study, us, None, None))
+        assert isinstance(claim, Claim)
+        assert claim.trial.number == 0
+        assert answer(lambda: ours.beat(us, claim.trial._trial_id, Activity()))[0] == "running"
+        assert len(study.trials) == 1
+        assert go_on().startswith(later)
+
+
+@pytest.mark.parametrize("word", ["FOR UPDATE", "UPDATE trials"])
+def test_a_write_that_stands_still_is_taken_back_and_the_trial_goes_on_elsewhere(
+    data_folder: Path, study: optuna.Study, ours: Ledger, word: str
+) -> None:
+    """Also what Optuna wrote on its way: the worker finds out that the trial is no longer its own."""
+    with halted(data_folder, study.study_name, "write", word) as go_on:
+        taken = None
+        while taken is None or taken.trial.number != 0:  # while it is locked, the lease is not waited for
+            taken = answer(lambda: ours.take(study, "ours", None, None))
+        assert taken.attempt == 2
+        assert go_on() == "lost"
+        found = study.trials[0]
+        assert (found.state, found.values) == (TrialState.RUNNING, None)
+
+
+def test_a_block_whose_connection_is_lost_counts_not_at_all(
+    storage: RDBStorage, study: optuna.Study, ours: Ledger, ask: Callable[[str], Any]
+) -> None:
+    claim = ours.take(study, "ours", None, None)
+    assert isinstance(claim, Claim)
+    tries: list[int] = []
+
+    def write() -> None:
+        with ours.held(claim.trial._trial_id, "ours"):
+            claim.trial.set_user_attr(f"try-{len(tries)}", True)
+            ours.note(claim.trial._trial_id, {f"note-{len(tries)}": True})
+            tries.append(1)
+            if len(tries) == 1:
+                with books.transaction(storage) as connection:
+                    ask(f"select pg_terminate_backend({connection.scalar(sql.text('select pg_backend_pid()'))})")
+            study.tell(claim.trial, 0.5)
+
+    with pytest.raises((DBAPIError, StorageInternalError)) as lost:
+        write()
+    assert is_outage(lost.value)
+    assert study.trials[0].user_attrs == {}
+    write()
+    assert study.trials[0].user_attrs == {"try-1": True, "note-1": True}
+    assert study.trials[0].values == [0.5]
+
+
+def test_a_claim_whose_connection_is_lost_leaves_no_trial_behind(
+    storage: RDBStorage, study: optuna.Study, ours: Ledger, ask: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lease = Ledger._lease
+
+    def lose(ledger: Ledger, connection: sql.Connection, trial_id: int, worker_id: str) -> int:
+        monkeypatch.setattr(Ledger, "_lease", lease)
+        ask(f"select pg_terminate_backend({connection.scalar(sql.text('select pg_backend_pid()'))})")
+        return lease(ledger, connection, trial_id, worker_id)
+
+    monkeypatch.setattr(Ledger, "_lease", lose)
+    claim = answer(lambda: ours.take(study, "ours", None, None))
+    assert claim.trial.number == 0
+    assert [trial.state for trial in study.trials] == [TrialState.RUNNING]
