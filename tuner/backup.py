@@ -158,7 +158,7 @@ def backup(storage: RDBStorage, study: Study, path: Path, place: Place) -> Told:
         with _moment(storage) as connection:
             for part, one, kept in wanted:
                 study_id = connection.scalar(sql.select(_studies.c.study_id).where(_studies.c.study_name == one))
-                if study_id is not None:
+                if study_id is not None and (part == PARTS[0] or _is_begun(connection, study_id)):
                     _add_study(file, part, connection, study_id, kept, told)
         file.finish({"versions": {package: version(package) for package in ("textgen-tuner", "optuna")}})
     return told
@@ -170,7 +170,13 @@ def _moment(storage: RDBStorage) -> Iterator[Connection]:
     with storage.engine.connect() as connection:
         frozen = connection.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
         with frozen.begin():
+            _take_time(frozen)
             yield frozen
+
+
+def _take_time(connection: Connection) -> None:
+    """Lets a transaction stand still while files are read or written: nobody waits for what it has locked."""
+    connection.execute(sql.text("SET LOCAL idle_in_transaction_session_timeout = 0"))
 
 
 def _add_study(file: Writer, part: str, connection: Connection, study_id: int, kept: Artifacts, told: Told) -> None:
@@ -204,21 +210,24 @@ def _add_study(file: Writer, part: str, connection: Connection, study_id: int, k
 
 def _study_line(connection: Connection, study_id: int) -> dict[str, Any]:
     one = sql.select(_studies.c.study_name, ledger.studies).where(_studies.c.study_id == study_id)
-    row = connection.execute(one.join_from(_studies, ledger.studies, _is_of(ledger.studies, _studies))).one()
+    lines = ledger.studies.c.study_id == _studies.c.study_id
+    row = connection.execute(one.join_from(_studies, ledger.studies, lines, isouter=True)).one()
     ways = sql.select(_directions.c.direction).where(_directions.c.study_id == study_id)
     count = sql.select(sql.func.count()).where(_trials.c.study_id == study_id)
     return StudyLine(
         name=row.study_name,
         directions=[way.name for way in connection.scalars(ways.order_by(_directions.c.objective))],
         trials=connection.scalar(count) or 0,
-        state=row.state,
-        forgiven=row.forgiven,
-        active_seconds=row.active_seconds,
+        state=row.state or "running",  # a study that was copied by other means has no line yet
+        forgiven=row.forgiven or 0,
+        active_seconds=row.active_seconds or 0.0,
     ).model_dump()
 
 
-def _is_of(one: sql.Table, other: sql.Table) -> Any:
-    return one.c.study_id == other.c.study_id
+def _is_begun(connection: Connection, study_id: int) -> bool:
+    """Whether a companion is wholly there: an older version could be killed before it made its line."""
+    line = sql.select(ledger.studies.c.study_id).where(ledger.studies.c.study_id == study_id)
+    return connection.scalar(line) is not None
 
 
 def _attribute_lines(connection: Connection, study_id: int) -> Iterator[dict[str, Any]]:
@@ -347,6 +356,7 @@ def _all_or_nothing(storage: RDBStorage, name: str) -> Iterator[tuple[Connection
     undo: list[Callable[[], None]] = []
     try:
         with storage.engine.begin() as connection:
+            _take_time(connection)
             yield connection, undo
     except BaseException as error:
         for step in reversed(undo):

@@ -307,6 +307,17 @@ def test_a_confirmation_is_backed_up_with_its_study(
         backup(storage, stored_study(companion.user_attrs["study"]), tmp_path / "x.tar", places(tmp_path / "old"))
 
 
+def test_a_confirmation_that_never_began_is_left_out(
+    storage: RDBStorage, small: Callable[..., Study], enter: Callable[[Study], optuna.Study], tmp_path: Path
+) -> None:
+    """An older version was killed between Optuna's line of it and ours."""
+    enter(study := small())
+    optuna.create_study(study_name=companion_name(study.name), storage=storage)
+    backup(storage, study, tmp_path / "half.tar", lambda name: Artifacts(tmp_path / name))
+    restore(storage, tmp_path / "half.tar", lambda name: Artifacts(tmp_path / name), "restored")
+    assert companion_name("restored") not in optuna.get_all_study_names(storage)
+
+
 @pytest.mark.parametrize("when", ["a file cannot be written", "the database goes away"])
 def test_a_failure_in_the_middle_leaves_nothing_behind(
     searched: tuple[Study, optuna.Study],
