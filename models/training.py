@@ -312,7 +312,7 @@ class Training:
         for name, value in own.items():
             if facts.get(name) != value:
                 raise BadCheckpoint(f"{path}: written for another {name}")
-        if not self._optimizers_have(tensors):
+        if self.config.optimizer == "muon" and not self._optimizers_have(tensors):
             raise BadCheckpoint(f"{path}: its optimizer moved other weights")
         try:
             load_weights(self.model, under("model.", tensors))
