@@ -215,6 +215,7 @@ class Attention(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.heads = config.heads
+        self.short = SHORT
         self.drop = _or(config.layer_dropout, config.dropout)
         self.widen = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=False)
         self.narrow = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
@@ -233,7 +234,7 @@ class Attention(nn.Module):
         if past is not None:
             keys, values = torch.cat([past[0], keys], dim=2), torch.cat([past[1], values], dim=2)
         drop = self.drop if self.training else 0.0
-        if queries.requires_grad and queries.is_cpu and queries.dtype == torch.bfloat16 and length <= SHORT:
+        if queries.requires_grad and queries.is_cpu and queries.dtype == torch.bfloat16 and length <= self.short:
             attended = _attended(queries, keys, values, drop)
         else:
             attended = functional.scaled_dot_product_attention(

@@ -162,7 +162,7 @@ class Objective:
         size = corpus.tokenizer.vocabulary_size
         if limit == "parameters":
             return parameter_count(config, size)
-        estimate = training_bytes(config, size)
+        estimate = training_bytes(config, size, self.device)
         own = 0 if self.device.startswith("cuda") else memory_in_use()
         return None if estimate is None else own + estimate
 
