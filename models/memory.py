@@ -70,12 +70,13 @@ def _kept(config: Config, vocabulary_size: int, device: torch.device) -> tuple[i
         alive.append(tensor)  # a storage's address may be used again once it is gone
         return tensor
 
-    half = half_precision(config, device)
-    with torch.random.fork_rng(devices=[]), FakeTensorMode():
+    half, fake = half_precision(config, device), FakeTensorMode()
+    with torch.random.fork_rng(devices=[]), fake:
         model = build(config, vocabulary_size)
-        set_recurrences(model, device, half)
-        if device.type == "cuda":
-            _fuse_attention(model)
+    set_recurrences(model, device, half)  # which may have to try out what the processor can do
+    if device.type == "cuda":
+        _fuse_attention(model)
+    with torch.random.fork_rng(devices=[]), fake:
         weights = {parameter.untyped_storage()._cdata: parameter for parameter in model.parameters()}
         tokens = torch.zeros(config.batch_size, config.sequence_length, dtype=torch.int64)
         hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
