@@ -101,7 +101,8 @@ class Courier:
     def _note_away(self, error: Exception) -> None:
         if self._away_since is None:
             self._away_since = time.monotonic()
-            self._say(f"the database is away, training goes on and waits for it ({_first_line(error)})")
+            what = "is busy" if is_busy(error) else "is away"
+            self._say(f"the database {what}, training goes on and waits for it ({_first_line(error)})")
 
     def _note_back(self) -> None:
         if self._away_since is not None:
@@ -120,5 +121,11 @@ def is_outage(error: BaseException | None) -> bool:
     return False
 
 
-def _first_line(error: Exception) -> str:
-    return str(getattr(error, "orig", None) or error.__cause__ or error).strip().split("\n")[0]
+def is_busy(error: BaseException) -> bool:
+    """Whether an outage is but another session that keeps a lock for too long."""
+    return "lock timeout" in _first_line(error)
+
+
+def _first_line(error: BaseException) -> str:
+    cause = error.__cause__ if not hasattr(error, "orig") and error.__cause__ else error
+    return str(getattr(cause, "orig", None) or cause).strip().split("\n")[0]

@@ -15,6 +15,7 @@ from optuna.storages import RDBStorage
 from sqlalchemy import URL, Connection, Engine
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
+from tuner.courier import is_outage
 from tuner.errors import StorageError
 from tuner.server import attached, default_folder
 
@@ -63,9 +64,11 @@ REMEDIES = {
     "onnection refused": "check host and port, and that PostgreSQL runs there",
     "timeout expired": "check host and port, and that no firewall is in between",
     **dict.fromkeys(CROWDED, "start fewer workers, or raise max_connections of the server"),
+    "lock timeout": "another session stands still: `tuner status STUDY` says which; try again",
     "permission denied": "let an administrator grant this user CREATE on the schema, or own the database",
 }
 
+GONE_REMEDY = "nothing is lost; give the same command when PostgreSQL is back"
 NEWER = "install the tuner that made them or a newer one"
 
 
@@ -77,9 +80,15 @@ def open_storage(url: str | None, data_folder: Path | None = None) -> Iterator[R
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)  # it announces every study and trial, and so do we
     with _address(url, data_folder) as address:
-        storage = _connect(address, describe(url, data_folder))
+        name = describe(url, data_folder)
+        storage = _connect(address, name)
         try:
             yield storage
+        except (SQLAlchemyError, StorageInternalError) as error:
+            if not is_outage(error):
+                raise
+            reason = _reason(error)
+            raise StorageError(f"{name} went away: {reason}\n{_remedy(reason, GONE_REMEDY)}") from error
         finally:
             storage.remove_session()
             storage.engine.dispose()
@@ -269,8 +278,12 @@ def _explaining(name: str) -> Iterator[None]:
         yield
     except (SQLAlchemyError, StorageInternalError) as error:
         reason = _reason(error)
-        remedy = next((text for words, text in REMEDIES.items() if words in reason), "check the URL")
-        raise StorageError(f"cannot open {name}: {reason}\n{remedy[0].upper()}{remedy[1:]}.") from error
+        raise StorageError(f"cannot open {name}: {reason}\n{_remedy(reason, 'check the URL')}") from error
+
+
+def _remedy(reason: str, otherwise: str) -> str:
+    remedy = next((text for words, text in REMEDIES.items() if words in reason), otherwise)
+    return f"{remedy[0].upper()}{remedy[1:]}."
 
 
 def _reason(error: BaseException) -> str:

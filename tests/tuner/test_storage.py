@@ -280,3 +280,39 @@ def test_the_storage_is_described_for_a_person() -> None:
 def test_opening_a_storage_does_not_import_torch() -> None:
     code = "import sys, tuner.storage; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+@pytest.mark.parametrize(
+    "words", ["sorry, too many clients already", "remaining connection slots are reserved for roles with ..."]
+)
+def test_a_server_without_a_connection_left_is_waited_for(
+    server: Server, database: str, monkeypatch: pytest.MonkeyPatch, words: str
+) -> None:
+    create, full = storage._optuna_storage, [True, True]
+
+    def crowded(*arguments: Any, **more: Any) -> Any:
+        if full:
+            full.pop()
+            raise sqlalchemy.exc.OperationalError("connect", {}, Exception(f"FATAL:  {words}"))
+        return create(*arguments, **more)
+
+    monkeypatch.setattr(storage, "_optuna_storage", crowded)
+    monkeypatch.setattr(storage.random, "uniform", lambda low, high: 0.0)
+    with open_storage(server.url(database)) as opened:
+        assert optuna.get_all_study_names(opened) == []
+    full.append(True)
+    monkeypatch.setattr(storage, "CROWDED_SECONDS", -1.0)
+    with pytest.raises(StorageError, match="Start fewer workers"), open_storage(server.url(database)):
+        pass
+
+
+def test_a_server_that_goes_away_later_is_told_in_one_line(server: Server, database: str) -> None:
+    ending = "select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'textgen-tuner'"
+
+    def interrupted() -> None:
+        with open_storage(server.url(database)) as opened, opened.engine.begin() as connection:
+            server.run(ending)
+            connection.execute(sqlalchemy.text("select 1"))
+
+    with pytest.raises(StorageError, match=r"went away: .*\nNothing is lost"):
+        interrupted()
