@@ -193,7 +193,7 @@ def run(
     """
     from tuner.entry import enter
     from tuner.export import require_free, require_run_free
-    from tuner.study import read_study
+    from tuner.study import read_study, renamed
     from tuner.supervision import Supervisor
 
     study = _changed(read_study(_study_path(study_file)), corpus_path, trials, hours)
@@ -207,6 +207,7 @@ def run(
         supervisor = Supervisor(opened, places, crew)
         begins = f"{len(slots)} workers on {', '.join(sorted({slot.device for slot in slots}))}"
         reason = _supervise(supervisor, found, study, kept, slots, begins, [study.name])
+        study = renamed(study, found.study_name)
         if confirmed and not no_confirm:
             _confirm_in_short(supervisor, found, study, confirmed, slots)
         _finish(opened, found, study, kept, output, run_folder, reason)
@@ -281,6 +282,7 @@ def confirm(
 @click.option("--device", required=True)
 @click.option("--threads", type=int, required=True)
 @click.option("--corpus", "corpus_path")
+@click.option("--study-id", type=int, help="What the study is known by, whatever its name is by now.")
 @click.option("--id", "worker_id", required=True)
 @_checkpoint_seconds
 def worker(
@@ -289,6 +291,7 @@ def worker(
     device: str,
     threads: int,
     corpus_path: str | None,
+    study_id: int | None,
     worker_id: str,
     checkpoint_seconds: float,
 ) -> None:
@@ -303,6 +306,7 @@ def worker(
         reason = work_on(
             opened,
             study_name,
+            study_id=study_id,
             device=device,
             threads=threads,
             artifacts=places.writable_artifacts_of(study_name),
@@ -822,10 +826,10 @@ def _stand_by(places: Places) -> None:
 
 def _find(storage: RDBStorage, name: str) -> tuple[optuna.Study, Study]:
     """The study of that name, or of the study file of that name, as it is in the database."""
-    from tuner.study import load_study, read_study, stored_study
+    from tuner.study import defined, load_study, read_study
 
     found = load_study(storage, read_study(Path(name)).name if Path(name).is_file() else name)
-    return found, stored_study(found.user_attrs["study"])
+    return found, defined(found)
 
 
 def _elsewhere(corpus_path: str | None) -> list[str]:

@@ -14,7 +14,7 @@ from models.corpus import load_corpus, require_room
 from tuner.errors import StudyError
 from tuner.ledger import RUNNING, Ledger, make_tables, transaction
 from tuner.steering import queue
-from tuner.study import Study, differences, stored_study
+from tuner.study import Study, defined, differences, is_ours
 
 if TYPE_CHECKING:
     from models.corpus import EncodedCorpus
@@ -35,9 +35,10 @@ def _entered(storage: RDBStorage, study: Study, fingerprint: str) -> optuna.Stud
     directions = [StudyDirection.MINIMIZE] * len(study.objectives)
     found = optuna.create_study(study_name=study.name, storage=storage, directions=directions, load_if_exists=True)
     before = found.user_attrs.get("study")
-    if before is None and (found.get_trials(deepcopy=False) or found.directions != directions):
+    fresh = before is None and found.directions == directions and not found.get_trials(deepcopy=False)
+    if not fresh and not is_ours(found.user_attrs):
         raise StudyError(f"study {study.name} in this database was not made by the tuner; give yours another name")
-    changes = differences(stored_study(before), study) if before else []
+    changes = differences(defined(found), study) if before else []
     if found.user_attrs.get("fingerprint", fingerprint) != fingerprint:
         changes.append(f"the text of the corpus: was {found.user_attrs['fingerprint']}, is {fingerprint}")
     if changes:

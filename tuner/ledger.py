@@ -20,6 +20,8 @@ from optuna.trial import TrialState
 from sqlalchemy import Connection, Engine, func
 from sqlalchemy.exc import DBAPIError, OperationalError, ProgrammingError
 
+from tuner.errors import StudyError
+
 BEAT_SECONDS = 5.0
 """How often a worker shows that it lives."""
 
@@ -95,7 +97,7 @@ class LostLease(Exception):
     """The trial is another worker's now: this one must not write to it any more."""
 
 
-class Gone(Exception):
+class Gone(StudyError):
     """The study was deleted, as anybody may in Optuna's dashboard."""
 
 
@@ -298,11 +300,10 @@ class Ledger:
         """Claims the next trial: a dead worker's, one that waits, or a `new` one if the budget has room.
 
         The sampler does not think yet, for all other workers wait meanwhile; the grid's choice is its claim.
+        Raises Gone.
         """
-        with transaction(self.storage) as connection:
+        with self._transaction() as connection:
             _lock(connection, _CLAIM_LOCK, self.study_id)
-            if not self.exists(connection):
-                return Ended(GONE)
             counts = self.counts(connection)
             orphan = self._orphan(connection)
             ended = self._ended(connection, counts, trials, hours)
@@ -322,13 +323,11 @@ class Ledger:
     def held(self, trial_id: int, worker_id: str) -> Iterator[None]:
         """Keeps a trial from being taken over while the block writes to it: all of it is written, or nothing.
 
-        Raises LostLease if the trial was taken over before, and Gone if its study was deleted.
+        Raises LostLease if the trial was taken over before, and Gone.
         """
         lease = sql.select(leases.c.worker_id).where(leases.c.trial_id == trial_id).with_for_update()
-        with transaction(self.storage) as connection:
+        with self._transaction() as connection:
             holder = connection.execute(lease).scalar()
-            if not self.exists(connection):
-                raise Gone(GONE)
             if holder != worker_id:
                 raise LostLease(f"trial {trial_id} was taken over")
             yield
@@ -399,6 +398,19 @@ class Ledger:
         query = sql.select(leases.c.trial_id, leases.c.attempt).where(leases.c.study_id == self.study_id)
         with self.engine.begin() as connection:
             return {row.trial_id: row.attempt for row in connection.execute(query)}
+
+    @contextmanager
+    def _transaction(self) -> Iterator[Connection]:
+        """A transaction about a study that is there; raises Gone if it is not, or is deleted meanwhile."""
+        with transaction(self.storage) as connection:
+            if not self.exists(connection):
+                raise Gone(GONE)
+            try:
+                yield connection
+            except KeyError as error:  # as Optuna says it
+                if not self.exists(connection):
+                    raise Gone(GONE) from error
+                raise
 
     def _own(self) -> Any:
         return studies.c.study_id == self.study_id

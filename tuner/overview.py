@@ -16,10 +16,10 @@ from models.errors import ConfigError
 from tuner import ledger
 from tuner.ledger import Counts, Worker
 from tuner.report import FAILED_SHOWN, Row, Snapshot
-from tuner.study import Study, stored_study
+from tuner.study import Study, renamed, stored_study
 
 _STUDIES = sql.text(
-    "SELECT studies.study_id, definition.value_json, confirmation.value_json FROM studies"
+    "SELECT studies.study_id, study_name, definition.value_json, confirmation.value_json FROM studies"
     " JOIN study_user_attributes AS definition"
     " ON definition.study_id = studies.study_id AND definition.key = 'study'"
     " LEFT JOIN study_user_attributes AS confirmation"
@@ -67,7 +67,11 @@ def all_rows(storage: RDBStorage) -> list[Row]:
         counts, best = _counts(connection), {row.study_id: row for row in connection.execute(_BEST)}
         books = {row.study_id: row for row in connection.execute(ledger.studies.select())}
         workers = _workers(connection)
-    readable = [(number, definition(text), result) for number, text, result in studies if _problem(text) is None]
+    readable = [
+        (number, renamed(definition(text), name), result)
+        for number, name, text, result in studies
+        if _is_ours(text) and _problem(text) is None
+    ]
     return [
         Row(
             study,
@@ -88,16 +92,19 @@ def all_rows(storage: RDBStorage) -> list[Row]:
 def unreadable(storage: RDBStorage) -> list[str]:
     """Returns what is wrong with each study that another version of the tuner wrote and this one cannot read."""
     with storage.engine.begin() as connection:
-        problems = [_problem(text) for _, text, _ in connection.execute(_STUDIES)]
-    return [problem for problem in problems if problem is not None]
+        studies = connection.execute(_STUDIES).all()
+    problems = [(name, _problem(text)) for _, name, text, _ in studies if _is_ours(text)]
+    return [f"study {name}: {problem}" for name, problem in problems if problem is not None]
 
 
 def in_short(storage: RDBStorage, study_id: int, study: Study, most: int) -> Snapshot:
     """Returns a study at this moment with the trials that matter: the best, all of the front, and the last failed ones.
 
-    Reading 10,000 trials takes seconds; `report.snapshot` is for those who need them all, or keep them.
+    Reading 10,000 trials takes seconds; `report.snapshot` is for those who need them all, or keep them. The study is
+    told under the name that it has now. Raises Gone when it was deleted.
     """
     book = ledger.Ledger(storage, study_id)
+    study = renamed(study, book.name())
     with storage.engine.begin() as connection:
         ranked = connection.execute(_BOARD, {"study": study_id}).all()
         failed = connection.execute(_FAILED, {"study": study_id, "most": FAILED_SHOWN}).scalars().all()
@@ -144,8 +151,13 @@ def _problem(text: str) -> str | None:
     try:
         definition(text)
     except ConfigError as error:
-        return f"study {json.loads(text).get('name')}: {error}"
+        return str(error)
     return None
+
+
+def _is_ours(text: str) -> bool:
+    """Whether an attribute can be a definition of ours; others may give theirs the same name."""
+    return text.lstrip().startswith("{")
 
 
 def _counts(connection: Connection) -> dict[int, dict[str, int]]:

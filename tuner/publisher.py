@@ -29,7 +29,7 @@ from tuner import notes, overview, plots
 from tuner.courier import is_outage
 from tuner.ledger import Counts
 from tuner.report import Row, front, leaderboard
-from tuner.study import Study
+from tuner.study import Study, is_ours, renamed
 
 REFRESH_SECONDS = 5.0
 """How often studies are looked after."""
@@ -114,14 +114,14 @@ class Publisher(threading.Thread):
         *more: Any,
     ) -> Document:
         """Returns what the dashboard sends of a study, with notes, and with the best trials that keep the limits."""
-        if "study" not in study.user_attrs:
+        if not is_ours(study.user_attrs):
             return serialize(study, best, trials, *more)
         known = self.known.get(study._study_id)
         best = best if known is None or known.board is None else _best(known.board, len(study.directions))
         document = serialize(study, best, trials, *more)
         if known is not None:
             document["note"]["body"] = notes.joined(document["note"]["body"], known.note)
-        definition = overview.definition(json.dumps(study.user_attrs["study"]))
+        definition = renamed(overview.definition(json.dumps(study.user_attrs["study"])), study.study_name)
         for trial, sent in [
             *zip(trials, document["trials"], strict=True),
             *zip(best, document["best_trials"], strict=True),

@@ -19,7 +19,7 @@ from rich.text import Text
 from models import terminal
 from tuner.errors import StudyError
 from tuner.ledger import RUNNING, Counts, Ledger, Worker
-from tuner.study import Study, stored_study
+from tuner.study import Study, defined
 
 FAILED_SHOWN = 5
 """Failed trials that are named without being asked for."""
@@ -97,8 +97,12 @@ def snapshot(storage: RDBStorage, optuna_study: optuna.Study, study: Study) -> S
 
 
 def current(storage: RDBStorage, optuna_study: optuna.Study) -> Snapshot:
-    """Reads the study's state, and its definition too: its budget may have been changed since."""
-    return snapshot(storage, optuna_study, stored_study(optuna_study.user_attrs["study"]))
+    """Reads the study's state, and its definition too: its budget and its name may have been changed since.
+
+    Raises Gone when it was deleted.
+    """
+    optuna_study.study_name = Ledger(storage, optuna_study._study_id).name()
+    return snapshot(storage, optuna_study, defined(optuna_study))
 
 
 def leaderboard(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -153,6 +153,24 @@ def stored_study(values: dict[str, Any]) -> Study:
     return parse_study(dump(values), "the stored study", "")
 
 
+def defined(found: optuna.Study) -> Study:
+    """Returns a study of the database as the tuner wrote it, under the name that it has there now. Raises ConfigError.
+
+    Anybody may give it another in Optuna's dashboard.
+    """
+    return renamed(stored_study(found.user_attrs["study"]), found.study_name)
+
+
+def renamed(study: Study, name: str) -> Study:
+    """Returns a study under another name, even one that no file could give it."""
+    return study if study.name == name else study.model_copy(update={"name": name})
+
+
+def is_ours(attributes: Mapping[str, Any]) -> bool:
+    """Whether a study with these attributes was made by the tuner; others may use the same words."""
+    return isinstance(attributes.get("study"), dict) and isinstance(attributes.get("fingerprint"), str)
+
+
 def load_study(storage: RDBStorage, name: str) -> optuna.Study:
     """Returns a study of the tuner; raises StudyError that lists the ones there are."""
     import optuna
@@ -165,7 +183,7 @@ def load_study(storage: RDBStorage, name: str) -> optuna.Study:
             f"there are: {', '.join(known)}" if known else "there are none yet; start one with `tuner run STUDY.yaml`"
         )
         raise StudyError(f"no study {name!r} in this database; {there}") from None
-    if "study" not in study.user_attrs:
+    if not is_ours(study.user_attrs):
         raise StudyError(f"study {name!r} was not made by the tuner")
     return study
 

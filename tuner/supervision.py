@@ -13,7 +13,7 @@ from tuner.artifacts import Artifacts
 from tuner.courier import is_outage
 from tuner.errors import WorkerError
 from tuner.launchers import Death, Slot, Team
-from tuner.ledger import Ledger, LostLease
+from tuner.ledger import Gone, Ledger, LostLease, sweep
 from tuner.limits import OUT_OF_MEMORY, mark
 from tuner.places import Crew, Places, environment
 from tuner.report import Snapshot, current
@@ -45,12 +45,14 @@ class Supervisor:
     ) -> str:
         """Runs workers until the study ends; returns why it ended.
 
-        Raises Interrupted after Ctrl-C, when they have saved their trials, and WorkerError when all of them failed.
+        Raises Interrupted after Ctrl-C, when they have saved their trials, WorkerError when all of them failed, and
+        Gone when the study was deleted.
         """
         logs = kept.folder / "logs"
         told = environment(self.places, self.crew)
         with stop_requests() as requested, Watcher(self.storage, found, study) as watcher:
             watcher.say(f"study {study.name}: {begins}")
+            arguments = [*arguments, "--study-id", str(found._study_id)]
             team = Team(slots, arguments, told, logs, _undertaker(self.storage, found, study), watcher.say)
             try:
                 while team.watch() and not requested.is_set():
@@ -61,6 +63,10 @@ class Supervisor:
                     watcher.say("saving the running trials ...")
                 killed = team.stop(self.crew.grace)
                 watcher.look()
+            except Gone as error:
+                team.stop(self.crew.grace)
+                sweep(self.storage.engine)
+                raise Gone(f"study {watcher.study.name} was deleted; its workers have ended") from error
             finally:
                 team.kill()
         now = current(self.storage, found)
@@ -99,6 +105,8 @@ def _undertaker(storage: RDBStorage, found: optuna.Study, study: Study) -> Calla
                 with suppress(LostLease):
                     ledger.crashed(trial_id, death.worker_id, reason, death.words, study.retries)
             ledger.leave(death.worker_id)
+        except Gone:
+            return True
         except Exception as error:
             if not is_outage(error):
                 raise  # without the database its lease runs out by itself

@@ -83,6 +83,9 @@ class Watcher(View):
 
     def show(self) -> None:
         now = overview.in_short(self.storage, self.found._study_id, self.study, BOARD_ROWS)
+        if now.study.name != self.study.name:
+            self.say(f"study {self.study.name} is now called {now.study.name}")
+            self.study, self.found.study_name = now.study, now.study.name
         self._tell_finished(now)
         if now.state != self.state:
             self.state = now.state

@@ -43,7 +43,7 @@ from tuner.objective import (
 from tuner.objectives import Tuned, should_prune
 from tuner.report import leaderboard
 from tuner.space import Space
-from tuner.study import Study, load_study, stored_study
+from tuner.study import Study, defined, load_study
 
 KEPT = 3
 """How many of the best trials keep their weights."""
@@ -75,6 +75,7 @@ def work(
     storage: RDBStorage,
     name: str,
     *,
+    study_id: int | None = None,
     device: str,
     threads: int,
     artifacts: Artifacts,
@@ -86,12 +87,15 @@ def work(
 ) -> str:
     """Works on a study until it ends or `requested` is set; returns why it stopped.
 
-    Raises StudyError when the study or its corpus is not what it should be.
+    One that is given by its id may have another name by now. Raises StudyError when the study or its corpus is not what
+    it should be.
     """
     torch.set_num_threads(threads)
+    if study_id is not None:
+        name = Ledger(storage, study_id).name()
     load_study(storage, name)
     study = Tuned(name, storage)
-    definition = stored_study(study.user_attrs["study"])
+    definition = defined(study)
     if corpus_path is not None:
         definition = definition.model_copy(
             update={"corpus": definition.corpus.model_copy(update={"path": corpus_path})}
@@ -183,7 +187,10 @@ class Worker:
             self.ledger.let_go(self.id)
         self.unanswered = True
         budget = self.definition.trials, self.definition.budget.hours
-        claim = self.ledger.take(self.study, self.id, *budget, new=self.definition.confirms is None)
+        try:
+            claim = self.ledger.take(self.study, self.id, *budget, new=self.definition.confirms is None)
+        except Gone as error:
+            claim = Ended(str(error))
         self.unanswered = False
         return claim
 
@@ -205,6 +212,9 @@ class Worker:
             self.courier.ask(lambda: self._complete(trial, outcome))
             self._keep_best()
             self.failures.clear()
+        except (LostLease, Gone) as error:
+            self.say(str(error))
+            return
         except (HandBack, UserError) as error:
             self._hand_back(trial)
             if isinstance(error, UserError):
@@ -212,9 +222,6 @@ class Worker:
             return
         except Away:
             raise
-        except (LostLease, Gone) as error:
-            self.say(str(error))
-            return
         except Pruned:
             self.failures.clear()
             if not self._end(trial, TrialState.PRUNED, {}):

@@ -18,6 +18,7 @@ from typing import Any
 
 import optuna
 import pytest
+import sqlalchemy
 from optuna.distributions import FloatDistribution
 from optuna.storages import RDBStorage
 from optuna.trial import TrialState
@@ -25,10 +26,11 @@ from sqlalchemy import event
 from sqlalchemy.exc import OperationalError
 
 from tuner import overview, status
+from tuner.errors import StudyError
 from tuner.ledger import Ledger
 from tuner.limits import mark
-from tuner.report import failed_lines, front, leaderboard, snapshot
-from tuner.study import Study
+from tuner.report import current, failed_lines, front, leaderboard, snapshot
+from tuner.study import Study, load_study
 from tuner.watching import AWAY, StudiesWatcher, Watcher
 
 TUNER = Path(sysconfig.get_path("scripts")) / "tuner"
@@ -232,3 +234,37 @@ def test_a_study_of_another_version_is_named_and_keeps_no_other_from_being_shown
         assert "schema" in problem
     finally:
         optuna.delete_study(study_name="of a later version", storage=storage)
+
+
+def test_a_study_that_is_renamed_or_deleted_while_it_is_watched(
+    storage: RDBStorage, small: Any, enter: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = enter(study := small())
+    watcher = Watcher(storage, found, study)
+    with storage.engine.begin() as connection:
+        named = sqlalchemy.text("update studies set study_name = :name where study_id = :study")
+        connection.execute(named, {"name": "a/b", "study": found._study_id})  # no file could be called so
+    watcher.look()
+    assert f"study {study.name} is now called a/b" in capsys.readouterr().out
+    assert "a/b" in [row.study.name for row in overview.rows(storage)]
+    assert status.study_document(storage, found, study)["study"]["name"] == "a/b"
+    optuna.delete_study(study_name="a/b", storage=storage)
+    for look in (watcher.look, lambda: status.study_document(storage, found, study), lambda: current(storage, found)):
+        with pytest.raises(StudyError, match="the study was deleted"):
+            look()
+
+
+@pytest.mark.parametrize("attributes", [{}, {"study": "a word"}, {"study": ["a", "list"]}, {"study": {"lr": 0.1}}])
+def test_a_study_that_others_made_is_nobodys_trouble(
+    storage: RDBStorage, begun: optuna.Study, environment: dict[str, str], attributes: dict[str, Any]
+) -> None:
+    other = optuna.create_study(storage=storage)
+    for name, value in attributes.items():
+        other.set_user_attr(name, value)
+    try:
+        assert begun.study_name in [row.study.name for row in overview.rows(storage)]
+        overview.unreadable(storage)
+        with pytest.raises(StudyError, match="was not made by the tuner"):
+            load_study(storage, other.study_name)
+    finally:
+        optuna.delete_study(study_name=other.study_name, storage=storage)

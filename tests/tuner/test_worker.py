@@ -9,7 +9,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -38,7 +38,7 @@ from tuner.ledger import Counts, Ledger
 from tuner.notes import shown, trial_note
 from tuner.objective import Objective, Outcome
 from tuner.plots import quality_and_diversity
-from tuner.report import front
+from tuner.report import current, front
 from tuner.storage import open_storage
 from tuner.study import Study
 from tuner.worker import KEPT, Worker, load_study, work
@@ -1104,3 +1104,43 @@ def test_a_verdict_that_nobody_heard_is_heeded_all_the_same(
     assert [trial.state for trial in found.trials] == [COMPLETE, *5 * [PRUNED]]
     assert all(sorted(trial.intermediate_values) == [1] for trial in found.trials[1:])
     assert crashed == ([] if lost == "the answer" else [1, 2, 3, 4, 5])
+
+
+def test_a_study_that_is_deleted_ends_its_workers_and_leaves_no_line(
+    crew: Any,
+    small: Small,
+    enter: Enter,
+    storage: RDBStorage,
+    ask: Callable[[str], Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whatever its workers do meanwhile; as anybody may in Optuna's dashboard."""
+    monkeypatch.setattr("tuner.courier.BEAT_SECONDS", 0.05)
+    found = enter(study := small(6))
+
+    def delete(number: int, config: Config, rung: int) -> float:
+        if (number, rung) == (2, 1):
+            while study.name in optuna.get_all_study_names(storage):  # Optuna gives up where a trial is just written
+                with suppress(KeyError):
+                    optuna.delete_study(study_name=study.name, storage=storage)
+        return 1.0 / rung
+
+    assert crew.work(study, delete, workers=2) == ["the study was deleted"] * 2
+    assert set(crew.said) == {"the study was deleted"}
+    for table in ("tuner_studies", "tuner_workers", "tuner_leases"):
+        assert ask(f"select count(*) from {table} where study_id = {found._study_id}") == 0
+
+
+def test_a_study_that_is_renamed_goes_on(
+    crew: Any, small: Small, enter: Enter, ask: Callable[[str], Any], storage: RDBStorage
+) -> None:
+    found = enter(study := small(4))
+
+    def rename(number: int, config: Config, rung: int) -> float:
+        ask(f"update studies set study_name = '{study.name} anew' where study_id = {found._study_id}")
+        return 1.0 / rung
+
+    assert crew.work(study, rename) == ["all 4 trials are finished"]
+    now = current(storage, found)
+    assert (now.study.name, now.counts.finished) == (f"{study.name} anew", 4)
+    assert load_study(storage, f"{study.name} anew")._study_id == found._study_id

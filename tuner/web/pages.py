@@ -22,7 +22,7 @@ from models.errors import UserError
 from tuner import overview, prometheus, report, steering
 from tuner.courier import is_outage
 from tuner.errors import StudyError
-from tuner.study import Study, stored_study
+from tuner.study import Study, defined, is_ours
 from tuner.web.answers import TITLES, answer
 from tuner.web.gate import USER, Lock, cookie_name
 from tuner.web.users import ANYBODY, User
@@ -63,9 +63,9 @@ class Service:
         except KeyError:
             abort(404, "There is no such study.")
         found = optuna.load_study(study_name=name, storage=self.storage)
-        if "study" not in found.user_attrs:
+        if not is_ours(found.user_attrs):
             abort(404, "This study was not made by the tuner.")
-        return found, stored_study(found.user_attrs["study"])
+        return found, defined(found)
 
 
 def _service() -> Service:
