@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from models.distributed import ALONE, Team
+from models.network import remembers
 
 WARM_UP = 256
 """Tokens a recurrent model reads before its predictions count; more changes the score by less than seed noise."""
@@ -58,14 +59,15 @@ def evaluate(
     """Scores every token of a held-out text, deterministically and with context.
 
     A model that carries its state reads the text in parallel lanes, each warmed up on what stands before
-    it; any other reads windows of `window` tokens that overlap by half, of which the second half counts.
+    it; any other, and one that returns no state, reads windows of `window` tokens that overlap by half, of which the
+    second half counts.
     The processes of a team share the lanes or windows out among them. With `every` above 1 only every so manyth
     lane or window is read, and its bytes are taken to be as many for a token as those of the whole text.
     """
     was_training = model.training
     model.eval()
     device = next(model.parameters()).device
-    if getattr(model, "carries_state", False):
+    if remembers(model):
         lanes = min(max(len(text.tokens) // LANE, 1), 64)
         read, rows = _read_lanes, _rows(text, -(-len(text.tokens) // lanes), WARM_UP, every, device)
     else:

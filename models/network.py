@@ -31,13 +31,51 @@ class Generator(nn.Module):
     """What every generator obeys: forward(tokens (B, T) int64, state) -> logits (B, T, V), state.
 
     `carries_state` says how it is trained: True on contiguous streams whose state goes from one step to
-    the next, False on independent windows of `sequence_length` tokens.
+    the next, False on independent windows of `sequence_length` tokens. One that returns None as its state
+    remembers nothing: at each step it is given its last `sequence_length` tokens again.
     """
 
     carries_state: bool = False
 
     def forward(self, tokens: Tensor, state: State = None) -> tuple[Tensor, State]:
         raise NotImplementedError
+
+
+class Window(NamedTuple):
+    """Stands for the state of a generator that returns none: the tokens (B, T) that it is given again."""
+
+    tokens: Tensor
+
+
+def read_start(model: nn.Module, tokens: Tensor, window: int) -> tuple[Tensor, State]:
+    """Reads the start of texts (B, T), T >= 1; returns logits that end with those of the next token, and the state.
+
+    A generator that does not carry its state is given at most `window` tokens at a time, as in training.
+    """
+    first = tokens if getattr(model, "carries_state", False) else tokens[:, :window]
+    logits, state = model(first, None)
+    if first.size(1) == tokens.size(1):
+        return logits, Window(tokens[:, -window:]) if state is None else state
+    if state is None:
+        return read_on(model, tokens[:, window:], Window(first), window)
+    return cast(tuple[Tensor, State], model(tokens[:, window:], state))
+
+
+def read_on(model: nn.Module, tokens: Tensor, state: State, window: int) -> tuple[Tensor, State]:
+    """Reads on in texts, from the state that `read_start` or `read_on` returned."""
+    if not isinstance(state, Window):
+        return cast(tuple[Tensor, State], model(tokens, state))
+    told = torch.cat([state.tokens, tokens], dim=1)[:, -window:]
+    return model(told, None)[0], Window(told)
+
+
+@torch.no_grad()
+def remembers(model: nn.Module) -> bool:
+    """Whether a generator's state is carried on: it says so, and returns one. It must be in the mode `eval`."""
+    if not getattr(model, "carries_state", False):
+        return False
+    token = torch.zeros(1, 1, dtype=torch.int64, device=next(model.parameters()).device)
+    return model(token, None)[1] is not None
 
 
 class Head(nn.Module):

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from models.checkpoint import batch_dimensions, filled, flat
 from models.config import Config
 from models.errors import ConfigError
-from models.network import State
+from models.network import State, Window, read_on, read_start
 from models.tokenizers import Tokenizer
 
 BLANK = -1
@@ -88,13 +88,17 @@ def generate_batch(
 
 
 class Decodings(NamedTuple):
-    """The decoding parameters of each text of a batch, each (B, 1), or None where no text has one."""
+    """The decoding parameters of each text of a batch, each (B, 1), or None where no text has one.
+
+    `sequence_length` is how many tokens a generator without a state is given at each step.
+    """
 
     temperature: Tensor
     top_k: Tensor | None
     top_p: Tensor | None
     min_p: Tensor | None
     repetition_penalty: Tensor | None
+    sequence_length: int
 
     @classmethod
     def of(cls, configs: Sequence[Config], texts: int, device: torch.device) -> Decodings:
@@ -114,6 +118,7 @@ class Decodings(NamedTuple):
             column("top_p", 1.0),
             column("min_p", 0.0),
             column("repetition_penalty", 1.0),
+            configs[0].sequence_length,
         )
 
 
@@ -122,14 +127,14 @@ def write(model: nn.Module, told: Tensor, begun: Tensor, uniforms: Tensor, how: 
     """Yields the tokens (B,) at each place of texts that `told` (B, T) begins, drawn where that is BLANK.
 
     Text k begins with `begun[k]` tokens that are told. `uniforms` (B, L), numbers from 0 to 1, decide the draws: that
-    of column n the n-th of a text.
+    of column n the n-th of a text. A generator without a state is given the last `sequence_length` tokens at each step.
     """
     model.eval()
     device = device_of(model)
     told, uniforms = told.to(device), uniforms.to(device)
     shared = int(begun.min())
     yield from told[:, :shared].unbind(1)
-    logits, state = model(told[:, :shared], None)
+    logits, state = read_start(model, told[:, :shared], how.sequence_length)
     turn = torch.arange(told.size(1)) - begun[:, None]  # of each place, the number of its draw
     uniforms = uniforms.gather(1, turn.clamp(0, uniforms.size(1) - 1).to(device))
     longest = int(begun.max())
@@ -142,7 +147,7 @@ def write(model: nn.Module, told: Tensor, begun: Tensor, uniforms: Tensor, how: 
             token = torch.where(told[:, place] == BLANK, token, told[:, place])
         yield token
         if place + 1 < told.size(1):
-            logits, state = model(token[:, None], state)
+            logits, state = read_on(model, token[:, None], state, how.sequence_length)
         if seen is not None:
             seen.scatter_(1, token[:, None], True)
 
@@ -216,7 +221,8 @@ def beam_search(
     if beams < 1:
         raise ConfigError(f"beams {beams}: follow at least one")
     start = _start(tokenizer, prompt)
-    best = beam_tokens(model, start, length, beams, length_penalty, tokenizer.end_of_text, config.repetition_penalty)
+    penalty, window = config.repetition_penalty, config.sequence_length
+    best = beam_tokens(model, start, length, beams, length_penalty, tokenizer.end_of_text, penalty, window)
     return "".join(_until(stop, _pieces(tokenizer, best)))
 
 
@@ -229,13 +235,14 @@ def beam_tokens(
     length_penalty: float,
     end: int,
     repetition_penalty: float = 1.0,
+    window: int = Config.model_fields["sequence_length"].default,
 ) -> list[int]:
     """Returns the tokens of `beam_search`; those of an ended text have `end` last."""
     model.eval()
     device = device_of(model)
     dimensions = batch_dimensions(model, device)
     read = torch.tensor([prompt], device=device)
-    logits, state = model(read, None)
+    logits, state = read_start(model, read, window)
     scores = torch.zeros(1, device=device)
     texts = torch.empty(1, 0, dtype=torch.int64, device=device)
     ended: list[tuple[float, list[int]]] = []
@@ -255,13 +262,15 @@ def beam_tokens(
         ended = sorted(ended, key=lambda one: -one[0])[:beams]
         if count == length or not len(going) or _settled(ended, float(scores[0]), count, length, beams, length_penalty):
             break
-        logits, state = model(texts[:, -1:], _rows(state, dimensions, rows))
+        logits, state = read_on(model, texts[:, -1:], _rows(state, dimensions, rows), window)
     ended += [(float(score) / count**length_penalty, text) for score, text in zip(scores, texts.tolist(), strict=True)]
     return max(ended, key=lambda one: one[0])[1]
 
 
 def _rows(state: State, dimensions: list[int | None], rows: Tensor) -> State:
     """Returns the state of some of the texts, in this order and as often as named."""
+    if isinstance(state, Window):
+        return Window(state.tokens[rows])
     places = zip(flat(state), dimensions, strict=True)
     return filled(state, (tensor if place is None else tensor.index_select(place, rows) for tensor, place in places))
 

@@ -172,7 +172,8 @@ class Objective:
         times = [time.perf_counter()]
         blank = torch.full((1, 1 + TIMED_TOKENS), BLANK)
         blank[0, 0] = corpus.tokenizer.end_of_text
-        for _ in write(model, blank, torch.ones(1, dtype=torch.int64), uniforms(0, 1, TIMED_TOKENS), Config()):
+        plain = Config(sequence_length=config.sequence_length)
+        for _ in write(model, blank, torch.ones(1, dtype=torch.int64), uniforms(0, 1, TIMED_TOKENS), plain):
             times.append(time.perf_counter())
         return 1000 * statistics.median(after - before for before, after in pairwise(times))
 

@@ -34,7 +34,7 @@ class Guess(nn.Module):
     def forward(self, tokens: Tensor, state: Any = None) -> tuple[Tensor, Any]:
         assert not self.training
         self.calls.append(tuple(tokens.shape))
-        return self.table[tokens], state
+        return self.table[tokens], tokens[:, -1:] if self.carries_state else None
 
 
 def held_out(before: int, length: int, seed: int = 0) -> HeldOut:
@@ -220,3 +220,31 @@ def test_a_hopeless_score_is_a_score() -> None:
     score = Score.of(nats=1e6, tokens=1000, text_bytes=1000)
     assert score.perplexity == math.inf
     assert score.bits_per_byte == pytest.approx(1000 / math.log(2))
+
+
+# A generator without a state.
+
+
+class Second(nn.Module):
+    """Predicts each token from the two before it, by a table, and remembers nothing."""
+
+    def __init__(self, carries_state: bool) -> None:
+        super().__init__()
+        self.carries_state = carries_state
+        self.table = nn.Parameter(torch.randn(V, V, V, generator=torch.Generator().manual_seed(2)))
+
+    def forward(self, tokens: Tensor, state: None = None) -> tuple[Tensor, None]:
+        assert state is None
+        before = nn.functional.pad(tokens[:, :-1], (1, 0))
+        return self.table[before, tokens], None
+
+
+@pytest.mark.parametrize("carries_state", [False, True])
+@pytest.mark.parametrize("length", [50, 3 * LANE])
+def test_without_a_state_a_text_is_scored_as_it_would_be_written(carries_state: bool, length: int) -> None:
+    """Each token is predicted from what stands before it, wherever the text was cut to be read."""
+    model, text = Second(carries_state), held_out(300, length)
+    told = torch.from_numpy(np.concatenate([text.before, text.tokens]).astype(np.int64))[None, -length - 2 :]
+    following = model(told[:, :-1])[0][0, 1:].log_softmax(-1)
+    expected = -following.gather(1, told[0, 2:, None]).mean().item()
+    assert evaluate(model, text, V, 16).nats_per_token == pytest.approx(expected, rel=1e-5)

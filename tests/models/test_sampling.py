@@ -500,3 +500,64 @@ def test_beams_follow_a_state_of_any_shape(layers: int) -> None:
 def test_no_beams_are_refused(rhyme: EncodedCorpus) -> None:
     with pytest.raises(ConfigError, match="beams 0: follow at least one"):
         beam_search(recite("on", rhyme.tokenizer), rhyme.tokenizer, "", 3, Config(), beams=0)
+
+
+# Generators without a state.
+
+SEEN = 5
+
+
+class Mixture(nn.Module):
+    """Weighs all tokens that it is given, which must not be more than SEEN, and remembers nothing."""
+
+    def __init__(self, carries_state: bool, vocabulary: int = 4) -> None:
+        super().__init__()
+        self.carries_state = carries_state
+        self.table = nn.Parameter(2 * torch.randn(SEEN, vocabulary, vocabulary))
+
+    def forward(self, tokens: Tensor, state: None = None) -> tuple[Tensor, None]:
+        assert state is None
+        assert self.carries_state or tokens.size(1) <= SEEN
+        padded = nn.functional.pad(tokens, (SEEN - 1, 0), value=-1).unfold(1, SEEN, 1)
+        weighed = [
+            table[told] * (told >= 0)[..., None] for table, told in zip(self.table, padded.unbind(-1), strict=True)
+        ]
+        return torch.stack(weighed).sum(0), None
+
+
+def mixture(carries_state: bool, vocabulary: int = 4) -> Mixture:
+    torch.manual_seed(5)
+    return Mixture(carries_state, vocabulary).eval().requires_grad_(False)
+
+
+@pytest.mark.parametrize("carries_state", [False, True])
+@pytest.mark.parametrize("prompt", [[1], [1, 2, 3, 0], [0, 3, 1, 1, 2, 0, 3, 2, 1, 2, 3]])
+def test_a_generator_without_a_state_is_given_its_last_tokens_at_each_step(
+    carries_state: bool, prompt: list[int]
+) -> None:
+    model, text = mixture(carries_state), list(prompt)
+    for token in written(model, prompt, 30, Config(temperature=0, sequence_length=SEEN)):
+        logits, _ = model(torch.tensor([text[-SEEN:]]))
+        assert token == logits[0, -1].argmax()
+        text.append(token)
+
+
+def test_texts_without_a_state_are_written_together_as_alone(rhyme: EncodedCorpus) -> None:
+    model = mixture(False, rhyme.tokenizer.vocabulary_size)
+    config = Config(temperature=0, sequence_length=SEEN)
+    together = generate_batch(model, rhyme.tokenizer, PROMPTS, 40, config)
+    assert together == [generate(model, rhyme.tokenizer, prompt, 40, config) for prompt in PROMPTS]
+
+
+@pytest.mark.parametrize("prompt", [[0], [2, 0, 1, 3, 1, 0, 2]])
+def test_beams_find_the_best_text_without_a_state(prompt: list[int]) -> None:
+    model = mixture(False)
+
+    def score(text: tuple[int, ...]) -> float:
+        told = [*prompt, *text]
+        places = range(len(prompt), len(told))
+        following = [model(torch.tensor([told[max(0, place - SEEN) : place]]))[0][0, -1] for place in places]
+        return float(sum(one.log_softmax(-1)[token] for one, token in zip(following, text, strict=True)))
+
+    best = max(itertools.product(range(4), repeat=4), key=score)
+    assert beam_tokens(model, prompt, 4, 256, 0.0, end=99, window=SEEN) == list(best)
