@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+import math
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 SCHEMA = 1
 """The version of the files that hold a recipe or a study, `schema` in them. It grows when an old reader would err."""
 
 ARCHITECTURES = ("rnn", "lstm", "gru", "transformer")
+
+OWN = "own."
+"""Stands before the name of a parameter of one's own class where all parameters have single names."""
 
 
 class _Strict(BaseModel):
@@ -36,6 +50,9 @@ class Config(_Strict):
         2048, "Entries the word or byte-pair tokenizer may learn.", "tokens", ge=300, le=1_000_000
     )
     architecture: str = _knob("lstm", "rnn, lstm, gru, transformer, or your own as package.module:Class.")
+    own: dict[str, bool | int | float | str | None] = _knob(
+        {}, "Parameters of your own class, by name: keyword arguments of its constructor."
+    )
     layers: int = _knob(1, "Recurrent layers or transformer blocks.", ge=1, le=128)
     hidden_size: int = _knob(256, "Width of the hidden state.", "units", ge=1, le=65536)
     embedding_size: int | None = _knob(
@@ -105,6 +122,27 @@ class Config(_Strict):
             raise ValueError(f"is none of {', '.join(ARCHITECTURES)}, nor of the form package.module:Class")
         return value
 
+    @field_validator("own", mode="before")
+    @classmethod
+    def _known_own(cls, value: Any) -> Any:
+        problems = [f"{name}: {what}" if name else what for name, what in own_problems(value)]
+        if problems:
+            raise ValueError("; ".join(problems))
+        return value
+
+    @model_validator(mode="after")
+    def _own_has_a_class(self) -> Self:
+        if self.own and self.architecture in ARCHITECTURES:
+            raise ValueError(
+                f"own: is for a class of your own as architecture; {self.architecture} takes nothing of it"
+            )
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_empty_own(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # A file without parameters of one's own is the same as before there were any.
+        return {name: value for name, value in handler(self).items() if name != "own" or value}
+
     @model_validator(mode="after")
     def _heads_divide(self) -> Self:
         problem = heads_problem(self.heads, self.hidden_size, self.positions)
@@ -124,6 +162,41 @@ def heads_problem(heads: int, hidden_size: int, positions: str) -> str | None:
     if hidden_size % 2:
         return f"hidden_size: {hidden_size} is odd; positions need an even one"
     return None
+
+
+def own_problems(own: Any) -> Iterator[tuple[str, str]]:
+    """Yields what is wrong with the parameters of one's own class: a name, or none for all of them, and what."""
+    if not isinstance(own, Mapping):
+        yield "", "should be a mapping: the names of your class's parameters, each with its value"
+        return
+    folded = [str(name).lower() for name in own]
+    for name, value in own.items():
+        if not re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", str(name)):
+            yield str(name), "is no name of an argument; use letters, digits and _"
+        elif folded.count(str(name).lower()) > 1:
+            yield str(name), "differs from another name in upper and lower case alone"
+        elif not (value is None or isinstance(value, bool | int | float | str)) or not _finite(value):
+            yield str(name), "should be a number, text, true, false or null"
+
+
+def _finite(value: Any) -> bool:
+    return not isinstance(value, float) or math.isfinite(value)
+
+
+def flat(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns parameters by single names: those of one's own class as `own.NAME`, in their place among the others."""
+    found: dict[str, Any] = {}
+    for name, value in parameters.items():
+        own = name == OWN.rstrip(".") and isinstance(value, Mapping)
+        found |= {f"{OWN}{part}": one for part, one in value.items()} if own else {name: value}
+    return found
+
+
+def nested(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns parameters as a `Config` has them, from their single names."""
+    own = {name.removeprefix(OWN): value for name, value in parameters.items() if name.startswith(OWN)}
+    others = {name: value for name, value in parameters.items() if not name.startswith(OWN)}
+    return others | ({"own": own} if own else {})
 
 
 DECODING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 import math
-import sys
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -16,6 +13,7 @@ from torch.nn import functional
 from models.config import ARCHITECTURES, Config
 from models.dropout import Dropout, dropped
 from models.errors import ConfigError
+from models.own import own_class, require_takes
 from models.recurrence import serves, unroll
 
 # Sizes are named once: B sequences, T tokens, C hidden units, V vocabulary entries, H heads.
@@ -297,34 +295,37 @@ class FeedForward(nn.Module):
 
 def build(config: Config, vocabulary_size: int) -> nn.Module:
     """Returns the untrained generator that `config` names, its weights drawn from torch's random state."""
-    return generator_class(config)(config, vocabulary_size)
+    return generator_class(config)(config, vocabulary_size, **config.own)
 
 
 def generator_class(config: Config) -> type[nn.Module]:
-    """Returns the class of `config`'s generator; raises ConfigError when one of the user's own cannot be found."""
+    """Returns the class of `config`'s generator.
+
+    Raises ConfigError when one of the user's own cannot be found, or does not take the parameters of its own.
+    """
     if config.architecture == "transformer":
         return Transformer
-    return Recurrent if config.architecture in ARCHITECTURES else _own_class(config.architecture)
+    if config.architecture in ARCHITECTURES:
+        return Recurrent
+    found = own_class(config.architecture)
+    require_takes(found, config.architecture, config.own)
+    return found
 
 
 def parameter_count(config: Config, vocabulary_size: int) -> int:
-    """Returns how many weights the generator has, without allocating them."""
-    with torch.device("meta"):
-        return sum(parameter.numel() for parameter in build(config, vocabulary_size).parameters())
-
-
-def _own_class(name: str) -> type[nn.Module]:
-    module, _, attribute = name.partition(":")
-    here = str(Path.cwd())
-    if here not in sys.path:  # an installed command does not look where its user stands; `python -m` does
-        sys.path.insert(0, here)
+    """Returns how many weights the generator has; those of a built-in one without allocating them."""
     try:
-        found = getattr(importlib.import_module(module), attribute)
-    except (ModuleNotFoundError, AttributeError) as error:
-        raise ConfigError(f"architecture {name}: {error}; looked in {here} and the installed packages") from error
-    if not (isinstance(found, type) and issubclass(found, nn.Module)):
-        raise ConfigError(f"architecture {name}: not a class derived from torch.nn.Module")
-    return found
+        with torch.device("meta"):
+            return _weights(build(config, vocabulary_size))
+    except Exception as error:
+        if config.architecture in ARCHITECTURES or isinstance(error, ConfigError):
+            raise
+        with torch.random.fork_rng(devices=[]):
+            return _weights(build(config, vocabulary_size))  # it looks at its weights, which are none there
+
+
+def _weights(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def _or(value: float | None, default: float) -> Any:

@@ -99,6 +99,7 @@ def _card(name: str, recipe: Recipe, corpus: EncodedCorpus, trained: Trained, pr
 def _sizes(recipe: Recipe, corpus: EncodedCorpus, trained: Trained) -> Iterator[Sequence[str]]:
     config, tensors = recipe.parameters, weights(trained.model)
     yield "architecture", config.architecture
+    yield from ((name, _code(str(value))) for name, value in config.own.items())
     yield "layers", f"{config.layers} of {config.hidden_size} units"
     if config.architecture == "transformer":
         yield "attention", f"{config.heads} heads, {config.positions} positions"

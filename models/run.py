@@ -18,13 +18,14 @@ from torch import nn
 from models import sampling, tokenizers
 from models.board import EVENTS, board, require_tensorboard
 from models.checkpoint import as_written, load_weights, weights, write_tensors
-from models.config import SCHEMA, Budget, Config, Recipe, resolve_path
+from models.config import ARCHITECTURES, SCHEMA, Budget, Config, Recipe, flat, resolve_path
 from models.corpus import EncodedCorpus, load_corpus, require_room
 from models.distributed import ALONE, FailedElsewhere, Team
 from models.errors import ChangedCorpusError, ConfigError, RunError
 from models.metrics import Score
 from models.network import build, generator_class
 from models.reader import dump, parse, read_text, require_schema, validate
+from models.rehearsal import rehearse
 from models.report import CARD, PICTURE, RESULT, SAMPLES, write_report
 from models.tokenizers import Tokenizer
 from models.training import Diverged, Evaluation, Trained, Training, train, usable_device
@@ -125,6 +126,8 @@ def _checked(recipe: Recipe, device: str, allow_changed_corpus: bool, tensorboar
         require_tensorboard()
     corpus = _corpus(recipe, allow_changed_corpus)
     require_room(corpus, recipe.parameters.batch_size, recipe.parameters.sequence_length)
+    if recipe.parameters.architecture not in ARCHITECTURES:
+        rehearse(recipe.parameters, corpus.tokenizer.vocabulary_size)
     return corpus
 
 
@@ -294,7 +297,7 @@ def require_same(folder: Path, recipe: Recipe) -> None:
     """Raises RunError unless the folder holds this very run."""
     begun = read_recipe(folder / CONFIG)
     before, now = _identity(begun), _identity(recipe)
-    differing = [name for name in now if now[name] != before[name]]
+    differing = [name for name in now | before if now.get(name) != before.get(name)]
     if begun.trial != recipe.trial:
         differing.append(f"budget ({_as_options(begun.trial)})")
     if differing:
@@ -304,7 +307,7 @@ def require_same(folder: Path, recipe: Recipe) -> None:
 
 
 def _identity(recipe: Recipe) -> dict[str, Any]:
-    return {**dict(recipe.parameters), "corpus": recipe.corpus.fingerprint, "split": recipe.corpus.split}
+    return {**flat(dict(recipe.parameters)), "corpus": recipe.corpus.fingerprint, "split": recipe.corpus.split}
 
 
 def _as_options(budget: Budget) -> str:

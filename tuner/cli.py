@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from dataclasses import fields
 from functools import partial, wraps
 from importlib import resources
@@ -324,7 +325,9 @@ def pace() -> None:
     """One worker of the measurement of --per-device auto."""
     from tuner.packing import pace as pace_on
 
-    pace_on(sys.stdin.readline, click.echo)
+    tell = partial(click.echo, file=sys.stdout)
+    with redirect_stdout(sys.stderr):  # what a generator of the user's own prints is no answer
+        pace_on(sys.stdin.readline, tell)
 
 
 @commands.command()

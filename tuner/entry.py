@@ -9,7 +9,7 @@ import optuna
 from optuna.storages import RDBStorage
 from optuna.study import StudyDirection
 
-from models.config import ARCHITECTURES, Config
+from models.config import Config, flat
 from models.corpus import load_corpus, require_room
 from tuner.errors import StudyError
 from tuner.ledger import RUNNING, Ledger, make_tables, transaction
@@ -17,6 +17,8 @@ from tuner.steering import queue
 from tuner.study import Study, defined, differences, is_ours
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from models.corpus import EncodedCorpus
 
 
@@ -53,7 +55,7 @@ def _entered(storage: RDBStorage, study: Study, fingerprint: str) -> optuna.Stud
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             found.set_metric_names(study.objectives)  # what the dashboard writes at its axes
         for values in study.start:
-            queue(found, values, {"start": True})
+            queue(found, flat(values), {"start": True})
     ledger.set_state(RUNNING)
     found.set_user_attr("fingerprint", fingerprint)
     found.set_user_attr("study", study.stored())
@@ -62,18 +64,30 @@ def _entered(storage: RDBStorage, study: Study, fingerprint: str) -> optuna.Stud
 
 def require_sound(study: Study) -> EncodedCorpus:
     """Returns the study's text; raises ConfigError or CorpusError when it or a generator is not as it should be."""
-    _require_generators(study)
-    return _first_corpus(study)
+    own = {name: study.space.examples(name) for name in study.space.own_architectures}
+    for name, examples in own.items():
+        _require_classes(name, examples)
+    corpus = _first_corpus(study)
+    for examples in own.values():
+        _rehearse(examples, corpus.tokenizer.vocabulary_size)
+    return corpus
 
 
-def _require_generators(study: Study) -> None:
-    """Raises ConfigError when a generator of the user's own cannot be found; only for those is torch imported."""
-    searched = study.space.searched.get("architecture")
-    for name in searched.values() if searched else [study.space.fixed.get("architecture", ARCHITECTURES[0])]:
-        if name not in ARCHITECTURES:
-            from models.network import generator_class
+def _require_classes(name: str, examples: Sequence[Config]) -> None:
+    """Raises ConfigError when a class of the user's own cannot be found; only for those is torch imported."""
+    from models.network import generator_class
+    from models.own import own_class
 
-            generator_class(Config(architecture=str(name)))
+    own_class(name)
+    for config in examples:
+        generator_class(config)
+
+
+def _rehearse(examples: Sequence[Config], vocabulary_size: int) -> None:
+    from models.rehearsal import rehearse
+
+    for config in examples:
+        rehearse(config, vocabulary_size)
 
 
 def _first_corpus(study: Study) -> EncodedCorpus:

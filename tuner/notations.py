@@ -6,7 +6,7 @@ import json
 import shlex
 from typing import Any
 
-from models.config import SCHEMA, Recipe
+from models.config import SCHEMA, Recipe, flat
 from models.reader import dump
 
 NOTATIONS = {"yaml": ".yaml", "json": ".json", "flags": ".flags", "env": ".env"}
@@ -50,7 +50,10 @@ def _values(recipe: Recipe) -> dict[str, Any]:
 def _settings(recipe: Recipe) -> dict[str, Any]:
     """What a training must be told, beside its text."""
     budget = recipe.trial.model_dump(include={"tokens", "seconds"})
-    return {**recipe.parameters.model_dump(mode="json"), **budget, "threads": recipe.threads}
+    parameters = {
+        name.replace(".", "_"): value for name, value in flat(recipe.parameters.model_dump(mode="json")).items()
+    }
+    return {**parameters, **budget, "threads": recipe.threads}
 
 
 def _flag(name: str) -> str:

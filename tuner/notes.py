@@ -11,7 +11,7 @@ from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
-from models.config import Config
+from models.config import Config, flat
 from models.markdown import code, fenced
 from tuner.confirmation import lines
 from tuner.report import Row, activity, configured, counted, duration, excess, front, quality
@@ -119,7 +119,7 @@ def _facts(facts: dict[str, Any]) -> list[str]:
 
 
 def _configuration(trial: FrozenTrial) -> list[str]:
-    whole = trial.user_attrs.get("configuration", {})
+    whole = flat(trial.user_attrs.get("configuration", {}))
     searched = trial.params
     fixed = {name: value for name, value in whole.items() if name not in searched and value != USUAL.get(name)}
     rows = [(code(_value(name)), code(_value(value)), "searched") for name, value in searched.items()]

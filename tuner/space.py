@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
-from models.config import DECODING, Config, heads_problem
+from models.config import ARCHITECTURES, DECODING, OWN, Config, flat, heads_problem, nested, own_problems
 from models.reader import Problem, nearest
 
 if TYPE_CHECKING:
@@ -122,7 +122,10 @@ _SEARCHED: TypeAdapter[Searched] = TypeAdapter(Annotated[Searched, Field(discrim
 
 @dataclass(frozen=True)
 class Space:
-    """The parameters of a study: those with a value and those with a range, each after what it depends on."""
+    """The parameters of a study: those with a value and those with a range, each after what it depends on.
+
+    Those of one's own class are named `own.NAME`, and count only when the architecture is one's own.
+    """
 
     fixed: dict[str, Value]
     searched: dict[str, Searched]
@@ -130,6 +133,7 @@ class Space:
     @classmethod
     def of(cls, parameters: Mapping[str, Any]) -> Space:
         """Returns the space that a study file's `parameters` describe; they must be without problems."""
+        parameters = flat(parameters)
         searched = {name: _SEARCHED.validate_python(value) for name, value in parameters.items() if is_searched(value)}
         fixed = {name: value for name, value in parameters.items() if name not in searched}
         return cls(fixed, {name: searched[name] for name in _ordered(searched)})
@@ -153,13 +157,62 @@ class Space:
         """Returns the configuration of a trial, its searched values proposed by the study's sampler."""
         values = dict(self.fixed)
         for name, searched in self.trained.items():
-            if self.counts(searched, values):
+            if self.counts(name, values):
                 values[name] = _suggest(trial, name, searched)
-        return Config.model_validate(values)
+        return self.config(values)
 
-    def counts(self, searched: Searched, values: Mapping[str, Value]) -> bool:
-        """Whether every condition of a parameter holds."""
-        return all(values.get(name, _default(name)) in _listed(wanted) for name, wanted in searched.when.items())
+    def counts(self, name: str, values: Mapping[str, Value]) -> bool:
+        """Whether a searched parameter counts beside the values of others: every condition of it holds."""
+        if name.startswith(OWN) and not _is_own(values):
+            return False
+        return all(_has(values, other, _listed(wanted)) for other, wanted in self.searched[name].when.items())
+
+    def config(self, values: Mapping[str, Value]) -> Config:
+        """Returns the configuration of these values; those of one's own class are left out of other architectures."""
+        own = _is_own(values)
+        return Config.model_validate(
+            nested({name: value for name, value in values.items() if own or not name.startswith(OWN)})
+        )
+
+    @property
+    def own_architectures(self) -> list[str]:
+        """The classes of one's own that a trial may have as its architecture."""
+        searched = self.searched.get("architecture")
+        listed = searched.values() if searched else [self.fixed.get("architecture", _default("architecture"))]
+        return [str(name) for name in listed if name not in ARCHITECTURES]
+
+    def examples(self, architecture: str) -> list[Config]:
+        """Returns small configurations of one's own class, in which each of its parameters has each end of its range.
+
+        Each other parameter has the first value of its range.
+        """
+        wanted: list[dict[str, Value]] = [{}]
+        for name, searched in self.trained.items():
+            ends = _ends(searched) if name.startswith(OWN) else []
+            wanted += [self._conditions(name) | {name: value} for value in ends]
+        chosen = self._conditions("architecture") | {"architecture": architecture}
+        found: list[Config] = []
+        for one in (each | chosen for each in wanted):
+            values = self._example(one)
+            if all(_has(values, name, [value]) for name, value in one.items()):
+                config = self.config(values)
+                found += [config] if config not in found else []
+        return found
+
+    def _example(self, wanted: Mapping[str, Value]) -> dict[str, Value]:
+        values = dict(self.fixed)
+        for name, searched in self.trained.items():
+            if self.counts(name, values):
+                values[name] = wanted.get(name, _ends(searched)[0])
+        return values
+
+    def _conditions(self, name: str) -> dict[str, Value]:
+        """Values of other searched parameters beside which one counts."""
+        found: dict[str, Value] = {}
+        for other, wanted in self.searched[name].when.items() if name in self.searched else ():
+            if other in self.trained:
+                found |= self._conditions(other) | {other: _listed(wanted)[0]}
+        return found
 
 
 def chosen_problem(space: Space, name: str, value: Any) -> str | None:
@@ -192,8 +245,30 @@ def is_searched(value: Any) -> bool:
 
 def problems_of(parameters: Mapping[str, Any]) -> Iterator[Problem]:
     """Yields what is wrong with the `parameters` of a study file."""
+    for (name, *place), what in _problems(parameters):
+        yield (*place_of(str(name)), *place), what
+
+
+def place_of(name: str) -> tuple[str, ...]:
+    """Returns where a parameter stands among those of a study file."""
+    return ("own", name.removeprefix(OWN)) if name.startswith(OWN) else (name,)
+
+
+def _problems(parameters: Mapping[str, Any]) -> Iterator[Problem]:
+    """Yields what is wrong, each with a parameter's single name first."""
+    given = parameters.get("own", {})
+    if not isinstance(given, Mapping):
+        yield from ((("own",), what) for _, what in own_problems(given))
+        return
+    written = next((name for name in parameters if name.startswith(OWN)), None)
+    if written is not None:
+        yield (written,), f"write it as own: {{{written.removeprefix(OWN)}: ...}}"
+        return
+    unnamed = [((f"{OWN}{name}",), what) for name, what in own_problems(dict.fromkeys(given))]
+    yield from unnamed
+    parameters = flat(parameters)
     sound: dict[str, Searched] = {}
-    found = False
+    found = bool(unnamed)
     for name, value in parameters.items():
         problems = list(_parameter_problems(name, value))
         found = found or bool(problems)
@@ -205,11 +280,14 @@ def problems_of(parameters: Mapping[str, Any]) -> Iterator[Problem]:
         found = found or bool(problems)
         yield from problems
     if not found:
-        yield from _combination_problems(Space.of(parameters))
+        space = Space.of(parameters)
+        yield from _combination_problems(space)
+        if given and not space.own_architectures:
+            yield ("own",), "is for a class of your own as architecture, package.module:Class; there is none"
 
 
 def _parameter_problems(name: str, value: Any) -> Iterator[Problem]:
-    if name not in Config.model_fields:
+    if name not in Config.model_fields and not name.startswith(OWN):
         yield (name,), f"unknown parameter{nearest(name, Config.model_fields)}"
     elif not is_searched(value):
         yield from (((name,), what) for what in _value_problems(name, value))
@@ -241,6 +319,9 @@ def _range_problem(name: str, value: Mapping[str, Any], error: Any) -> Problem:
 
 
 def _value_problems(name: str, value: Value) -> Iterator[str]:
+    if name.startswith(OWN):
+        yield from (what for _, what in own_problems({name.removeprefix(OWN): value}))
+        return
     try:
         Config.model_validate({name: value})
     except ValidationError as error:
@@ -257,8 +338,9 @@ def _condition_problems(
         yield (name, "when"), "is chosen after training, for every trial; leave when out"
     for other, wanted in searched.when.items():
         place = (name, "when", other)
-        if other not in Config.model_fields:
-            yield place, f"unknown parameter{nearest(other, Config.model_fields)}"
+        if other not in parameters and (other == "own" or other not in Config.model_fields):
+            own = [name for name in parameters if name.startswith(OWN)]
+            yield place, f"unknown parameter{nearest(other, [*Config.model_fields, *own])}"
         elif other in DECODING:
             yield place, "is chosen after training, so nothing can depend on it"
         elif _depends(other, name, sound):
@@ -297,7 +379,7 @@ def _ordered(searched: Mapping[str, Searched]) -> list[str]:
     order: list[str] = []
 
     def visit(name: str) -> None:
-        for other in searched[name].when:
+        for other in _looked_at(name, searched):
             if other in searched and other not in order:
                 visit(other)
         if name not in order:
@@ -308,10 +390,31 @@ def _ordered(searched: Mapping[str, Searched]) -> list[str]:
     return order
 
 
+def _looked_at(name: str, searched: Mapping[str, Searched]) -> list[str]:
+    """The parameters that decide whether one counts."""
+    return [*searched[name].when, *(["architecture"] if name.startswith(OWN) else [])]
+
+
+def _is_own(values: Mapping[str, Value]) -> bool:
+    return values.get("architecture", _default("architecture")) not in ARCHITECTURES
+
+
+def _has(values: Mapping[str, Value], name: str, wanted: list[Value]) -> bool:
+    """Whether a parameter has one of these values; one of a class of one's own has none by default."""
+    if name.startswith(OWN):
+        return _is_own(values) and name in values and values[name] in wanted
+    return values.get(name, _default(name)) in wanted
+
+
+def _ends(searched: Searched) -> list[Value]:
+    """The values of a range that are tried: all choices, or both ends."""
+    return searched.values() if isinstance(searched, Categorical) else [searched.low, searched.high]
+
+
 def _depends(name: str, on: str, searched: Mapping[str, Searched], seen: frozenset[str] = frozenset()) -> bool:
     if name == on:
         return True
-    others = searched[name].when if name in searched and name not in seen else {}
+    others = _looked_at(name, searched) if name in searched and name not in seen else []
     return any(_depends(other, on, searched, seen | {name}) for other in others)
 
 

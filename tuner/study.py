@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from ruamel.yaml.comments import CommentedMap
 
-from models.config import SCHEMA, Budget, Corpus, resolve_path
+from models.config import SCHEMA, Budget, Corpus, flat, resolve_path
 from models.reader import Problem, dump, parse, read_text, require_schema, validate
 from tuner import search
 from tuner.errors import StudyError
 from tuner.limits import Limits
-from tuner.space import Space, chosen_problem, problems_of
+from tuner.space import Space, chosen_problem, place_of, problems_of
 
 if TYPE_CHECKING:
     import optuna
@@ -251,10 +251,10 @@ def _two_objectives_problems(values: dict[str, Any]) -> Iterator[Problem]:
 
 def _start_problems(space: Space, start: Any) -> Iterator[Problem]:
     for index, values in enumerate(start if isinstance(start, list) else []):
-        for name, value in values.items() if isinstance(values, dict) else ():
+        for name, value in flat(values).items() if isinstance(values, dict) else ():
             problem = chosen_problem(space, name, value)
             if problem is not None:
-                yield ("start", index, name), problem
+                yield ("start", index, *place_of(name)), problem
 
 
 def _budget_problems(space: Space, tokens: Any, rungs: Any) -> Iterator[Problem]:
