@@ -84,9 +84,8 @@ def blamed(what: str) -> Iterator[None]:
         raise ConfigError(f"{what} ends Python{_place(error)}, with sys.exit({error.code!r})") from error
     except Exception as error:
         said = " ".join(str(error).split())[:LONGEST]
-        raise ConfigError(
-            f"{what}{_place(error)} raises {type(error).__name__}{f': {said}' if said else ''}"
-        ) from error
+        told = f": {said}" if said else ""
+        raise ConfigError(f"{what} raises {type(error).__name__}{_place(error)}{told}") from error
 
 
 def _module(name: str, module: str) -> ModuleType:
