@@ -19,7 +19,7 @@ import click
 
 from models import __main__ as single
 from models.errors import UserError
-from tuner.errors import StudyError, WorkerError
+from tuner.errors import StorageError, StudyError, WorkerError
 from tuner.places import Crew, Places
 
 if TYPE_CHECKING:
@@ -621,17 +621,33 @@ def enqueue(opened: RDBStorage, found: optuna.Study, study: Study, assignments: 
 
 @commands.command()
 @click.argument("study_file", metavar="STUDY.yaml")
+@_database
 @_corpus
-def check(study_file: str, corpus_path: Path | None) -> None:
-    """Read a study file and its corpus, and say all that is wrong with them."""
+def check(study_file: str, places: Places, corpus_path: Path | None) -> None:
+    """Read a study file and its corpus, and say all that is wrong with them.
+
+    A class of your own is made and stepped once. If there is a database, a study of that name in it is compared.
+    """
     from tuner.entry import require_sound
     from tuner.study import read_study
 
     path = _study_path(study_file)
     study = _changed(read_study(path), corpus_path, None, None)
-    require_sound(study)
+    _compare(places, study, require_sound(study).fingerprint)
     searched, fixed = len(study.space.searched), len(study.space.fixed)
     click.echo(f"{path}: fine; study {study.name} searches {searched} parameters and fixes {fixed}")
+
+
+def _compare(places: Places, study: Study, fingerprint: str) -> None:
+    """Raises StudyError as `run` would when the study in the database is another; says when it cannot be reached."""
+    from tuner.entry import require_unchanged
+
+    try:
+        with places.existing() as opened:
+            if opened is not None:
+                require_unchanged(opened, study, fingerprint)
+    except StorageError as error:
+        click.echo(f"Not compared with the studies that there are: {error}", err=True)
 
 
 _secret = partial(click.option, type=click.Path(path_type=Path))

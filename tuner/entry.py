@@ -36,7 +36,28 @@ def enter(storage: RDBStorage, study: Study) -> optuna.Study:
 def _entered(storage: RDBStorage, study: Study, fingerprint: str) -> optuna.Study:
     directions = [StudyDirection.MINIMIZE] * len(study.objectives)
     found = optuna.create_study(study_name=study.name, storage=storage, directions=directions, load_if_exists=True)
-    before = found.user_attrs.get("study")
+    _require_same(found, study, fingerprint)
+    ledger = Ledger(storage, found._study_id)
+    if ledger.open():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            found.set_metric_names(study.objectives)  # what the dashboard writes at its axes
+        for values in study.start:
+            queue(found, flat(values), {"start": True})
+    ledger.set_state(RUNNING)
+    found.set_user_attr("fingerprint", fingerprint)
+    found.set_user_attr("study", study.stored())
+    return found
+
+
+def require_unchanged(storage: RDBStorage, study: Study, fingerprint: str) -> None:
+    """Raises StudyError when another study of that name is in the database, as `enter` would; writes nothing."""
+    if study.name in optuna.get_all_study_names(storage):
+        _require_same(optuna.load_study(study_name=study.name, storage=storage), study, fingerprint)
+
+
+def _require_same(found: optuna.Study, study: Study, fingerprint: str) -> None:
+    before, directions = found.user_attrs.get("study"), [StudyDirection.MINIMIZE] * len(study.objectives)
     fresh = before is None and found.directions == directions and not found.get_trials(deepcopy=False)
     if not fresh and not is_ours(found.user_attrs):
         raise StudyError(f"study {study.name} in this database was not made by the tuner; give yours another name")
@@ -49,17 +70,6 @@ def _entered(storage: RDBStorage, study: Study, fingerprint: str) -> optuna.Stud
             + "\n  ".join(changes)
             + "\nGive the changed study another name, or change it back; only its budget may change."
         )
-    ledger = Ledger(storage, found._study_id)
-    if ledger.open():
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            found.set_metric_names(study.objectives)  # what the dashboard writes at its axes
-        for values in study.start:
-            queue(found, flat(values), {"start": True})
-    ledger.set_state(RUNNING)
-    found.set_user_attr("fingerprint", fingerprint)
-    found.set_user_attr("study", study.stored())
-    return found
 
 
 def require_sound(study: Study) -> EncodedCorpus:

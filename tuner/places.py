@@ -36,6 +36,14 @@ class Places:
         with open_storage(self.storage, self.data_folder) as opened:
             yield opened
 
+    @contextmanager
+    def existing(self) -> Iterator[RDBStorage | None]:
+        """The database, or None where there is none yet; makes nothing. Raises StorageError."""
+        from tuner.storage import open_existing
+
+        with open_existing(self.storage, self.data_folder) as opened:
+            yield opened
+
     def artifacts_of(self, study_name: str) -> Artifacts:
         """Returns a study's artifacts, wherever they are or will be. Raises WorkerError."""
         import platformdirs

@@ -1,5 +1,6 @@
 """Opens the Optuna storage in PostgreSQL, embedded or by URL; the only file that knows a URL."""
 
+import os
 import random
 import re
 import time
@@ -92,6 +93,26 @@ def open_storage(url: str | None, data_folder: Path | None = None) -> Iterator[R
         finally:
             storage.remove_session()
             storage.engine.dispose()
+
+
+@contextmanager
+def open_existing(url: str | None, data_folder: Path | None = None) -> Iterator[RDBStorage | None]:
+    """The storage as `open_storage` has it, or None where none was made yet. Raises StorageError."""
+    if not _exists(url, data_folder):
+        yield None
+        return
+    with open_storage(url, data_folder) as opened:
+        yield opened
+
+
+def _exists(url: str | None, data_folder: Path | None) -> bool:
+    if url is None:
+        return os.path.isdir((data_folder or default_folder()) / "cluster")  # False where we may not look
+    address = _parse(url)
+    settings = {key: value for key, value in CONNECTION.items() if key not in address.query}
+    engine = sqlalchemy.create_engine(address, connect_args=settings, poolclass=sqlalchemy.NullPool)
+    with _explaining(describe(url)), engine.connect() as connection:
+        return _is_created(connection)
 
 
 def describe(url: str | None, data_folder: Path | None = None) -> str:

@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import socket
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -231,6 +232,80 @@ def test_a_generator_that_is_not_there_is_refused(
     assert said.startswith("architecture missing:Net: No module named 'missing'; looked in ")
 
 
+STEPPED = """\
+from torch import nn
+
+class Mine(nn.Module):
+    def __init__(self, config, vocabulary_size, depth, activation="gelu"):
+        super().__init__()
+        self.activation = getattr(nn.functional, activation)
+        self.embedding = nn.Embedding(vocabulary_size, 8)
+        self.logits = nn.ModuleList(nn.Linear(8, 8) for _ in range(depth - 1)).append(nn.Linear(8, vocabulary_size))
+
+    def forward(self, tokens, state=None):
+        hidden = self.embedding(tokens)
+        for layer in self.logits:
+            hidden = layer(self.activation(hidden))
+        return hidden, None
+"""
+
+
+@pytest.mark.parametrize("command", ["run", "check"])
+@pytest.mark.parametrize(
+    ("source", "own", "message"),
+    [
+        (
+            "raise OSError('gone')\n",
+            "{depth: 1}",
+            r"architecture models:Mine: importing it raises OSError at .*models.py:1: gone",
+        ),
+        (STEPPED, "{depht: 1}", r"own.depht: architecture models:Mine takes no such parameter; did you mean depth\?"),
+        (
+            STEPPED,
+            "{activation: relu}",
+            r"architecture models:Mine: Mine needs depth; give it among the parameters as own: .*",
+        ),
+        (
+            STEPPED,
+            "{depth: {type: int, low: 1, high: 3}, activation: {type: categorical, choices: [relu, relo]}}",
+            r"architecture models:Mine: its __init__ raises AttributeError at .*models.py:6: .* no attribute .relo.",
+        ),
+        (
+            STEPPED.replace("hidden, None", "hidden"),
+            "{depth: 1}",
+            r"architecture models:Mine: its forward returns a Tensor; return \(logits, state\), .* \(with depth=1\)",
+        ),
+        (
+            STEPPED.replace("8, vocabulary_size)", "8, vocabulary_size - (depth > 2))"),
+            "{depth: {type: int, low: 1, high: 3}}",
+            r"architecture models:Mine: its logits have the shape .* \(with depth=3\)",
+        ),
+    ],
+)
+def test_a_generator_that_cannot_be_trained_is_refused_in_a_line(
+    refused: Callable[..., str],
+    study_file: Callable[..., str],
+    command: str,
+    source: str,
+    own: str,
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.delitem(sys.modules, "_own_models", raising=False)
+    Path("models.py").write_text(source)
+    path = study_file('  architecture: {type: categorical, choices: [lstm, "models:Mine"]}', f"  own: {own}")
+    assert re.fullmatch(message, refused(command, path))
+
+
+def test_a_study_without_a_generator_of_ones_own_is_checked_without_torch(
+    study_file: Callable[..., str], tuner: Command
+) -> None:
+    program = "import sys; from tuner.cli import main\ntry: main()\nfinally: print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program, "check", study_file()], capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "False", done
+
+
 def test_a_file_of_another_origin_in_the_way_is_refused_at_the_start(
     refused: Callable[..., str], study_file: Callable[..., str]
 ) -> None:
@@ -429,6 +504,37 @@ def test_a_shipped_study_is_found_from_any_folder(tuner: Command) -> None:
 def test_a_file_of_the_name_of_a_shipped_study_comes_first(tuner: Command, study_file: Callable[..., str]) -> None:
     os.rename(study_file(name="mine"), "quickstart")
     assert tuner("check", "quickstart").out == "quickstart: fine; study mine searches 2 parameters and fixes 2\n"
+
+
+def test_a_study_that_changed_since_it_began_is_found_by_a_check(
+    tuner: Command, refused: Callable[..., str], study_file: Callable[..., str], workers: Any
+) -> None:
+    path = study_file()
+    assert tuner("run", path).code == 0
+    assert tuner("check", path).code == 0
+    text = Path(path).read_text()
+    Path(path).write_text(text.replace("batch_size: 8", "batch_size: 4"))
+    said = refused("run", path, "--force")
+    assert "has changed since:\n  parameters.batch_size: was 8, is 4" in said
+    assert refused("check", path) == said
+
+
+def test_a_check_makes_no_database(
+    tuner: Command, study_file: Callable[..., str], tmp_path: Path, fresh_url: str
+) -> None:
+    path = study_file()
+    for place in (["--data-folder", tmp_path / "nothing"], ["--storage", fresh_url]):
+        assert tuner("check", path, *place).code == 0
+    assert not (tmp_path / "nothing").exists()
+    assert "No studies yet" in tuner("status", "--storage", fresh_url).out
+
+
+def test_a_check_goes_without_a_database_that_cannot_be_reached(tuner: Command, study_file: Callable[..., str]) -> None:
+    result = tuner("check", study_file(), "--storage", "postgresql://me:secret@127.0.0.1:1/studies")
+    assert (result.code, "fine; study" in result.out) == (0, True)
+    assert result.err.startswith(
+        "Not compared with the studies that there are: cannot open postgresql://me:***@127.0.0.1:1"
+    )
 
 
 def test_no_studies_yet(tuner: Command, fresh_url: str) -> None:
