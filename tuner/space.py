@@ -427,8 +427,8 @@ def _possible(name: str, value: Any, sound: Mapping[str, Searched]) -> list[Valu
 
 
 def _default(name: str) -> Value:
-    default: Value = Config.model_fields[name].default
-    return default
+    """The value that counts where none is given; the constructor of one's own class knows those of its own."""
+    return None if name.startswith(OWN) else Config.model_fields[name].default
 
 
 def _listed(wanted: Value | list[Value]) -> list[Value]:

@@ -54,7 +54,7 @@ class Fragile(nn.Module):
                 victim.write_text(self.mine)
             if victim.read_text() == self.mine:
                 self.break_down(Path("how").read_text())
-        while Path("hold").exists():
+        while self.training and self.steps > 1 and Path("hold").exists():
             time.sleep(0.01)
         hidden, state = self.recurrence(self.embedding(tokens), state)
         return self.logits(hidden), state

@@ -473,7 +473,7 @@ def blocks(language: str) -> list[str]:
 
 
 def test_the_generator_in_the_documents_works_as_they_say(here: Path) -> None:
-    (program,) = blocks("python")
+    program = blocks("python")[0]
     (here / "neighbours.py").write_text(program, encoding="utf-8")
     (here / "recipe.yaml").write_text(blocks("yaml")[0], encoding="utf-8")
     (shell,) = blocks("sh")
