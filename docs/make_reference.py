@@ -90,7 +90,8 @@ parameters:
 
 - The format is YAML 1.2, or JSON, which is a part of it: `1e-4` is a number, `2_000_000` too, `no` is text.
 - Unknown keys and impossible values are refused, all at once, each with its line and the nearest right word.
-  `tuner check FILE.yaml` does only that, and reads the text, too.
+  `tuner check FILE.yaml` does only that, reads the text, tries a class of your own, and says whether a study of that
+  name is in the database and another one.
 - A file in which everything is fixed is a study of one trial. An exported `best.yaml` is such a file.
 - `schema`, the version of the format, stands in files that programs wrote. A file without it is read as the newest.
 

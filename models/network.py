@@ -69,11 +69,15 @@ def read_on(model: nn.Module, tokens: Tensor, state: State, window: int) -> tupl
 
 @torch.no_grad()
 def remembers(model: nn.Module) -> bool:
-    """Whether a generator's state is carried on: it says so, and returns one. It must be in the mode `eval`."""
+    """Whether a generator's state is carried on: it says so, and returns one. Its mode is left as it was."""
     if not getattr(model, "carries_state", False):
         return False
+    was_training = model.training
+    model.eval()
     token = torch.zeros(1, 1, dtype=torch.int64, device=next(model.parameters()).device)
-    return model(token, None)[1] is not None
+    _, state = model(token, None)
+    model.train(was_training)
+    return state is not None
 
 
 class Head(nn.Module):
@@ -294,22 +298,21 @@ class FeedForward(nn.Module):
 
 
 def build(config: Config, vocabulary_size: int) -> nn.Module:
-    """Returns the untrained generator that `config` names, its weights drawn from torch's random state."""
-    return generator_class(config)(config, vocabulary_size, **config.own)
-
-
-def generator_class(config: Config) -> type[nn.Module]:
-    """Returns the class of `config`'s generator.
+    """Returns the untrained generator that `config` names, its weights drawn from torch's random state.
 
     Raises ConfigError when one of the user's own cannot be found, or does not take the parameters of its own.
     """
+    kind = generator_class(config)
+    if config.architecture not in ARCHITECTURES:
+        require_takes(kind, config.architecture, config.own)
+    return kind(config, vocabulary_size, **config.own)
+
+
+def generator_class(config: Config) -> type[nn.Module]:
+    """Returns the class of `config`'s generator; raises ConfigError when one of the user's own cannot be found."""
     if config.architecture == "transformer":
         return Transformer
-    if config.architecture in ARCHITECTURES:
-        return Recurrent
-    found = own_class(config.architecture)
-    require_takes(found, config.architecture, config.own)
-    return found
+    return Recurrent if config.architecture in ARCHITECTURES else own_class(config.architecture)
 
 
 def parameter_count(config: Config, vocabulary_size: int) -> int:

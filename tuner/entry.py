@@ -84,13 +84,12 @@ def require_sound(study: Study) -> EncodedCorpus:
 
 
 def _require_classes(name: str, examples: Sequence[Config]) -> None:
-    """Raises ConfigError when a class of the user's own cannot be found; only for those is torch imported."""
-    from models.network import generator_class
-    from models.own import own_class
+    """Raises ConfigError when a class of the user's own is not there or takes other parameters; imports torch."""
+    from models.own import own_class, require_takes
 
-    own_class(name)
+    found = own_class(name)
     for config in examples:
-        generator_class(config)
+        require_takes(found, name, config.own)
 
 
 def _rehearse(examples: Sequence[Config], vocabulary_size: int) -> None:

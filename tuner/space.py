@@ -157,21 +157,18 @@ class Space:
         """Returns the configuration of a trial, its searched values proposed by the study's sampler."""
         values = dict(self.fixed)
         for name, searched in self.trained.items():
-            if self.counts(name, values):
+            if _is_reached(name, values) and self.counts(searched, values):
                 values[name] = _suggest(trial, name, searched)
         return self.config(values)
 
-    def counts(self, name: str, values: Mapping[str, Value]) -> bool:
-        """Whether a searched parameter counts beside the values of others: every condition of it holds."""
-        if name.startswith(OWN) and not _is_own(values):
-            return False
-        return all(_has(values, other, _listed(wanted)) for other, wanted in self.searched[name].when.items())
+    def counts(self, searched: Searched, values: Mapping[str, Value]) -> bool:
+        """Whether every condition of a parameter holds."""
+        return all(_has(values, name, _listed(wanted)) for name, wanted in searched.when.items())
 
     def config(self, values: Mapping[str, Value]) -> Config:
         """Returns the configuration of these values; those of one's own class are left out of other architectures."""
-        own = _is_own(values)
         return Config.model_validate(
-            nested({name: value for name, value in values.items() if own or not name.startswith(OWN)})
+            nested({name: value for name, value in values.items() if _is_reached(name, values)})
         )
 
     @property
@@ -202,7 +199,7 @@ class Space:
     def _example(self, wanted: Mapping[str, Value]) -> dict[str, Value]:
         values = dict(self.fixed)
         for name, searched in self.trained.items():
-            if self.counts(name, values):
+            if _is_reached(name, values) and self.counts(searched, values):
                 values[name] = wanted.get(name, _ends(searched)[0])
         return values
 
@@ -397,6 +394,11 @@ def _looked_at(name: str, searched: Mapping[str, Searched]) -> list[str]:
 
 def _is_own(values: Mapping[str, Value]) -> bool:
     return values.get("architecture", _default("architecture")) not in ARCHITECTURES
+
+
+def _is_reached(name: str, values: Mapping[str, Value]) -> bool:
+    """Whether the architecture could take a parameter at all."""
+    return _is_own(values) or not name.startswith(OWN)
 
 
 def _has(values: Mapping[str, Value], name: str, wanted: list[Value]) -> bool:
