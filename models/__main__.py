@@ -143,7 +143,7 @@ def _train_one(
         if progress is not None:
             progress.tell(evaluation)
 
-    trained = train_run(recipe, folder, team=team, on_evaluation=tell, on_step=look, **options)
+    trained = train_run(recipe, folder, team=team, on_evaluation=tell, on_step=look, say=_say, **options)
     if team.leads:
         comparison = None if options["allow_changed_corpus"] else compared(promised, recipe, trained, team)
         if comparison is not None:
@@ -151,6 +151,12 @@ def _train_one(
         test = "" if trained.test is None else f", {trained.test.bits_per_byte:.4f} on the test split"
         speed = f"{trained.tokens_per_second:,.0f} tokens/s"
         click.echo(f"{trained.best.bits_per_byte:.4f} bits per byte{test} ({speed}) in {folder}")
+
+
+def _say(text: str) -> None:
+    from models.terminal import line
+
+    click.echo(line(text), err=True)
 
 
 def _mention_threads(recipe: Recipe, path: Path, given: int | None, device: str, team: Team) -> None:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import random
 import shutil
 from bisect import bisect
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, chain
 from pathlib import Path
-from typing import Any, NoReturn, TypeAlias
+from typing import Any, TypeAlias
 from uuid import uuid4
 
 import numpy as np
@@ -20,13 +19,18 @@ import numpy.typing as npt
 import platformdirs
 
 from models import config, tokenizers
+from models.documents import documents_of, refuse_key
 from models.errors import ChangedCorpusError, CorpusError, RunError
 from models.tokenizers import Tokenizer
+from models.waiting import Meter, alone
 
 FORMAT = 1
 SPLITS = ("train", "validation", "test")
 BREAK = "\ud800"
 """Stands between documents until they are encoded: a lone surrogate, which no well-formed text contains."""
+
+BLOCK = 2_000_000
+"""Characters that are encoded at a time, so that it can be told how far that is."""
 
 Tokens: TypeAlias = npt.NDArray[np.integer[Any]]
 Arrays: TypeAlias = dict[str, Tokens]
@@ -55,6 +59,8 @@ class EncodedCorpus:
     characters: dict[str, int]
     entropy: float | None
     split_entropy: dict[str, float] | None
+    files: str = ""
+    """Which files of a folder were read, and which not; for people."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,16 +71,24 @@ class _Source:
     text: str
     entropy: float | None = None
     surprisal: npt.NDArray[np.float64] | None = None
+    files: str = ""
 
 
 def load_corpus(
-    source: config.Corpus, tokenizer_kind: str, vocabulary_size: int, cache: Path | None = None
+    source: config.Corpus,
+    tokenizer_kind: str,
+    vocabulary_size: int,
+    cache: Path | None = None,
+    say: Callable[[str], None] = lambda text: None,
 ) -> EncodedCorpus:
     """Reads, splits and encodes a corpus, or maps what an earlier call left in the folder `cache`.
 
     The tokenizer is learned from the train split alone. Without `cache` the user's own cache folder is used; if it
-    cannot be written, the arrays stay in memory. CorpusError if the text is missing, unreadable, not the one that
-    `source.fingerprint` asks for (ChangedCorpusError), or too short to split.
+    cannot be written, the arrays stay in memory. Of several processes that want the same, one encodes while the
+    others wait; `say` is told of the waiting, and of how far a long encoding is.
+
+    CorpusError if the text is missing, unreadable, not the one that `source.fingerprint` asks for
+    (ChangedCorpusError), or too short to split.
     """
     read = _read(source)
     fingerprint = _fingerprint(read.text)
@@ -82,16 +96,19 @@ def load_corpus(
     places = _places(read, source.split)
     parts = {split: read.text[place] for split, place in places.items()}
     facts = _facts(fingerprint, source.split, tokenizer_kind, vocabulary_size)
-    tokenizer, arrays = _encode_cached(parts, facts, cache or platformdirs.user_cache_path("textgen-tuner") / "corpora")
+    cache = cache or platformdirs.user_cache_path("textgen-tuner") / "corpora"
+    sizes = {split: len(part.replace(BREAK, "").encode()) for split, part in parts.items()}
+    tokenizer, arrays = _encode_cached(parts, facts, cache, lambda told: say(f"corpus {read.name}: {told}"))
     return EncodedCorpus(
         name=read.name,
         fingerprint=fingerprint,
         tokenizer=tokenizer,
         **arrays,
-        bytes={split: len(part.replace(BREAK, "").encode()) for split, part in parts.items()},
+        bytes=sizes,
         characters={split: _characters(part) for split, part in parts.items()},
         entropy=read.entropy,
         split_entropy=_split_entropy(read, places),
+        files=read.files,
     )
 
 
@@ -120,84 +137,22 @@ def _read(source: config.Corpus) -> _Source:
     if source.path is not None:
         return _read_path(Path(source.path), source.field)
     if source.field is not None:
-        _refuse_field(f"corpus {source.builtin}")
+        refuse_key(f"corpus {source.builtin}")
     return _markov() if source.builtin == "markov" else _python_docs()
 
 
 def _read_path(path: Path, field: str | None) -> _Source:
     try:
-        documents = [document for document in _documents(path, field) if document]
+        found = documents_of(path, field)
     except OSError as error:
         raise CorpusError(
             f"corpus {error.filename or path}: {error.strerror}; give a UTF-8 text file, a folder of them, or a "
             ".jsonl file that you may read"
         ) from error
-    if not documents:
-        raise CorpusError(f"corpus {path}: contains no text; give one that does")
-    return _Source(path.resolve().name, BREAK.join(documents))
-
-
-def _documents(path: Path, field: str | None) -> Iterable[str]:
-    if path.suffix.lower() == ".jsonl" and not path.is_dir():
-        return _read_lines(path, field)
-    if field is not None:
-        _refuse_field(f"corpus {path}")
-    return map(_read_text, _files(path)) if path.is_dir() else [_read_text(path)]
-
-
-def _refuse_field(place: str) -> NoReturn:
-    raise CorpusError(f"{place}: field is for a .jsonl file; remove it")
-
-
-def _files(folder: Path) -> list[Path]:
-    """All files at any depth, in the order of their paths; not the hidden ones, nor those behind folder links."""
-    files: list[Path] = []
-    for parent, folders, names in os.walk(folder, onerror=_raise):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        files += [Path(parent, name) for name in names if not name.startswith(".")]
-    return sorted(files, key=lambda file: file.relative_to(folder).parts)
-
-
-def _raise(error: OSError) -> NoReturn:
-    raise error
-
-
-def _read_text(path: Path) -> str:
-    if path.exists() and not path.is_file():
-        raise CorpusError(f"corpus {path}: neither a file nor a folder; give one of these")
-    content = path.read_bytes()
-    if (offset := content.find(b"\0")) >= 0:
-        raise CorpusError(f"corpus {path}: binary, with a zero at byte {offset}; remove it or save it as UTF-8 text")
-    try:
-        return content.decode().removeprefix("\ufeff")  # the mark that some editors put before UTF-8
-    except UnicodeDecodeError as error:
-        raise CorpusError(f"corpus {path}: not UTF-8 at byte {error.start}; save it as UTF-8 text") from error
-
-
-def _read_lines(path: Path, field: str | None) -> Iterator[str]:
-    if field is None:
-        raise CorpusError(f"corpus {path}: a .jsonl file needs field; set it to the key that holds the text")
-    for number, line in enumerate(_read_text(path).split("\n"), 1):
-        if line.strip():
-            yield _text_of(line, field, f"corpus {path}, line {number}")
-
-
-def _text_of(line: str, field: str, place: str) -> str:
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise CorpusError(f"{place}: not JSON ({error}); write one object on each line") from error
-    if not isinstance(record, dict):
-        raise CorpusError(f"{place}: not an object; write one object on each line")
-    text = record.get(field)
-    if not isinstance(text, str):
-        keys = ", ".join(map(repr, record)) or "none"
-        raise CorpusError(f"{place}: no text under {field!r}; the keys there: {keys}; set field to one that holds text")
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise CorpusError(f"{place}: {field!r} contains half of a surrogate pair; remove it") from error
-    return text
+    files = str(found) if path.is_dir() else ""
+    if not found.documents:
+        raise CorpusError(f"corpus {path}: contains no text{files and f' ({files})'}; give one that does")
+    return _Source(path.resolve().name, BREAK.join(found.documents), files=files)
 
 
 def _python_docs() -> _Source:
@@ -302,26 +257,47 @@ def _facts(fingerprint: str, split: tuple[float, float, float], kind: str, vocab
     }
 
 
-def _encode_cached(parts: dict[str, str], facts: dict[str, Any], cache: Path) -> tuple[Tokenizer, Arrays]:
+def _encode_cached(
+    parts: dict[str, str], facts: dict[str, Any], cache: Path, say: Callable[[str], None]
+) -> tuple[Tokenizer, Arrays]:
     folder = cache / hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
     found = _open(folder)
     if found is None:
-        made = _encode(parts, facts["tokenizer"], facts["vocabulary_size"])
-        _store(folder, facts, *made)
-        found = _open(folder) or made
+        with alone(folder.with_name(f"{folder.name}.lock"), say, "encodes the same text"):
+            found = _open(folder) or _make(folder, parts, facts, say)
     return found
 
 
-def _encode(parts: dict[str, str], kind: str, vocabulary_size: int) -> tuple[Tokenizer, Arrays]:
-    tokenizer = tokenizers.learn(kind, parts["train"].split(BREAK), vocabulary_size)
-    return tokenizer, {split: _encode_part(tokenizer, part) for split, part in parts.items()}
+def _make(
+    folder: Path, parts: dict[str, str], facts: dict[str, Any], say: Callable[[str], None]
+) -> tuple[Tokenizer, Arrays]:
+    for draft in folder.parent.glob(f"{folder.name}.{'[0-9a-f]' * 32}"):  # of processes that were killed
+        shutil.rmtree(draft, ignore_errors=True)
+    with Meter(say).running() as meter:
+        made = _encode(parts, facts["tokenizer"], facts["vocabulary_size"], meter)
+    _store(folder, facts, *made)
+    return _open(folder) or made
 
 
-def _encode_part(tokenizer: Tokenizer, part: str) -> Tokens:
+def _encode(parts: dict[str, str], kind: str, vocabulary_size: int, meter: Meter) -> tuple[Tokenizer, Arrays]:
+    meter.begin(f"learning the {kind} vocabulary", len(parts["train"]))
+    tokenizer = tokenizers.learn(kind, meter.passing(_blocks(parts["train"].split(BREAK))), vocabulary_size)
+    meter.begin(f"encoding in {kind} tokens", sum(map(len, parts.values())))
+    return tokenizer, {split: _encode_part(tokenizer, part, meter) for split, part in parts.items()}
+
+
+def _blocks(documents: Iterable[str]) -> Iterator[str]:
+    return chain.from_iterable(tokenizers.blocks(document, BLOCK) for document in documents)
+
+
+def _encode_part(tokenizer: Tokenizer, part: str, meter: Meter) -> Tokens:
     small = next(kind for kind in (np.uint8, np.uint16, np.int32) if tokenizer.end_of_text <= np.iinfo(kind).max)
     end = np.array([tokenizer.end_of_text], small)
-    documents = (tokenizer.encode(document).astype(small) for document in part.split(BREAK))
-    tokens = np.concatenate([piece for document in documents for piece in (end, document)])[1:]
+    pieces = []
+    for document in part.split(BREAK):
+        pieces.append(end)
+        pieces += [tokenizer.encode(block).astype(small) for block in meter.passing(_blocks([document]))]
+    tokens = np.concatenate(pieces)[1:]
     tokens.flags.writeable = False
     return tokens
 

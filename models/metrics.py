@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,12 @@ WARM_UP = 256
 
 LANE = 1024
 """Fewest held-out tokens for which a lane of its own, with its own warm-up, is worth the work."""
+
+PIECE = 512
+"""Held-out tokens in a row that are scored where only a part of a text is read."""
+
+ROWS = 256
+"""Most pieces that a model that carries its state reads at once."""
 
 LOGITS = 2**23
 """Most logits held at once."""
@@ -45,16 +53,26 @@ class Score:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """A held-out text: its tokens, its size in UTF-8 bytes, and the tokens that stand before it."""
+    """A held-out text: its tokens, its size in UTF-8 bytes, and the tokens that stand before it.
+
+    `token_bytes` (V,) are the bytes of each token; without them every token is taken to have the mean of all.
+    """
 
     before: np.ndarray[Any, Any]
     tokens: np.ndarray[Any, Any]
     text_bytes: int
+    token_bytes: np.ndarray[Any, Any] | None = None
 
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module, text: HeldOut, vocabulary_size: int, window: int, team: Team = ALONE, every: int = 1
+    model: nn.Module,
+    text: HeldOut,
+    vocabulary_size: int,
+    window: int,
+    team: Team = ALONE,
+    every: int = 1,
+    between: Callable[[], None] = lambda: None,
 ) -> Score:
     """Scores every token of a held-out text, deterministically and with context.
 
@@ -63,20 +81,96 @@ def evaluate(
     second half counts.
     The processes of a team share the lanes or windows out among them. With `every` above 1 only every so manyth
     lane or window is read, and its bytes are taken to be as many for a token as those of the whole text.
+    `between` is called now and then; what it raises ends the reading.
     """
-    was_training = model.training
-    model.eval()
     device = next(model.parameters()).device
     if remembers(model):
-        lanes = min(max(len(text.tokens) // LANE, 1), 64)
-        read, rows = _read_lanes, _rows(text, -(-len(text.tokens) // lanes), WARM_UP, every, device)
+        read, rows = _read_lanes, _rows(text, -(-len(text.tokens) // lanes_of(text)), WARM_UP, every, device)
     else:
         read, rows = _read_windows, _rows(text, window - window // 2, window // 2, every, device)
     scored = int((rows[1] >= 0).sum())
+    nats = _read(read, model, rows, vocabulary_size, team, between)
+    return Score.of(nats, scored, text.text_bytes * scored / len(text.tokens))
+
+
+def lanes_of(text: HeldOut) -> int:
+    """Returns in how many lanes `evaluate` reads a text where the model carries its state."""
+    return min(max(len(text.tokens) // LANE, 1), 64)
+
+
+@torch.no_grad()
+def evaluate_part(
+    model: nn.Module,
+    text: HeldOut,
+    vocabulary_size: int,
+    window: int,
+    most: int,
+    team: Team = ALONE,
+    between: Callable[[], None] = lambda: None,
+) -> Score:
+    """Scores `most` tokens of a held-out text, in pieces that are spread over all of it.
+
+    The pieces stand at the same places whatever the model, and those of a smaller part are among those of a larger
+    one; there is at least one. Each is read with the context that `evaluate` gives, and its bytes are counted.
+    """
+    pieces = pieces_of(len(text.tokens), most)
+    carries_state = getattr(model, "carries_state", False)
+    read = _read_many_lanes if carries_state else _read_windows
+    stride, context = (PIECE, WARM_UP) if carries_state else (min(window - window // 2, PIECE), window // 2)
+    rows = _rows_of(text, pieces, stride, context, next(model.parameters()).device)
+    nats = _read(read, model, rows, vocabulary_size, team, between)
+    tokens = np.concatenate([text.tokens[piece] for piece in pieces])
+    if text.token_bytes is None:
+        text_bytes = text.text_bytes * len(tokens) / len(text.tokens)
+    else:
+        text_bytes = float(text.token_bytes[tokens].sum())
+    return Score.of(nats, len(tokens), text_bytes)
+
+
+def pieces_of(tokens: int, most: int) -> list[slice]:
+    """Returns which pieces of a text of so many tokens are read where `most` may be, in the order of the text."""
+    places = -(-tokens // PIECE)
+    bits = (places - 1).bit_length()
+    # 0, 1/2, 1/4, 3/4, 1/8, ... of the text: each piece far from those before it (van der Corput 1935).
+    spread = (_reversed(number, bits) * places >> bits for number in range(2**bits))
+    chosen = sorted(islice(dict.fromkeys(spread), max(1, most // PIECE)))
+    return [slice(place * PIECE, min((place + 1) * PIECE, tokens)) for place in chosen]
+
+
+def _reversed(number: int, bits: int) -> int:
+    return int(f"{number:0{bits}b}"[::-1], 2) if bits else 0
+
+
+def _rows_of(
+    text: HeldOut, pieces: Sequence[slice], stride: int, context: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Cuts pieces of a text into rows as `_rows` does the whole; what lies behind a piece's end does not count."""
+    context = min(context, len(text.before) - 1)
+    told = np.concatenate([text.before[len(text.before) - context - 1 :], text.tokens])
+    rows = [(start, piece.stop) for piece in pieces for start in range(piece.start, piece.stop, stride)]
+    starts, ends = np.array(rows)[:, :1], np.array(rows)[:, 1:]
+    inputs = told[np.minimum(starts + np.arange(context + stride), len(told) - 1)].astype(np.int64)
+    asked = starts + np.arange(stride)
+    tokens = text.tokens[np.minimum(asked, len(text.tokens) - 1)].astype(np.int64)
+    targets = np.pad(np.where(asked < ends, tokens, -100), ((0, 0), (context, 0)), constant_values=-100)
+    return torch.from_numpy(inputs).to(device), torch.from_numpy(targets).to(device)
+
+
+def _read(
+    read: Callable[..., float],
+    model: nn.Module,
+    rows: tuple[Tensor, Tensor],
+    vocabulary_size: int,
+    team: Team,
+    between: Callable[[], None],
+) -> float:
+    """Returns the nats of rows that a team shares out among its processes."""
+    was_training = model.training
+    model.eval()
     inputs, targets = (each[team.rank :: team.size] for each in rows)
-    nats = read(model, inputs, targets, vocabulary_size) if len(inputs) else 0.0
+    nats = read(model, inputs, targets, vocabulary_size, between) if len(inputs) else 0.0
     model.train(was_training)
-    return Score.of(team.total(nats), scored, text.text_bytes * scored / len(text.tokens))
+    return team.total(nats)
 
 
 def _rows(text: HeldOut, stride: int, context: int, every: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -96,19 +190,34 @@ def _rows(text: HeldOut, stride: int, context: int, every: int, device: torch.de
     return torch.from_numpy(inputs[index]).to(device), torch.from_numpy(targets).to(device)
 
 
-def _read_lanes(model: nn.Module, inputs: Tensor, targets: Tensor, vocabulary_size: int) -> float:
+def _read_lanes(
+    model: nn.Module, inputs: Tensor, targets: Tensor, vocabulary_size: int, between: Callable[[], None]
+) -> float:
     length = max(1, min(256, LOGITS // (len(inputs) * vocabulary_size)))
     nats, state = 0.0, None
     for read, asked in zip(torch.split(inputs, length, 1), torch.split(targets, length, 1), strict=True):
+        between()
         logits, state = model(read, state)
         nats += _nats(logits, asked)
     return nats
 
 
-def _read_windows(model: nn.Module, inputs: Tensor, targets: Tensor, vocabulary_size: int) -> float:
+def _read_many_lanes(
+    model: nn.Module, inputs: Tensor, targets: Tensor, vocabulary_size: int, between: Callable[[], None]
+) -> float:
+    pairs = zip(torch.split(inputs, ROWS), torch.split(targets, ROWS), strict=True)
+    return sum(_read_lanes(model, read, asked, vocabulary_size, between) for read, asked in pairs)
+
+
+def _read_windows(
+    model: nn.Module, inputs: Tensor, targets: Tensor, vocabulary_size: int, between: Callable[[], None]
+) -> float:
     batch = max(1, min(256, LOGITS // (inputs.size(1) * vocabulary_size)))
-    pairs = zip(torch.split(inputs, batch), torch.split(targets, batch), strict=True)
-    return sum(_nats(model(read, None)[0], asked) for read, asked in pairs)
+    nats = 0.0
+    for read, asked in zip(torch.split(inputs, batch), torch.split(targets, batch), strict=True):
+        between()
+        nats += _nats(model(read, None)[0], asked)
+    return nats
 
 
 def _nats(logits: Tensor, targets: Tensor) -> float:

@@ -53,6 +53,8 @@ def _causes(promised: Recipe, recipe: Recipe, trained: Trained, facts: dict[str,
     for name, (there, here) in compared.items():
         if there is not None and _release(there) != _release(here):
             yield f"{name} ({there} there, {here} here)"
+    if facts.get("validation_part"):
+        yield f"the search read {facts['validation_part']:.1%} of the validation split, this run all of it"
     if promised.trial.seconds is not None:
         yield f"seconds buy other numbers of tokens ({facts.get('tokens', 0):,} there, {trained.tokens:,} here)"
     if recipe.threads != promised.threads:

@@ -62,17 +62,21 @@ def train_run(
     team: Team = ALONE,
     on_evaluation: Callable[[Evaluation], None] = lambda evaluation: None,
     on_step: Callable[[Training, Callable[[], None]], None] = lambda training, save: None,
+    say: Callable[[str], None] = lambda text: None,
 ) -> Trained:
     """Trains `recipe` into a run folder, with a checkpoint there every minute.
 
     `on_step` is given the training and a function that saves the checkpoint. Raises RunError when the
     folder is in the way (`force` replaces a run, `resume` goes on with the same one) or the loss diverges; what
-    else a user can do wrong is found before the folder is touched. A `team` trains one run together: its leader
+    else a user can do wrong is found before the folder is touched. `say` is told how far a long encoding of the text
+    is, and which files of a folder were read. A `team` trains one run together: its leader
     writes the folder, and the callbacks are called in every process.
     """
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
-    corpus = team.leader_first(lambda: _checked(recipe, device, allow_changed_corpus, tensorboard, team))
+    corpus = team.leader_first(lambda: _checked(recipe, device, allow_changed_corpus, tensorboard, team, say))
+    if team.leads and corpus.files:
+        say(f"corpus {corpus.name}: {corpus.files}")
     recipe = with_facts(recipe, corpus.fingerprint)
     checkpoint = folder / CHECKPOINT
     team.leader_only(lambda: _prepare(folder, recipe, corpus.tokenizer, resume, force))
@@ -117,28 +121,31 @@ def train_run(
     return trained
 
 
-def _checked(recipe: Recipe, device: str, allow_changed_corpus: bool, tensorboard: bool, team: Team) -> EncodedCorpus:
+def _checked(
+    recipe: Recipe, device: str, allow_changed_corpus: bool, tensorboard: bool, team: Team, say: Callable[[str], None]
+) -> EncodedCorpus:
     """Returns the corpus; raises what a user has to know before a run begins."""
     usable_device(device)
     generator_class(recipe.parameters)
     team.rows(recipe.parameters.batch_size)
     if tensorboard:
         require_tensorboard()
-    corpus = _corpus(recipe, allow_changed_corpus)
+    corpus = _corpus(recipe, allow_changed_corpus, say)
     require_room(corpus, recipe.parameters.batch_size, recipe.parameters.sequence_length)
     if recipe.parameters.architecture not in ARCHITECTURES:
         rehearse(recipe.parameters, corpus.tokenizer.vocabulary_size)
     return corpus
 
 
-def _corpus(recipe: Recipe, allow_changed: bool) -> EncodedCorpus:
+def _corpus(recipe: Recipe, allow_changed: bool, say: Callable[[str], None]) -> EncodedCorpus:
     source, config = recipe.corpus, recipe.parameters
     try:
-        return load_corpus(source, config.tokenizer, config.vocabulary_size)
+        return load_corpus(source, config.tokenizer, config.vocabulary_size, say=say)
     except ChangedCorpusError as error:
         if not allow_changed:
             raise ChangedCorpusError(f"{error}, or go on with it by --allow-changed-corpus") from error
-    corpus = load_corpus(source.model_copy(update={"fingerprint": None}), config.tokenizer, config.vocabulary_size)
+    source_now = source.model_copy(update={"fingerprint": None})
+    corpus = load_corpus(source_now, config.tokenizer, config.vocabulary_size, say=say)
     warnings.warn(
         f"corpus {corpus.name}: the text is {corpus.fingerprint}, not {source.fingerprint} that the configuration "
         "was made for; its scores do not compare",

@@ -26,6 +26,9 @@ CodePoints: TypeAlias = npt.NDArray[np.uint32]
 HALVES = 16
 """Entries for half bytes. They spell what 256 entries would, and a small model is mostly its output layer."""
 
+LONG = 1_000_000
+"""Characters of a line above which it is cut."""
+
 
 class Tokenizer(BaseModel, ABC):
     """A vocabulary: text to ids and back. Its last id, `end_of_text`, separates documents and is no text."""
@@ -53,6 +56,11 @@ class Tokenizer(BaseModel, ABC):
         """The id that separates documents."""
         return self.vocabulary_size - 1
 
+    @property
+    @abstractmethod
+    def token_bytes(self) -> npt.NDArray[np.float64]:
+        """The bytes that each id stands for (V,), so that those of a part of a text can be counted."""
+
     def decode(self, ids: npt.ArrayLike) -> str:
         """Returns the text of `ids`; what is not UTF-8 becomes U+FFFD."""
         return self.decode_bytes(ids).decode(errors="replace")
@@ -69,6 +77,10 @@ class Byte(Tokenizer):
 
     def encode(self, text: str) -> Ids:
         return np.frombuffer(text.encode(), np.uint8).astype(np.int32)
+
+    @property
+    def token_bytes(self) -> npt.NDArray[np.float64]:
+        return np.append(np.ones(256), 0)
 
     def decode_bytes(self, ids: npt.ArrayLike) -> bytes:
         tokens = np.asarray(ids)
@@ -93,6 +105,12 @@ class Spelled(Tokenizer):
         first = self._first_half
         runs = groupby(np.asarray(ids).tolist(), lambda token: 0 <= token - first < HALVES)
         return b"".join(self._join_halves(run) if halves else self._join(run) for halves, run in runs)
+
+    @property
+    def token_bytes(self) -> npt.NDArray[np.float64]:
+        lengths = np.array(list(map(len, self._bytes)), np.float64)
+        lengths[self._first_half : -1] = 0.5
+        return lengths
 
     @property
     def _entries(self) -> list[str]:
@@ -171,11 +189,15 @@ class BytePair(Tokenizer):
 
     def encode(self, text: str) -> Ids:
         text.encode()  # refuses a lone surrogate as the others do
-        encodings = map(self._library.encode, _blocks(text))
+        encodings = map(self._library.encode, blocks(text))
         return np.fromiter(chain.from_iterable(encoding.ids for encoding in encodings), np.int32)
 
     def decode_bytes(self, ids: npt.ArrayLike) -> bytes:
         return b"".join(map(self._bytes.__getitem__, np.asarray(ids).tolist()))
+
+    @property
+    def token_bytes(self) -> npt.NDArray[np.float64]:
+        return np.array(list(map(len, self._bytes)), np.float64)
 
     @cached_property
     def _library(self) -> tokenizers.Tokenizer:
@@ -210,7 +232,7 @@ def learn(kind: str, text: str | Iterable[str], vocabulary_size: int) -> Tokeniz
         case "byte":
             return Byte()
         case "character":
-            return Character(characters="".join(sorted(set().union(*documents))))
+            return Character(characters="".join(sorted(_distinct(documents))))
         case "word":
             return _learn_words(documents, vocabulary_size)
         case "byte-pair":
@@ -235,6 +257,13 @@ def load(path: Path) -> Tokenizer:
     raise RunError(f"{path}: is no tokenizer ({problem}); restore the file or train again")
 
 
+def _distinct(documents: Iterable[str]) -> set[str]:
+    characters: set[str] = set()
+    for document in documents:
+        characters.update(document)
+    return characters
+
+
 def _learn_words(documents: Iterable[str], vocabulary_size: int) -> Word:
     counts = Counter(chain.from_iterable(map(_pieces, documents)))
     characters = "".join(sorted(set().union(*counts)))
@@ -251,7 +280,7 @@ def _learn_pairs(documents: Iterable[str], vocabulary_size: int) -> BytePair:
     trainer = tokenizers.trainers.BpeTrainer(
         vocab_size=vocabulary_size - 1, initial_alphabet=byte_level.alphabet(), show_progress=False
     )
-    library.train_from_iterator(chain.from_iterable(map(_blocks, documents)), trainer)
+    library.train_from_iterator(chain.from_iterable(map(blocks, documents)), trainer)
     return BytePair(tokenizer=json.loads(library.to_str()))
 
 
@@ -260,14 +289,27 @@ def _pieces(text: str) -> Iterator[str]:
     return map(re.Match.group, re.finditer(r" ?\w+| ?[^\w\s]+|\s+", text))
 
 
-def _blocks(text: str, characters: int = 10_000) -> Iterator[str]:
-    """Cuts `text` at lines, which no byte pair spans: small calls are faster and need less memory."""
+def blocks(text: str, characters: int = 10_000) -> Iterator[str]:
+    """Cuts `text` at lines, which no word or byte pair spans: small calls are faster and need less memory.
+
+    Lines of more than LONG characters are cut between words, where none spans the border either.
+    """
     start = 0
-    for line in re.finditer(r"(?<=\S\n)(?=\S)", text):
-        if line.start() - start >= characters:
-            yield text[start : line.start()]
-            start = line.start()
+    for line in _lines(text):
+        if line - start >= characters:
+            yield text[start:line]
+            start = line
     yield text[start:]
+
+
+def _lines(text: str) -> Iterator[int]:
+    """Yields where lines begin that follow another one directly, and in long ones the words that do."""
+    start = 0
+    for line in chain((found.start() for found in re.finditer(r"(?<=\S\n)(?=\S)", text)), [len(text)]):
+        if line - start > LONG:
+            yield from (word.start() for word in re.compile(r"(?<=\S)(?= \S)").finditer(text, start, line))
+        yield line
+        start = line
 
 
 def _code_points(text: str) -> CodePoints:

@@ -7,7 +7,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ from models.config import Budget, Config
 from models.corpus import EncodedCorpus, require_room
 from models.distributed import ALONE, Team
 from models.errors import DeviceError
-from models.metrics import LANE, WARM_UP, HeldOut, Score, evaluate
+from models.metrics import LANE, PIECE, WARM_UP, HeldOut, Score, evaluate, evaluate_part, lanes_of, pieces_of
 from models.network import State, build
 from models.optimizers import build_optimizers, relative_learning_rate, set_learning_rate
 from models.precision import allow_short_products, half_precision, set_recurrences
@@ -48,6 +48,15 @@ STEP_COST = 2.5
 
 FEWEST_SCORED = 4096
 """Held-out tokens that an evaluation scores at least, if there are so many."""
+
+LAST = 0.2
+"""The part of the work of training that the last rung's evaluation may add to it in a trial of a study."""
+
+FEWEST_AT_LAST = 32_768
+"""Held-out tokens that the last rung of a trial scores at least, if there are so many."""
+
+READ_TWICE = 2.0
+"""Tokens read for each that is scored, where each is read with as much context again."""
 
 
 class Diverged(Exception):
@@ -81,6 +90,8 @@ class Trained:
     seconds: float
     test: Score | None = None
     precision: str = "float32"
+    part: float = 1.0
+    """The part of the validation split that the last rung read."""
 
     @property
     def tokens_per_second(self) -> float:
@@ -99,6 +110,8 @@ def train(
     micro_batch: int | None = None,
     team: Team = ALONE,
     test: bool = False,
+    whole: bool = True,
+    between: Callable[[], None] = lambda: None,
 ) -> Trained:
     """Trains the generator that `config` describes until its budget is spent or it stops improving.
 
@@ -110,13 +123,14 @@ def train(
 
     `micro_batch` is the most sequences that are read at a time: the gradients of a larger batch add up piece by
     piece, and are those of the whole but for rounding. The processes of a `team` share each batch evenly. With
-    `test` the test split is scored once, at the end.
+    `test` the test split is scored once, at the end. The last rung reads all of the validation split, unless `whole`
+    is false and that would cost more than LAST. `between` is called now and then while held-out text is read.
 
     Raises CorpusError when the corpus is too small, DeviceError when the device is not there, and Diverged when
     the loss is not finite. A checkpoint that cannot be used is a warning, and the run starts over.
     """
     require_room(corpus, config.batch_size, config.sequence_length)
-    training = Training(config, corpus, budget, usable_device(device), micro_batch, team)
+    training = Training(config, corpus, budget, usable_device(device), micro_batch, team, whole, between)
     training.load_first(checkpoints)
     for evaluation in training.evaluations:
         on_evaluation(evaluation)
@@ -139,9 +153,12 @@ class Training:
         device: torch.device,
         micro_batch: int | None = None,
         team: Team = ALONE,
+        whole: bool = True,
+        between: Callable[[], None] = lambda: None,
     ) -> None:
         torch.manual_seed(config.seed)
         self.config, self.budget, self.device, self.team = config, budget, device, team
+        self.whole, self.between = whole, between
         self.tokenizer = corpus.tokenizer
         self.vocabulary_size = corpus.tokenizer.vocabulary_size
         self.model = build(config, self.vocabulary_size).to(device)
@@ -161,6 +178,7 @@ class Training:
         self.piece = min(micro_batch or self.rows, self.rows)
         told = max(WARM_UP, config.sequence_length) + 1
         self.held_out = HeldOut(corpus.train[-told:], corpus.validation, corpus.bytes["validation"])
+        self.held_out = replace(self.held_out, token_bytes=corpus.tokenizer.token_bytes)
         self.test = HeldOut(corpus.validation[-told:], corpus.test, corpus.bytes["test"])
         self.corpus = [corpus.fingerprint, len(corpus.train), len(corpus.validation)]
         self.total_steps = max(1, (budget.tokens or 0) // (config.batch_size * config.sequence_length))
@@ -193,6 +211,11 @@ class Training:
         if self.budget.seconds is not None:
             return self.seconds * rungs >= self.budget.seconds * (len(self.evaluations) + 1)
         return self.step * rungs >= self.total_steps * (len(self.evaluations) + 1)
+
+    @property
+    def steps_next(self) -> bool:
+        """Whether a step comes next, not an evaluation nor the end."""
+        return not (self.at_rung or self.finished)
 
     @property
     def finished(self) -> bool:
@@ -249,7 +272,7 @@ class Training:
         """Scores the validation split and starts the next rung."""
         self._catch_up()
         self._require_finite()
-        score = self.score(self.held_out, self._every())
+        score = self._look()
         training_loss = self.team.total(self.recent_loss) / self.team.size
         if not math.isfinite(score.bits_per_byte):
             raise Diverged(f"the validation loss is {score.nats_per_token} after {self.step} steps")
@@ -263,24 +286,83 @@ class Training:
             self.best_weights = {name: weight.clone() for name, weight in weights(self.model).items()}
         return evaluation
 
-    def _every(self) -> int:
-        """Every how manyth piece of the validation split the next rung reads, so that looking stays cheap.
+    def _look(self) -> Score:
+        """Scores as much of the validation split as the next rung may cost.
 
-        The last rung reads all of it, and so does each of a run with patience, which keeps the weights of any of them.
+        The last rung reads all of it, and so does each of a run with patience, which keeps the weights of any of
+        them. In a trial of a study (`whole` is false) they read a part where all of it would cost too much.
         """
-        last = len(self.evaluations) + 1 == self.budget.rungs
-        if last or self.config.patience or self.budget.tokens is None:
-            return 1
+        final = self.config.patience > 0 or len(self.evaluations) + 1 == self.budget.rungs
+        if final and (self.whole or self._all_is_cheap):
+            return self.score(self.held_out)
+        if final:
+            return self._score_part(self._most_at_last)
+        if self.budget.tokens is not None and self._all_is_cheap and self._every() < self._pieces:
+            return self.score(self.held_out, self._every())
+        share = LOOKING / (self.budget.rungs - 1)
+        return self._score_part(max(FEWEST_SCORED, self._affordable(share, self._read_for_piece)))
+
+    @property
+    def _all_is_cheap(self) -> bool:
+        """Whether the last rung of a trial reads all of the validation split."""
+        return len(self.held_out.tokens) <= max(FEWEST_AT_LAST, self._affordable(LAST, READ_TWICE))
+
+    @property
+    def _most_at_last(self) -> int:
+        """Held-out tokens that a rung scores where its value may be the trial's, all being too many."""
+        if self.config.patience:
+            return max(FEWEST_SCORED, self._affordable(LAST / self.budget.rungs, self._read_for_piece))
+        return max(FEWEST_AT_LAST, self._affordable(LAST, self._read_for_piece))
+
+    @property
+    def _read_for_piece(self) -> float:
+        """Tokens read for each that is scored in a piece; the same for all but models of a long context."""
+        context = 0 if self.carries_state else self.config.sequence_length // 2
+        return max(READ_TWICE, 1 + context / PIECE)
+
+    def _affordable(self, share: float, read: float) -> int:
+        """How many held-out tokens can be scored in that part of the work of training."""
+        tokens = float(self.budget.tokens or 0)
+        if self.budget.seconds is not None and self.seconds:
+            tokens = self.tokens / self.seconds * self.budget.seconds
+        return int(tokens * share * STEP_COST / read)
+
+    @property
+    def part(self) -> float:
+        """The part of the validation split that the last rung reads."""
+        tokens = len(self.held_out.tokens)
+        if self.whole or self._all_is_cheap:
+            return 1.0
+        pieces = pieces_of(tokens, self._most_at_last)
+        return sum(len(self.held_out.tokens[piece]) for piece in pieces) / tokens
+
+    @property
+    def _pieces(self) -> int:
+        """In how many pieces all of the validation split is read."""
+        if self.carries_state:
+            return lanes_of(self.held_out)
+        return -(-len(self.held_out.tokens) // (self.config.sequence_length - self.config.sequence_length // 2))
+
+    def _every(self) -> int:
+        """Every how manyth piece of the validation split a rung before the last reads, so that looking stays cheap."""
         tokens = len(self.held_out.tokens)
         read = 1 + WARM_UP / LANE if self.carries_state else 2  # for each that is scored
         whole = tokens * read / STEP_COST  # what reading all of it costs, in tokens trained
-        spare = max(self.budget.tokens * LOOKING - whole, 1) / (self.budget.rungs - 1)
+        spare = max((self.budget.tokens or 0) * LOOKING - whole, 1) / (self.budget.rungs - 1)
         return max(1, min(math.ceil(whole / spare), tokens // FEWEST_SCORED))
 
     def score(self, text: HeldOut, every: int = 1) -> Score:
         """Scores a held-out text with the weights as they are now, or every so manyth piece of it."""
+        length = self.config.sequence_length
         with self._precision():
-            return evaluate(self.model, text, self.vocabulary_size, self.config.sequence_length, self.team, every)
+            return evaluate(self.model, text, self.vocabulary_size, length, self.team, every, self.between)
+
+    def _score_part(self, most: int) -> Score:
+        length = self.config.sequence_length
+        if most >= len(self.held_out.tokens):
+            return self.score(self.held_out)
+        with self._precision():
+            return evaluate_part(self.model, self.held_out, self.vocabulary_size, length, most, self.team, self.between)
 
     def result(self, test: bool = False) -> Trained:
         """Returns the finished run, its model holding the weights that are kept; with `test`, scored on that split."""
@@ -288,7 +370,9 @@ class Training:
             load_weights(self.model, self.best_weights)
         best = self.best if self.config.patience else self.evaluations[-1]
         score = self.score(self.test) if test and len(self.test.tokens) else None
-        return Trained(self.model.eval(), self.evaluations, best, self.tokens, self.seconds, score, self.precision)
+        return Trained(
+            self.model.eval(), self.evaluations, best, self.tokens, self.seconds, score, self.precision, self.part
+        )
 
     def save(self, path: Path) -> None:
         """Writes a checkpoint beside `path` and puts it in place in one move; a team calls it together."""

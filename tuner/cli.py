@@ -204,7 +204,7 @@ def run(
     slots = crew.slots(study)
     kept = places.writable_artifacts_of(study.name)
     with places.opened() as opened:
-        found = enter(opened, study)
+        found = enter(opened, study, _say)
         supervisor = Supervisor(opened, places, crew)
         begins = f"{len(slots)} workers on {', '.join(sorted({slot.device for slot in slots}))}"
         reason = _supervise(supervisor, found, study, kept, slots, begins, [study.name])
@@ -633,7 +633,7 @@ def check(study_file: str, places: Places, corpus_path: Path | None) -> None:
 
     path = _study_path(study_file)
     study = _changed(read_study(path), corpus_path, None, None)
-    _compare(places, study, require_sound(study).fingerprint)
+    _compare(places, study, require_sound(study, _say).fingerprint)
     searched, fixed = len(study.space.searched), len(study.space.fixed)
     click.echo(f"{path}: fine; study {study.name} searches {searched} parameters and fixes {fixed}")
 
@@ -795,7 +795,9 @@ def password(name: str, role: str) -> None:
 
 
 def _say(text: str) -> None:
-    click.echo(f"{time.strftime('%H:%M:%S')} {text}", err=True)
+    from models.terminal import lines
+
+    click.echo(f"{time.strftime('%H:%M:%S')} {lines(text)}", err=True)
 
 
 def main() -> None:

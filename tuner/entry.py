@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import optuna
@@ -22,12 +23,13 @@ if TYPE_CHECKING:
     from models.corpus import EncodedCorpus
 
 
-def enter(storage: RDBStorage, study: Study) -> optuna.Study:
+def enter(storage: RDBStorage, study: Study, say: Callable[[str], None] = lambda text: None) -> optuna.Study:
     """Creates the study, or finds it and requires that neither its file nor its corpus has changed.
 
-    Raises StudyError, ConfigError or CorpusError.
+    `say` is told how far a long encoding of the text is, and which files of a folder were read. Raises StudyError,
+    ConfigError or CorpusError.
     """
-    corpus = require_sound(study)
+    corpus = require_sound(study, say)
     make_tables(storage.engine)
     with transaction(storage):  # a study that is half there could never be entered again
         return _entered(storage, study, corpus.fingerprint)
@@ -72,12 +74,14 @@ def _require_same(found: optuna.Study, study: Study, fingerprint: str) -> None:
         )
 
 
-def require_sound(study: Study) -> EncodedCorpus:
+def require_sound(study: Study, say: Callable[[str], None] = lambda text: None) -> EncodedCorpus:
     """Returns the study's text; raises ConfigError or CorpusError when it or a generator is not as it should be."""
     own = {name: study.space.examples(name) for name in study.space.own_architectures}
     for name, examples in own.items():
         _require_classes(name, examples)
-    corpus = _first_corpus(study)
+    corpus = _corpus(study, say)
+    if corpus.files:
+        say(f"corpus {corpus.name}: {corpus.files}")
     for examples in own.values():
         _rehearse(examples, corpus.tokenizer.vocabulary_size)
     return corpus
@@ -99,11 +103,11 @@ def _rehearse(examples: Sequence[Config], vocabulary_size: int) -> None:
         rehearse(config, vocabulary_size)
 
 
-def _first_corpus(study: Study) -> EncodedCorpus:
+def _corpus(study: Study, say: Callable[[str], None]) -> EncodedCorpus:
     """Reads the study's corpus in every tokenizer of the search, and requires room in it for the largest batch."""
     space = study.space
     searched = space.searched.get("tokenizer")
     for tokenizer in searched.values() if searched else [space.fixed.get("tokenizer", Config().tokenizer)]:
-        corpus = load_corpus(study.corpus, str(tokenizer), space.largest("vocabulary_size"))
+        corpus = load_corpus(study.corpus, str(tokenizer), space.largest("vocabulary_size"), say=say)
         require_room(corpus, space.largest("batch_size"), space.largest("sequence_length"))
     return corpus

@@ -23,6 +23,7 @@ from tuner.study import OBJECTIVES, Study
 
 KEPT = (
     "text_divergence",
+    "validation_part",
     "tokens",
     "training_seconds",
     "tokens_per_second",

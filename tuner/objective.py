@@ -60,7 +60,9 @@ class Objective:
         device: str,
         artifacts: Artifacts,
         checkpoint_seconds: float = CHECKPOINT_SECONDS,
+        say: Callable[[str], None] = lambda text: None,
     ) -> None:
+        self.say = say
         self.study, self.fingerprint, self.device, self.artifacts = study, fingerprint, device, artifacts
         self.checkpoint_seconds = checkpoint_seconds
         self._corpora: dict[tuple[str, int], EncodedCorpus] = {}
@@ -69,7 +71,7 @@ class Objective:
         """Returns the study's text in the tokens of `config`; raises StudyError when the text is another one."""
         key = (config.tokenizer, config.vocabulary_size)
         if key not in self._corpora:
-            found = corpora.load_corpus(self.study.corpus, *key)
+            found = corpora.load_corpus(self.study.corpus, *key, say=self.say)
             if found.fingerprint != self.fingerprint:
                 raise StudyError(
                     f"the corpus {found.name} differs from the one study {self.study.name} searches on: "
@@ -89,8 +91,9 @@ class Objective:
     ) -> Outcome:
         """Trains a trial from its last checkpoint, if there is one, and writes its run folder.
 
-        What the callbacks raise ends the trial. `on_step` is called after each step, and now and then while texts are
-        written; it is given a function that saves a checkpoint, and no training if the last checkpoint was its end.
+        What the callbacks raise ends the trial. `on_step` is called after each step, and now and then while held-out
+        text is read or text is written; it is given a function that saves a checkpoint, and no training if the last
+        checkpoint was its end.
         """
         corpus = self.corpus(config)
         _reset_peak_memory(self.device)
@@ -104,6 +107,9 @@ class Objective:
                 checkpoints.save(training)
             on_step(training, lambda: checkpoints.save(training))
 
+        def between() -> None:
+            keep(running[0]) if running else on_step(None, lambda: None)
+
         trained = train(
             config,
             corpus,
@@ -112,11 +118,10 @@ class Objective:
             on_evaluation=on_evaluation,
             on_step=keep,
             checkpoints=checkpoints.newest_first(),
+            whole=self.study.confirms is not None,
+            between=between,
         )
-
-        def between() -> None:
-            keep(running[0]) if running else on_step(None, lambda: None)
-
+        between()
         decoded = self._decode(trained, corpus, config, between, warn)
         attachment = None
         try:
@@ -148,9 +153,12 @@ class Objective:
             return Decoded(calibrate(trained.model, corpus, config, self.study.space), None, {}, [])
 
     def require_fit(self, config: Config) -> None:
-        """Raises DoesNotFit when `config` needs more than the study's limits; trains nothing to find out."""
-        limits = self.study.limits
-        needs = {name: self._need(name, config, self.corpus(config)) for name in limits.given()}
+        """Raises DoesNotFit when `config` needs more than the study's limits; trains nothing to find out.
+
+        The text is read and encoded here, if it has not been: before anything is timed, for that takes what it takes.
+        """
+        limits, corpus = self.study.limits, self.corpus(config)
+        needs = {name: self._need(name, config, corpus) for name in limits.given()}
         known = {name: need for name, need in needs.items() if need is not None}
         if limits.violations(known):
             raise DoesNotFit(limits, known)
@@ -211,6 +219,7 @@ class Objective:
             "threads": torch.get_num_threads(),
             "device": self.device,
             **origin(corpus.tokenizer, self.device, trained.precision),
+            **({"validation_part": round(trained.part, 4)} if trained.part < 1 else {}),
         }
 
 

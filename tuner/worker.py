@@ -59,6 +59,9 @@ MOST_FAILURES = 10
 
 STDERR = 2
 
+BESIDE_STEPS = 10
+"""How many times as long as a step a piece of held-out text may take to be read, or some tokens to be written."""
+
 POLL_SECONDS = 0.5
 """How often a worker that has nothing to do looks again."""
 
@@ -100,7 +103,7 @@ def work(
         definition = definition.model_copy(
             update={"corpus": definition.corpus.model_copy(update={"path": corpus_path})}
         )
-    objective = Objective(definition, study.user_attrs["fingerprint"], device, artifacts, checkpoint_seconds)
+    objective = Objective(definition, study.user_attrs["fingerprint"], device, artifacts, checkpoint_seconds, say)
     worker = Worker(study, definition, objective, storage, threads, requested, say, worker_id)
     return worker.run()
 
@@ -394,6 +397,8 @@ class _Conversation:
         self.told = set(stored.intermediate_values)
         self.verdicts: list[Future[bool]] = []
         self.looked = 0.0
+        self.stepping: Callable[[], bool] = lambda: True
+        self.stepped = True
 
     def report(self, evaluation: Evaluation) -> None:
         """Sends a rung and waits a moment for the verdict; raises Pruned."""
@@ -403,9 +408,10 @@ class _Conversation:
         with suppress(NoAnswer):
             self.verdicts[-1].result(timeout=ANSWER_SECONDS)
         self._heed()
+        self._wind_up()
 
     def look(self, training: Training | None, save: Callable[[], None]) -> None:
-        """Is called after each step: leaves when the worker must, and says how far it is."""
+        """Is called after each step and between pieces of other work: leaves when it must, and says how far it is."""
         if self.worker.gone.is_set():
             raise Gone(GONE)
         if self.worker.lost.is_set():
@@ -413,8 +419,9 @@ class _Conversation:
         if self.worker.requested.is_set() or self.worker.paused:
             save()
             raise HandBack
+        self.stepping = lambda: training is not None and training.steps_next
         now = time.monotonic()
-        if now - self.looked > 0.5:
+        if now - self.looked > 0.5 or self.stepping() != self.stepped:
             self.looked = now
             self._wind_up()
             self._heed()
@@ -439,7 +446,10 @@ class _Conversation:
             faulthandler.cancel_dump_traceback_later()
 
     def _wind_up(self) -> None:
-        faulthandler.dump_traceback_later(self.worker.definition.timeout, exit=True, file=STDERR)
+        """Allows `timeout` for the next step; what comes between steps is called for in pieces that may take longer."""
+        self.stepped = self.stepping()
+        seconds = self.worker.definition.timeout * (1 if self.stepped else BESIDE_STEPS)
+        faulthandler.dump_traceback_later(seconds, exit=True, file=STDERR)
 
     def _require_fit(self, memory: int) -> None:
         needs = {"memory": float(memory)}

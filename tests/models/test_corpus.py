@@ -1,17 +1,22 @@
 """Corpora: what is read, how it is split and encoded, what is refused, and a cache that many processes share."""
 
+import gzip
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
+import threading
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from models import config
+from models import config, tokenizers, waiting
+from models import corpus as corpora
 from models.corpus import SPLITS, EncodedCorpus, load_corpus, require_room
 from models.errors import CorpusError
 
@@ -21,12 +26,22 @@ RACER = """
 import sys
 from hashlib import sha256
 from pathlib import Path
-from models import config
+from models import config, corpus as corpora
 from models.corpus import load_corpus
+make, made = corpora._make, []
+corpora._make = lambda *given: made.append(given) or make(*given)
 print("ready", flush=True)
 sys.stdin.readline()
 corpus = load_corpus(config.Corpus(builtin="python-docs"), "byte-pair", 400, Path(sys.argv[1]))
-print(type(corpus.train).__name__, sha256(corpus.train.tobytes()).hexdigest())
+print(type(corpus.train).__name__, sha256(corpus.train.tobytes()).hexdigest(), len(made))
+"""
+HOLDER = """
+import sys
+from pathlib import Path
+from models.waiting import alone
+with alone(Path(sys.argv[1]), lambda text: print(text, flush=True), "encodes"):
+    print("holds it", flush=True)
+    sys.stdin.readline()
 """
 
 
@@ -238,7 +253,7 @@ def test_many_processes_may_race(tmp_path: Path) -> None:
         print(file=racer.stdin, flush=True)
     answers = [racer.communicate()[0] for racer in racers]
     expected = hashlib.sha256(read(tmp_path, builtin="python-docs", kind="byte-pair").train.tobytes()).hexdigest()
-    assert answers == [f"memmap {expected}\n"] * 4
+    assert sorted(answers) == [f"memmap {expected} 0\n"] * 3 + [f"memmap {expected} 1\n"]
     assert len(list((tmp_path / "cache").iterdir())) == 1
 
 
@@ -251,7 +266,25 @@ LINE = '{"text": "good"}\n'
         ("a.txt", b"", {}, r"a\.txt: contains no text"),
         ("a.txt", b"\xef\xbb\xbf", {}, "contains no text"),
         ("a.txt", b"text\0text", {}, "binary, with a zero at byte 4"),
-        ("a.txt", "text".encode("utf-16"), {}, "binary"),
+        ("a.txt", "text".encode("utf-16"), {}, r"a\.txt: UTF-16; save it as UTF-8 text"),
+        ("a.txt", "text".encode("utf-16-le"), {}, "binary, with a zero at byte 1"),
+        ("a.txt", "text".encode("utf-32"), {}, "UTF-32; save it as UTF-8 text"),
+        ("a.txt", gzip.compress(b"text"), {}, "compressed; unpack it"),
+        ("noname", b"%PDF-1.7\xe2\xe3", {}, "noname: a formatted document; save its text as .txt"),
+        ("a.jsonl.gz", b"", {"field": "text"}, "field is for"),
+        ("a.jsonl.gz", b"", {}, "compressed; unpack it"),
+        ("a.CSV", b"id,text\n1,good\n", {}, r"a\.CSV: a table; write its column of text as \.jsonl"),
+        ("a.parquet", b"PAR1", {}, "a table"),
+        ("a.html", b"<p>text", {}, "markup; save its text as .txt, or rename it"),
+        ("a.docx", b"PK", {}, "a formatted document"),
+        ("a.png", b"text", {}, "a picture, sound or program; leave it out"),
+        ("a.ndjson", LINE, {}, "a .ndjson file needs field"),
+        ("a.jsonl", '{"id": 1, "title": "b", "text": "c"}', {}, "needs field.*text is under 'title', 'text'"),
+        ("a.json", "[" + LINE + "]", {}, "a .json file needs field; .*'text'"),
+        ("a.json", '{"text": "good"}', {"field": "body"}, "item 1: no text under 'body'"),
+        ("a.json", "[1]", {}, "item 1: neither a text nor an object"),
+        ("a.json", "[", {}, "not JSON"),
+        ("a.json", '["\\ud800"]', {}, "item 1 contains half of a surrogate pair"),
         ("a.txt", b"na\xefve", {}, "not UTF-8 at byte 2; save it as UTF-8"),
         ("a.txt", b"text", {"field": "text"}, "field is for a .jsonl file; remove it"),
         ("a.txt", b"a", {}, "a validation split of 0.05 leaves none of its 1 characters"),
@@ -292,7 +325,150 @@ def test_a_folder_that_will_not_do_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CorpusError, match="field is for"):
         read(tmp_path, folder, field="text")
     (folder / "picture.png").write_bytes(b"\x89PNG\0")
-    with pytest.raises(CorpusError, match=r"picture\.png: binary"):
+    with pytest.raises(CorpusError, match=r"picture\.png: a picture"):
+        read(tmp_path, folder)
+
+
+def test_a_process_waits_for_another_and_goes_on_when_that_one_dies(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", HOLDER, str(tmp_path / "new" / "lock")]
+    first, second = (
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(2)
+    )
+    said = [process.stdout.readline() if process.stdout else "" for process in (first, second)]
+    if said[0] != "holds it\n":
+        first, second, said = second, first, said[::-1]
+    assert said == ["holds it\n", f"waits for process {first.pid}, which encodes\n"]
+    first.kill()
+    first.communicate()
+    assert second.stdout is not None
+    assert second.stdout.readline() == "holds it\n"
+    second.communicate("\n")
+    assert list((tmp_path / "new").iterdir()) == []
+
+
+def test_drafts_of_a_process_that_was_killed_are_removed(file: Path, tmp_path: Path) -> None:
+    read(tmp_path, file)
+    (entry,) = (tmp_path / "cache").iterdir()
+    entry.rename(entry.with_name(f"{entry.name}.{'0' * 32}"))
+    entry.with_name(f"{entry.name}.lock").touch()
+    read(tmp_path, file)
+    assert list((tmp_path / "cache").iterdir()) == [entry]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("text", [TEXT, " ".join(TEXT.split("\r\n")), TEXT.replace(" ", "").replace("\r\n", "")])
+def test_a_text_is_encoded_in_blocks_as_it_is_in_one(
+    kind: str, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "text").write_text(text, encoding="utf-8", newline="")
+    whole = load_corpus(config.Corpus(path=str(tmp_path / "text")), kind, 300, tmp_path / "whole")
+    monkeypatch.setattr(corpora, "BLOCK", 100)
+    monkeypatch.setattr(tokenizers, "LONG", 50)
+    blocks = load_corpus(config.Corpus(path=str(tmp_path / "text")), kind, 300, tmp_path / "blocks")
+    assert blocks.tokenizer == whole.tokenizer
+    assert all(np.array_equal(getattr(blocks, split), getattr(whole, split)) for split in SPLITS)
+
+
+def test_a_long_encoding_says_how_far_it_is(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clock is as fast as the work: each block waits until something has been said."""
+    said: list[str] = []
+    more = threading.Event()
+
+    def say(text: str) -> None:
+        said.append(text)
+        more.set()
+
+    class Slow(waiting.Meter):
+        def passing(self, blocks: Iterable[str]) -> Iterator[str]:
+            for block in super().passing(blocks):
+                yield block
+                if self.done:
+                    more.clear()
+                    assert more.wait(30)
+
+    file.write_text(TEXT.replace("\r", ""), encoding="utf-8")
+    monkeypatch.setattr(waiting, "SAY_SECONDS", 0.001)
+    monkeypatch.setattr(corpora, "Meter", Slow)
+    monkeypatch.setattr(corpora, "BLOCK", 2500)
+    load_corpus(config.Corpus(path=str(file)), "byte-pair", 300, tmp_path / "cache", say)
+    patterns = [r"learning the byte-pair vocabulary: [1-9]\d%", r"encoding in byte-pair tokens: [1-9]\d%"]
+    for pattern in patterns:
+        assert any(re.fullmatch(rf"corpus text\.txt: {pattern}, [\d.e+-]+ MB/s", text) for text in said), said
+
+
+ENTRIES = '{"text": "one"}\n{"text": "two"}\n'
+
+
+@pytest.mark.parametrize(
+    ("files", "field", "texts"),
+    [
+        ({"part-0.jsonl": ENTRIES, "part-1.jsonl": '{"text": "three"}'}, "text", ["one", "two", "three"]),
+        ({"part-0.ndjson": ENTRIES, "deep/part-1.JSONL": '{"text": "three"}'}, "text", ["three", "one", "two"]),
+        ({"a.txt": "plain", "b.jsonl": ENTRIES, "c.md": "# marked"}, "text", ["plain", "one", "two", "# marked"]),
+        ({"a.json": '["one", "two"]', "b.py": "three = 3"}, None, ["one", "two", "three = 3"]),
+        ({"a.json": '[{"text": "one"}, "two"]', "b.json": '{"text": "three"}'}, "text", ["one", "two", "three"]),
+    ],
+)
+def test_each_file_of_a_folder_is_read_as_what_it_is(
+    files: dict[str, str], field: str | None, texts: list[str], tmp_path: Path
+) -> None:
+    for name, content in files.items():
+        (tmp_path / "texts" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "texts" / name).write_text(content, encoding="utf-8")
+    corpus = read(tmp_path, tmp_path / "texts", field=field, split=(0.4, 0.3, 0.3))
+    assert documents_of(corpus) == texts
+
+
+@pytest.mark.parametrize("name", ["a.csv", "deep/a.tsv", "a.txt.zst", "a.pdf", "a.HTML", "a.webp", "a.so"])
+def test_a_file_of_a_folder_that_is_no_text_is_refused_by_name(name: str, tmp_path: Path) -> None:
+    (tmp_path / "texts" / name).parent.mkdir(parents=True)
+    (tmp_path / "texts" / name).write_text("looks like text", encoding="utf-8")
+    (tmp_path / "texts" / "b.txt").write_text("is text", encoding="utf-8")
+    with pytest.raises(CorpusError, match=f"{re.escape(name)}: .*; (write|unpack|save|leave)"):
+        read(tmp_path, tmp_path / "texts")
+
+
+def test_lines_of_json_in_a_folder_need_a_field(tmp_path: Path) -> None:
+    (tmp_path / "part-0.jsonl").write_text(ENTRIES, encoding="utf-8")
+    with pytest.raises(CorpusError, match=r"part-0\.jsonl: a \.jsonl file needs field; .*'text'"):
+        read(tmp_path, tmp_path)
+
+
+def test_what_was_read_of_a_folder_and_what_was_not_is_said(tmp_path: Path) -> None:
+    folder = tmp_path / "texts"
+    for name in (
+        "a.txt",
+        "b.txt",
+        "b.md",
+        ".git/config",
+        "uv.lock",
+        "model.safetensors",
+        "__pycache__/a.pyc",
+        "~$a.txt",
+    ):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(f"This is {name[0]}.", encoding="utf-8")
+    (folder / "elsewhere").symlink_to(tmp_path)
+    (folder / "c.jsonl").write_text(ENTRIES, encoding="utf-8")
+    assert read(tmp_path, folder, field="text").files == (
+        "4 files, 5 documents, 6 passed over (.git, __pycache__, elsewhere, model.safetensors, uv.lock and 1 more)"
+        "; held twice: b.md in b.txt; remove one of each"
+    )
+    assert read(tmp_path, folder / "a.txt", split=(0.4, 0.3, 0.3)).files == ""
+
+
+def test_a_folder_with_what_is_no_file_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    (folder / "a.txt").write_text("text", encoding="utf-8")
+    link = folder / "b.txt"
+    for target in ("nowhere", "b.txt"):
+        link.symlink_to(target)
+        with pytest.raises(CorpusError, match=r"b\.txt: a link that leads nowhere; remove it"):
+            read(tmp_path, folder)
+        link.unlink()
+    os.mkfifo(link)
+    with pytest.raises(CorpusError, match=r"b\.txt: neither a file nor a folder"):
         read(tmp_path, folder)
 
 

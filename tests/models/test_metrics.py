@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -16,7 +17,7 @@ from models import metrics
 from models.checkpoint import weights
 from models.config import Budget, Config
 from models.corpus import EncodedCorpus
-from models.metrics import LANE, WARM_UP, HeldOut, Score, evaluate
+from models.metrics import LANE, PIECE, WARM_UP, HeldOut, Score, evaluate, evaluate_part, pieces_of
 from models.network import build
 from models.training import Training, train
 
@@ -85,6 +86,48 @@ def test_every_so_manyth_piece_counts_when_that_is_asked_for(carries_state: bool
     whole = evaluate(Guess(table, carries_state), text, V, 16)
     ratio = whole.bits_per_byte / whole.nats_per_token
     assert score.bits_per_byte / score.nats_per_token == pytest.approx(ratio)
+
+
+@given(tokens=st.integers(1, 50_000), most=st.integers(1, 60_000), more=st.integers(0, 20_000))
+@settings(max_examples=60, deadline=None)
+def test_a_part_is_spread_over_the_text_and_lies_within_a_larger_one(tokens: int, most: int, more: int) -> None:
+    pieces = pieces_of(tokens, most)
+    assert {piece.start for piece in pieces} <= {piece.start for piece in pieces_of(tokens, most + more)}
+    assert sum(piece.stop - piece.start for piece in pieces) <= max(most, PIECE)
+    assert all(0 <= piece.start < piece.stop <= tokens for piece in pieces)
+    widest = 2 * tokens / len(pieces) + 2 * PIECE
+    places = [0, *(piece.start for piece in pieces), tokens]
+    assert max(after - before for before, after in pairwise(places)) <= widest
+
+
+@pytest.mark.parametrize("carries_state", [True, False])
+@pytest.mark.parametrize("before", [1, WARM_UP + 5])
+@given(most=st.integers(1, 12_000), window=st.integers(1, 20) | st.sampled_from([64, 3000]))
+@settings(max_examples=30, deadline=None)
+def test_each_token_of_a_part_counts_once_and_so_do_its_bytes(
+    carries_state: bool, before: int, most: int, window: int
+) -> None:
+    table = torch.randn(V, V, generator=torch.Generator().manual_seed(1))
+    text = replace(held_out(before, 20 * PIECE + 77), token_bytes=np.array([1, 2, 3, 4, 0.5, 0.5, 0]))
+    told = np.concatenate([text.before[-1:], text.tokens[:-1]])
+    prices = -table.log_softmax(-1)[told.astype(np.int64), text.tokens.astype(np.int64)].numpy()
+    read = np.concatenate([np.arange(piece.start, piece.stop) for piece in pieces_of(len(text.tokens), most)])
+    score = evaluate_part(Guess(table, carries_state), text, V, window, most)
+    assert score.nats_per_token == pytest.approx(prices[read].mean(), rel=1e-5)
+    assert text.token_bytes is not None
+    text_bytes = text.token_bytes[text.tokens[read]].sum()
+    assert score.bits_per_byte == pytest.approx(prices[read].sum() / math.log(2) / text_bytes, rel=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("architecture", ["lstm", "transformer"])
+def test_a_part_is_read_with_the_context_that_the_whole_is(architecture: str) -> None:
+    model, text = lively(architecture=architecture, sequence_length=16), held_out(WARM_UP + 1, 4 * PIECE)
+    told = np.concatenate([text.before, text.tokens])
+    last = HeldOut(told[: len(text.before) + 2 * PIECE], text.tokens[2 * PIECE : 3 * PIECE], 3)
+    first = HeldOut(text.before, text.tokens[:PIECE], 3)
+    expected = (one.nats_per_token for one in (evaluate(model, part, V, 16) for part in (first, last)))
+    assert evaluate_part(model, text, V, 16, 2 * PIECE).nats_per_token == pytest.approx(sum(expected) / 2, rel=1e-5)
 
 
 def test_few_logits_are_held_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

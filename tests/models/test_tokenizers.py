@@ -191,3 +191,12 @@ def test_learning_is_the_same_in_another_process(tmp_path: Path) -> None:
         subprocess.run([sys.executable, "-c", program, tmp_path / "text", tmp_path / folder], check=True)
     for kind in ("word", "byte-pair"):
         assert (tmp_path / "one" / kind).read_bytes() == (tmp_path / "two" / kind).read_bytes()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_bytes_of_tokens_are_those_of_the_text(kind: str) -> None:
+    tokenizer = learn(kind, FOX, 400)
+    text = "The naïve 世界 fox 👩‍🚀\r\n"
+    assert len(tokenizer.token_bytes) == tokenizer.vocabulary_size
+    assert tokenizer.token_bytes[tokenizer.encode(text)].sum() == len(text.encode())
+    assert tokenizer.token_bytes[tokenizer.end_of_text] == 0

@@ -15,13 +15,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from models import optimizers, training
+from models import metrics, optimizers, training
 from models.batches import Streams, Windows
 from models.checkpoint import BadCheckpoint, read_checkpoint, weights
 from models.config import Budget, Config
 from models.corpus import EncodedCorpus
 from models.errors import CorpusError, DeviceError
-from models.metrics import evaluate
+from models.metrics import evaluate, evaluate_part, pieces_of
 from models.network import build
 from models.optimizers import build_optimizers, relative_learning_rate
 from models.training import Diverged, Evaluation, Trained, Training, train, usable_device
@@ -733,11 +733,12 @@ def test_looking_at_a_run_costs_a_tenth_of_it_and_its_end_is_scored_on_all_of_th
     read: list[int] = []
 
     def looked(*run: Any) -> Any:
-        read.append(run[-1])
+        read.append(run[5])
         return evaluate(*run)
 
     monkeypatch.setattr(training, "evaluate", looked)
     monkeypatch.setattr(training, "FEWEST_SCORED", 8)  # the text is short
+    monkeypatch.setattr(metrics, "LANE", 8)
     config, budget = small(architecture=architecture, precision="float32"), steps(200, rungs=9)
     trained = train(config, rhyme, budget)
     held_out = Training(config, rhyme, budget, CPU).held_out
@@ -749,6 +750,49 @@ def test_looking_at_a_run_costs_a_tenth_of_it_and_its_end_is_scored_on_all_of_th
     read.clear()
     train(config.model_copy(update={"patience": 8}), rhyme, budget)
     assert set(read) == {1}
+
+
+@pytest.mark.parametrize("patience", [0, 8])
+@pytest.mark.parametrize("budget", [{"tokens": 12_800}, {"seconds": 400.0}])
+@pytest.mark.parametrize("architecture", ["lstm", "transformer"])
+def test_no_rung_of_a_trial_costs_more_than_its_share_of_a_long_text(
+    architecture: str,
+    budget: dict[str, Any],
+    patience: int,
+    markov: EncodedCorpus,
+    slow_step: Callable[[float], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    scored: list[int] = []
+
+    def looked(*run: Any) -> Any:
+        scored.append(run[4])
+        return evaluate_part(*run)
+
+    slow_step(1.0)  # 32 tokens
+    monkeypatch.setattr(training, "evaluate_part", looked)
+    monkeypatch.setattr(training, "FEWEST_SCORED", 1)
+    monkeypatch.setattr(training, "FEWEST_AT_LAST", 1024)
+    config = small(architecture=architecture, patience=patience, precision="float32")
+    trial = Budget(**budget, rungs=4)
+    trained = train(config, markov, trial, whole=False)
+    assert len(scored) == 4
+    assert sum(scored) * 2 / 2.5 <= (0.1 + 0.2) * 12_800
+    assert scored[-1] * 2 / 2.5 <= 0.2 * 12_800
+    assert trained.part == pytest.approx(sum(p.stop - p.start for p in pieces_of(20_000, scored[-1])) / 20_000)
+    scored.clear()
+    whole = train(config, markov, trial)
+    assert len(scored) == (0 if patience else 3)
+    assert whole.part == 1
+    assert again(whole, markov) == whole.evaluations[-1].bits_per_byte
+
+
+def test_all_of_a_text_that_is_cheap_to_read_is_read(markov: EncodedCorpus) -> None:
+    """Half of a trial's text to train on: a fifth of its work."""
+    budget = Budget(tokens=80_000, rungs=2)
+    first, second = (train(small(), markov, budget, whole=whole) for whole in (True, False))
+    assert second.part == 1
+    assert [one.bits_per_byte for one in first.evaluations] == [one.bits_per_byte for one in second.evaluations]
 
 
 # The order of the text.

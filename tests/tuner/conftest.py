@@ -136,7 +136,8 @@ class Instant:
         self.calls.append((number, attempt))
         value = 0.0
         for rung in range(1, self.rungs + 1):
-            training = SimpleNamespace(config=config, tokens=rung, seconds=1.0, progress=rung / self.rungs)
+            part = rung / self.rungs
+            training = SimpleNamespace(config=config, tokens=rung, seconds=1.0, progress=part, steps_next=False)
             on_step(training, lambda: self.saved.append(number))
             value = self.score(number, config, rung)
             on_evaluation(Evaluation(rung, rung, 1.0, value, value, value, value))

@@ -22,6 +22,8 @@ from optuna.storages import RDBStorage
 from optuna.trial import FixedTrial, FrozenTrial, TrialState
 from sqlalchemy.exc import OperationalError
 
+from models import corpus as corpora
+from models import training
 from models.config import Config, Corpus
 from models.corpus import load_corpus
 from models.errors import CorpusError
@@ -31,6 +33,7 @@ from models.run import load, read_recipe, train_run
 from models.training import Diverged, Training, train
 from tuner import courier, entry, launchers, objective, search, server, worker
 from tuner import ledger as books
+from tuner import objective as objectives
 from tuner.artifacts import Artifacts
 from tuner.errors import LostDeviceError, StorageError, StudyError, WorkerError
 from tuner.export import chosen_trial, exported
@@ -1144,3 +1147,30 @@ def test_a_study_that_is_renamed_goes_on(
     now = current(storage, found)
     assert (now.study.name, now.counts.finished) == (f"{study.name} anew", 4)
     assert load_study(storage, f"{study.name} anew")._study_id == found._study_id
+
+
+def test_the_watchdog_counts_a_step_and_allows_more_for_what_comes_between(
+    crew: Any, small: Small, enter: Enter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Learning and encoding the text is not watched at all; a piece of it that is read may take ten times as long."""
+    study = small(1).model_copy(update={"timeout": 60.0})
+    found = enter(study)
+    allowed: list[float] = [0]
+    during: dict[str, set[float]] = {}
+
+    def noted(name: str, work: Callable[..., Any]) -> Callable[..., Any]:
+        def note(*given: Any, **more: Any) -> Any:
+            during.setdefault(name, set()).add(allowed[-1])
+            return work(*given, **more)
+
+        return note
+
+    monkeypatch.setattr(worker.faulthandler, "dump_traceback_later", lambda seconds, **_: allowed.append(seconds))
+    monkeypatch.setattr(worker.faulthandler, "cancel_dump_traceback_later", lambda: allowed.append(0))
+    monkeypatch.setattr(corpora, "load_corpus", noted("read", corpora.load_corpus))
+    monkeypatch.setattr(training, "evaluate", noted("evaluate", training.evaluate))
+    monkeypatch.setattr(objectives, "decode", noted("write", objectives.decode))
+    monkeypatch.setattr(Training, "take_step", noted("step", Training.take_step))
+    crew.work(study, Objective(study, found.user_attrs["fingerprint"], "cpu", Artifacts(tmp_path)))
+    assert during == {"read": {0}, "step": {60.0}, "evaluate": {600.0}, "write": {600.0}}
+    assert allowed[-1] == 0

@@ -1,0 +1,233 @@
+"""What a path holds: the documents of its files, each read as the kind of file it is, or refused by name."""
+
+from __future__ import annotations
+
+import codecs
+import json
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+from models.errors import CorpusError
+
+LINES, RECORDS = (".jsonl", ".ndjson"), (".json",)
+"""Kinds of files whose documents stand under a key: an object on each line, or a list of them."""
+
+REMEDIES = {
+    "compressed; unpack it": ".gz .tgz .bz2 .xz .zst .lz4 .br .zip .tar .7z .rar",
+    "a table; write its column of text as .jsonl": (
+        ".csv .tsv .parquet .arrow .feather .orc .avro .xls .xlsx .ods .db .sqlite .sqlite3 .h5 .hdf5 .npy .npz"
+    ),
+    "a formatted document; save its text as .txt": ".pdf .doc .docx .odt .rtf .epub .mobi .ppt .pptx .odp .pages",
+    "markup; save its text as .txt, or rename it to .txt to learn the markup too": (
+        ".html .htm .xhtml .mhtml .svg .ipynb"
+    ),
+    "a picture, sound or program; leave it out": (
+        ".png .jpg .jpeg .gif .bmp .webp .tif .tiff .ico .heic .psd .mp3 .wav .flac .ogg .m4a .mp4 .mkv .avi .mov .webm"
+        " .ttf .otf .woff .woff2 .exe .dll .so .dylib .a .o .obj .lib .class .jar .whl .egg .bin "
+        " .iso .wasm .pkl .pickle"
+    ),
+}
+"""What to do with files that are not read, by the ends of their names."""
+
+_REFUSED = {ending: remedy for remedy, endings in REMEDIES.items() for ending in endings.split()}
+
+_BEGINNINGS = {
+    codecs.BOM_UTF32_LE: "UTF-32; save it as UTF-8 text",
+    codecs.BOM_UTF32_BE: "UTF-32; save it as UTF-8 text",
+    codecs.BOM_UTF16_LE: "UTF-16; save it as UTF-8 text",
+    codecs.BOM_UTF16_BE: "UTF-16; save it as UTF-8 text",
+    b"\x1f\x8b": _REFUSED[".gz"],
+    b"BZh": _REFUSED[".bz2"],
+    b"\xfd7zXZ": _REFUSED[".xz"],
+    b"\x28\xb5\x2f\xfd": _REFUSED[".zst"],
+    b"PK\x03\x04": _REFUSED[".zip"],
+    b"PAR1": _REFUSED[".parquet"],
+    b"SQLite format 3": _REFUSED[".sqlite"],
+    b"%PDF-": _REFUSED[".pdf"],
+    b"\x89PNG": _REFUSED[".png"],
+    b"\xff\xd8\xff": _REFUSED[".jpg"],
+}
+"""What a file is whose bytes are no UTF-8 text and begin like this."""
+
+PASSED_OVER = (".lock", ".safetensors", ".pt", ".pth", ".ckpt", ".onnx", ".gguf", ".pyc", ".swp", ".part", ".tmp", "~")
+"""Ends of the names of files that lie beside text and never hold any: locks, checkpoints, drafts, backups."""
+
+NEVER_TEXT = {"__pycache__", "Thumbs.db", "desktop.ini", "package-lock.json"}
+
+NAMED = 5
+"""Most names in a list for people."""
+
+
+@dataclass
+class Found:
+    """The documents of a path, none of them empty, and what is to be said about its files."""
+
+    documents: list[str] = field(default_factory=list)
+    read: list[str] = field(default_factory=list)
+    passed_over: list[str] = field(default_factory=list)
+    copies: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        files = f"{len(self.read):,} file{'' if len(self.read) == 1 else 's'}"
+        documents = f", {len(self.documents):,} documents" if len(self.documents) != len(self.read) else ""
+        passed_over = (
+            f", {len(self.passed_over):,} passed over ({_listed(self.passed_over)})" if self.passed_over else ""
+        )
+        copies = f"; held twice: {_listed(self.copies)}; remove one of each" if self.copies else ""
+        return files + documents + passed_over + copies
+
+
+def documents_of(path: Path, key: str | None) -> Found:
+    """Reads a file, or all files of a folder at any depth in the order of their paths; `key` is for JSON.
+
+    Hidden files, checkpoints, locks and links to folders are passed over. Raises CorpusError for a file that is no
+    text, and OSError for one that cannot be read.
+    """
+    if not path.is_dir():
+        if key is not None and path.suffix.lower() not in LINES + RECORDS:
+            refuse_key(f"corpus {path}")
+        return Found([document for document in _documents(path, key) if document], [path.name])
+    found = Found()
+    files = _files(path, found)
+    if key is not None and not any(file.suffix.lower() in LINES + RECORDS for file in files):
+        refuse_key(f"corpus {path}")
+    _read_all(path, files, key, found)
+    return found
+
+
+def refuse_key(place: str) -> NoReturn:
+    """Raises CorpusError, because there is no JSON here for `field` to choose from."""
+    raise CorpusError(f"{place}: field is for a .jsonl file; remove it")
+
+
+def _files(folder: Path, found: Found) -> list[Path]:
+    files: list[Path] = []
+    for parent, folders, names in os.walk(folder, onerror=_raise):
+        links = [name for name in folders if Path(parent, name).is_symlink()]
+        out = [name for name in folders + names if _is_beside_text(name) or name in links]
+        found.passed_over += [str(Path(parent, name).relative_to(folder)) for name in out]
+        folders[:] = [name for name in folders if name not in out]
+        files += [Path(parent, name) for name in names if name not in out]
+    found.passed_over.sort()
+    return sorted(files, key=lambda file: file.relative_to(folder).parts)
+
+
+def _is_beside_text(name: str) -> bool:
+    return name.startswith((".", "~$")) or name in NEVER_TEXT or name.lower().endswith(PASSED_OVER)
+
+
+def _raise(error: OSError) -> NoReturn:
+    raise error
+
+
+def _read_all(folder: Path, files: list[Path], key: str | None, found: Found) -> None:
+    """Reads files, and notes those that hold the same as another one of their name with another ending."""
+    seen: dict[tuple[Path, str, int], str] = {}
+    for file in files:
+        name = str(file.relative_to(folder))
+        if file.is_symlink() and not file.exists():
+            raise CorpusError(f"corpus {file}: a link that leads nowhere; remove it")
+        documents = [document for document in _documents(file, key) if document]
+        found.documents += documents
+        found.read.append(name)
+        same = seen.setdefault((file.parent, file.name.partition(".")[0], hash(tuple(documents))), name)
+        if same != name and documents:
+            found.copies.append(f"{same} in {name}")
+
+
+def _documents(path: Path, key: str | None) -> Iterable[str]:
+    ending = path.suffix.lower()
+    if ending in _REFUSED:
+        path.stat()  # one that is not there is not refused for its name
+        raise CorpusError(f"corpus {path}: {_REFUSED[ending]}")
+    if ending in LINES:
+        return _of_lines(path, key)
+    return _of_records(path, key) if ending in RECORDS else [_text(path)]
+
+
+def _text(path: Path) -> str:
+    if path.exists() and not path.is_file():
+        raise CorpusError(f"corpus {path}: neither a file nor a folder; give one of these")
+    content = path.read_bytes()
+    zero = content.find(b"\0")
+    try:
+        text = content.decode()
+    except UnicodeDecodeError as error:
+        _refuse_beginning(path, content)
+        if zero < 0:
+            raise CorpusError(f"corpus {path}: not UTF-8 at byte {error.start}; save it as UTF-8 text") from error
+    if zero >= 0:
+        _refuse_beginning(path, content)
+        raise CorpusError(f"corpus {path}: binary, with a zero at byte {zero}; remove it or save it as UTF-8 text")
+    return text.removeprefix("\ufeff")  # the mark that some editors put before UTF-8
+
+
+def _refuse_beginning(path: Path, content: bytes) -> None:
+    for beginning, problem in _BEGINNINGS.items():
+        if content.startswith(beginning):
+            raise CorpusError(f"corpus {path}: {problem}")
+
+
+def _of_lines(path: Path, key: str | None) -> Iterator[str]:
+    for number, line in enumerate(_text(path).split("\n"), 1):
+        if line.strip():
+            place = f"corpus {path}, line {number}"
+            record = _parsed(line, place, "write one object on each line")
+            if not isinstance(record, dict):
+                raise CorpusError(f"{place}: not an object; write one object on each line")
+            yield _text_of(record, _required(key, path, record), place)
+
+
+def _of_records(path: Path, key: str | None) -> Iterator[str]:
+    """The documents of a JSON file: a list of texts or objects, or one object."""
+    place = f"corpus {path}"
+    content = _parsed(_text(path), place, "write a list of texts or of objects")
+    for number, record in enumerate(content if isinstance(content, list) else [content], 1):
+        one = f"{place}, item {number}"
+        if isinstance(record, str):
+            yield _whole(record, one)
+        elif isinstance(record, dict):
+            yield _text_of(record, _required(key, path, record), one)
+        else:
+            raise CorpusError(f"{one}: neither a text nor an object; write a list of texts or of objects")
+
+
+def _parsed(text: str, place: str, remedy: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise CorpusError(f"{place}: not JSON ({error}); {remedy}") from error
+
+
+def _required(key: str | None, path: Path, record: dict[str, Any]) -> str:
+    if key is not None:
+        return key
+    texts = [repr(name) for name, value in record.items() if isinstance(value, str)]
+    keys = f"; of the first one's keys, text is under {_listed(texts)}" if texts else ""
+    raise CorpusError(
+        f"corpus {path}: a {path.suffix.lower()} file needs field; set it to the key that holds the text{keys}"
+    )
+
+
+def _text_of(record: dict[str, Any], key: str, place: str) -> str:
+    text = record.get(key)
+    if not isinstance(text, str):
+        keys = ", ".join(map(repr, record)) or "none"
+        raise CorpusError(f"{place}: no text under {key!r}; the keys there: {keys}; set field to one that holds text")
+    return _whole(text, f"{place}: {key!r}")
+
+
+def _whole(text: str, place: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise CorpusError(f"{place} contains half of a surrogate pair; remove it") from error
+    return text
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - NAMED:,} more" if len(names) > NAMED else ""
+    return ", ".join(names[:NAMED]) + more

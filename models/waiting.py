@@ -1,0 +1,114 @@
+"""Long work that several processes want done: one does it and says how far it is, the others wait."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from itertools import count
+from pathlib import Path
+from typing import IO
+
+SAY_SECONDS = 10.0
+"""How often long work says how far it is; what takes less says nothing."""
+
+POLL_SECONDS = 0.2
+"""How often a waiting process looks whether the work is done."""
+
+Say = Callable[[str], None]
+
+
+@contextmanager
+def alone(path: Path, say: Say, what: str) -> Iterator[None]:
+    """Lets one process of this machine at a time do what `path` stands for; the others wait, and say so.
+
+    The file at `path` is the lock, and gone afterwards. A process that dies lets go of it. Where no file can be made,
+    nobody waits.
+    """
+    file = _locked(path, say, what)
+    try:
+        yield
+    finally:
+        if file is not None:
+            path.unlink(missing_ok=True)
+            file.close()
+
+
+def _locked(path: Path, say: Say, what: str) -> IO[str] | None:
+    for tried in count():
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = path.open("a+")
+        except OSError:
+            return None
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if tried == 1:
+                say(f"waits for {_holder(file)}, which {what}")
+            file.close()
+            time.sleep(POLL_SECONDS)
+            continue
+        except OSError:  # a file system without locks
+            file.close()
+            return None
+        if _is(file, path):
+            file.truncate(0)
+            file.write(str(os.getpid()))
+            file.flush()
+            return file
+        file.close()  # whoever held it has removed it
+    return None
+
+
+def _is(file: IO[str], path: Path) -> bool:
+    with suppress(OSError):
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    return False
+
+
+def _holder(file: IO[str]) -> str:
+    file.seek(0)
+    number = file.read()
+    return f"process {number}" if number.isdigit() else "another process"
+
+
+class Meter:
+    """Says every SAY_SECONDS how far some work on a text is, from a thread of its own."""
+
+    def __init__(self, say: Say) -> None:
+        self.say = say
+        self.begin("", 0)
+        self.ended = threading.Event()
+
+    @contextmanager
+    def running(self) -> Iterator[Meter]:
+        """Says how far the work inside is."""
+        thread = threading.Thread(target=self._run, daemon=True)
+        thread.start()
+        try:
+            yield self
+        finally:
+            self.ended.set()
+            thread.join()
+
+    def begin(self, what: str, characters: int) -> None:
+        """Begins another pass over a text."""
+        self.what, self.characters, self.done, self.bytes = what, characters, 0, 0
+        self.begun = time.monotonic()
+
+    def passing(self, blocks: Iterable[str]) -> Iterator[str]:
+        """Passes blocks of the text on, and counts each when the next one is asked for."""
+        for block in blocks:
+            yield block
+            self.done += len(block)
+            self.bytes += len(block.encode())
+
+    def _run(self) -> None:
+        while not self.ended.wait(SAY_SECONDS):
+            if self.done:
+                speed = self.bytes / 1e6 / (time.monotonic() - self.begun)
+                self.say(f"{self.what}: {self.done / self.characters:.0%}, {speed:.2g} MB/s")
