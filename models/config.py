@@ -206,11 +206,13 @@ DECODING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 class Corpus(_Strict):
     """Where the text comes from, and which part of it is for what."""
 
-    path: str | None = Field(None, description="A UTF-8 text file, a folder of them, or a .jsonl file.")
+    path: str | None = Field(
+        None, description="A UTF-8 text file, a .jsonl, .ndjson or .json file, or a folder of these."
+    )
     builtin: Literal["python-docs", "markov"] | None = Field(
         None, description="A corpus that needs no file: Python's help on its language, or a random source."
     )
-    field: str | None = Field(None, description="The key that holds the text in each line of a .jsonl file.")
+    field: str | None = Field(None, description="The key that holds the text in each object of a JSON file.")
     split: tuple[float, float, float] = Field(
         (0.9, 0.05, 0.05), description="Parts for training, validation and test, in this order in the text."
     )
@@ -244,8 +246,8 @@ class Budget(_Strict):
         8,
         ge=1,
         le=1000,
-        description="Equally spaced evaluations, the last one at the end. With a budget in tokens, those before it "
-        "read as much of the validation split as a tenth of the training's work allows.",
+        description="Equally spaced evaluations, the last one at the end. Those before it read as much of the "
+        "validation split as a tenth of the training's work allows.",
     )
 
     @model_validator(mode="after")

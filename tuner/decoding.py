@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -48,8 +49,8 @@ CLEAR = 0.01
 ALIKE = 1.0
 """Within how many standard deviations of the best value others cannot be told apart from it."""
 
-SURE = 1.5
-"""By how many standard deviations a further parameter must improve, to be used."""
+DOUBT = 0.05
+"""How probable it may be that a further parameter is used of which none helps, however many values are tried."""
 
 ENTROPY_TOKENS = 128
 """Held-out tokens on which the entropy of decodings is compared."""
@@ -158,11 +159,11 @@ class _Search:
 
     def run(self) -> tuple[Config, list[dict[str, float]]]:
         """Returns the configuration that is expected to be best, and the curve over temperature that was seen."""
-        first, *others = self.values
+        first, *others = [name for name, values in self.values.items() if len(values) > 1] or list(self.values)[:1]
         best, expected, noise = self._line(first, *(IN_COMPANY if others else ALONE))
         curve = self._curve() if first == "temperature" else []
         if others and not self.effort.is_spent:
-            best = self._with_another(best, others, expected - SURE * noise)
+            best = self._with_another(best, others, expected, noise)
         return best, curve
 
     def _line(self, name: str, everywhere: int, then: int) -> tuple[Config, float, float]:
@@ -200,10 +201,12 @@ class _Search:
             values.append(float(mean[chosen[-1]]))
         return chosen[known:]
 
-    def _with_another(self, best: Config, names: list[str], bar: float) -> Config:
-        """Changes one more parameter, if that is better by more than chance.
+    def _with_another(self, best: Config, names: list[str], expected: float, noise: float) -> Config:
+        """Changes one more parameter, if that is better than `expected` by more than the luck of so many tries.
 
-        The temperature goes along, so that the mean entropy stays: else all that cuts off would merely sharpen.
+        The lowest of n values has to be so low that one alone would be by chance in the n-th part of DOUBT (that is
+        Bonferroni's correction). The temperature goes along, so that the mean entropy stays: else all that cuts off
+        would merely sharpen.
         """
         each = max(1, OTHERS // len(names))
         further = {name: [value for value in self.values[name] if value != getattr(best, name)] for name in names}
@@ -214,7 +217,7 @@ class _Search:
         ]
         self._try(configs)
         config, value, _ = min(self.tried[len(self.tried) - len(configs) :], key=lambda one: one[1])
-        return config if value < bar else best
+        return config if value < expected - NormalDist().inv_cdf(1 - DOUBT / len(configs)) * noise else best
 
     def _as_unsure(self, config: Config, as_one: Config) -> Config:
         temperatures = self.values.get("temperature", [config.temperature])
