@@ -219,6 +219,11 @@ def run(
 @_places
 @_crew
 @click.option("--corpus", "corpus_path", help="Where the study's text lies on this machine, if elsewhere.")
+@click.option(
+    "--heartbeat",
+    type=click.Path(path_type=Path),
+    help="A file to touch every few seconds while all is well and the database answers, for a health check.",
+)
 def work(
     study_name: str | None,
     places: Places,
@@ -234,7 +239,7 @@ def work(
     if study_name is None:
         if corpus_path is not None:
             raise click.UsageError("--corpus is of one study: name it")
-        _stand_by(places)
+        _stand_by(places, crew)
         return
     with places.opened() as opened:
         found, study = _find(opened, study_name)
@@ -768,7 +773,7 @@ def dashboard(study_name: str | None, places: Places, **door: Any) -> None:
     found_door.require_safe()
     with places.opened() as opened:
         page = "/dashboard" if study_name is None else f"/dashboard/studies/{_find(opened, study_name)[0]._study_id}"
-        attachments = places.writable_artifacts_of(study_name or "dashboard").attachments()
+        attachments = places.attachments_of(study_name or "dashboard")
 
         def tell() -> None:
             click.echo(f"Dashboard: {found_door.address}{page}   (Ctrl-C ends it)")
@@ -835,13 +840,13 @@ def _changed(study: Study, corpus_path: Path | None, trials: int | None, hours: 
     return study.model_copy(update=changes)
 
 
-def _stand_by(places: Places) -> None:
+def _stand_by(places: Places, crew: Crew) -> None:
     """Lets this very command work on each study that has work, with the study's name behind it."""
     from models.stopping import stop_requests
     from tuner import pool
 
     with stop_requests() as requested, places.opened() as opened:
-        pool.serve(opened, [sys.executable, "-m", "tuner", *sys.argv[1:]], requested, click.echo)
+        pool.serve(opened, [sys.executable, "-m", "tuner", *sys.argv[1:]], requested, click.echo, crew.beat)
     sys.exit(STOPPED)
 
 

@@ -13,6 +13,7 @@ import click
 from tuner.errors import WorkerError
 
 if TYPE_CHECKING:
+    from optuna.artifacts._protocol import ArtifactStore
     from optuna.storages import RDBStorage
 
     from tuner.artifacts import Artifacts
@@ -53,14 +54,26 @@ class Places:
         default = platformdirs.user_data_path("textgen-tuner") / "artifacts"
         return artifacts_of(self.artifacts or str(default), study_name, default)
 
+    def attachments_of(self, study_name: str) -> ArtifactStore:
+        """Returns where the files are that the dashboard shows beside trials. Raises WorkerError."""
+        found = self.artifacts_of(study_name)
+        with _made(found.folder.parent):
+            return found.attachments()
+
     def writable_artifacts_of(self, study_name: str) -> Artifacts:
         """Returns a study's artifacts in a place that can be written to. Raises WorkerError."""
         found = self.artifacts_of(study_name)
-        try:
+        with _made(found.folder):
             found.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise WorkerError(f"{found.folder}: cannot be made ({error.strerror}); choose other --artifacts") from error
         return found
+
+
+@contextmanager
+def _made(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise WorkerError(f"{folder}: cannot be made ({error.strerror}); choose other --artifacts") from error
 
 
 @dataclass(frozen=True)
@@ -73,6 +86,16 @@ class Crew:
     threads: int | None
     grace: float
     checkpoint_seconds: float
+    heartbeat: Path | None = None
+
+    def beat(self) -> None:
+        """Says to a check of the machine that this command is alive and has the database. Raises WorkerError."""
+        if self.heartbeat is None:
+            return
+        try:
+            self.heartbeat.touch()
+        except OSError as error:
+            raise WorkerError(f"--heartbeat {self.heartbeat}: cannot be written ({error.strerror})") from error
 
     def slots(self, study: Study) -> list[Slot]:
         """Returns the places that were asked for; for `auto`, as many on a device as do the most together."""

@@ -23,12 +23,21 @@ REST_SECONDS = 60.0
 """How long a study is left alone whose workers could not work here, as where its text is missing."""
 
 
-def serve(storage: RDBStorage, command: Sequence[str], requested: threading.Event, say: Callable[[str], None]) -> None:
-    """Joins studies until `requested` is set: runs `command` with each one's name, in a process of its own."""
+def serve(
+    storage: RDBStorage,
+    command: Sequence[str],
+    requested: threading.Event,
+    say: Callable[[str], None],
+    seen: Callable[[], None] = lambda: None,
+) -> None:
+    """Joins studies until `requested` is set: runs `command` with each one's name, in a process of its own.
+
+    While there is none, `seen` is called whenever the database has answered.
+    """
     rested: dict[str, float] = {}
     say("waiting for a study")
     while not requested.is_set():
-        name = _next_study(storage, rested)
+        name = _next_study(storage, rested, seen)
         if name is None:
             requested.wait(LOOK_SECONDS)
             continue
@@ -39,7 +48,9 @@ def serve(storage: RDBStorage, command: Sequence[str], requested: threading.Even
             rested[name] = time.monotonic() + REST_SECONDS
 
 
-def _next_study(storage: RDBStorage, rested: dict[str, float]) -> str | None:
+def _next_study(
+    storage: RDBStorage, rested: dict[str, float], seen: Callable[[], None] = lambda: None
+) -> str | None:
     """The study, among those with work, whose workers are fewest: all of them go on, and none waits for another."""
     try:
         ready = [
@@ -48,6 +59,7 @@ def _next_study(storage: RDBStorage, rested: dict[str, float]) -> str | None:
             if _has_work(row)
             and rested.get(name := storage.get_study_name_from_id(row.study_id), 0.0) < time.monotonic()
         ]
+        seen()
     except KeyError:  # a study that was deleted in this moment
         return None
     except Exception as error:

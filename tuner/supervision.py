@@ -56,7 +56,9 @@ class Supervisor:
             team = Team(slots, arguments, told, logs, _undertaker(self.storage, found, study), watcher.say)
             try:
                 while team.watch() and not requested.is_set():
-                    if not watcher.look():
+                    if watcher.look():
+                        self.crew.beat()
+                    else:
                         self._revive()
                     requested.wait(REFRESH_SECONDS)
                 if requested.is_set():
