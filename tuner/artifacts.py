@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -42,11 +44,9 @@ class Artifacts:
 
     def attachments(self) -> ArtifactStore:
         """Where the dashboard finds the files of all studies."""
-        from optuna.artifacts import FileSystemArtifactStore
-
         folder = self.folder.parent / ATTACHMENTS
         folder.mkdir(parents=True, exist_ok=True)
-        return FileSystemArtifactStore(folder)
+        return _Attachments(folder)
 
     def share(self, name: str) -> None:
         """Makes a file, complete in `folder` under this relative name, known to all workers."""
@@ -140,6 +140,46 @@ class Bucket(Artifacts):
 
     def _key(self, name: str) -> str:
         return str(PurePosixPath(self.prefix, name))
+
+
+class _Attachments:
+    """An artifact store in a folder that a dashboard may write to: no name leads out of it, and no link is followed."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def open_reader(self, artifact_id: str) -> BinaryIO:
+        from optuna.artifacts.exceptions import ArtifactNotFound
+
+        try:
+            return open(self._path(artifact_id), "rb", opener=_without_links)
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ELOOP):
+                raise ArtifactNotFound(f"{artifact_id}: not found") from error
+            raise
+
+    def write(self, artifact_id: str, content_body: BinaryIO) -> None:
+        with self._path(artifact_id).open("xb") as file:
+            shutil.copyfileobj(content_body, file)
+
+    def remove(self, artifact_id: str) -> None:
+        from optuna.artifacts.exceptions import ArtifactNotFound
+
+        try:
+            self._path(artifact_id).unlink()
+        except FileNotFoundError as error:
+            raise ArtifactNotFound(f"{artifact_id}: not found") from error
+
+    def _path(self, artifact_id: str) -> Path:
+        from optuna.artifacts.exceptions import ArtifactNotFound
+
+        if "/" in artifact_id or artifact_id in ("", ".", ".."):
+            raise ArtifactNotFound(f"{artifact_id!r}: no file can have this name")
+        return self.folder / artifact_id
+
+
+def _without_links(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
 
 
 class _Prefixed:

@@ -773,7 +773,7 @@ def dashboard(study_name: str | None, places: Places, **door: Any) -> None:
     found_door.require_safe()
     with places.opened() as opened:
         page = "/dashboard" if study_name is None else f"/dashboard/studies/{_find(opened, study_name)[0]._study_id}"
-        attachments = places.attachments_of(study_name or "dashboard")
+        attachments = places.attachments()
 
         def tell() -> None:
             click.echo(f"Dashboard: {found_door.address}{page}   (Ctrl-C ends it)")

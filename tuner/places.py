@@ -54,26 +54,23 @@ class Places:
         default = platformdirs.user_data_path("textgen-tuner") / "artifacts"
         return artifacts_of(self.artifacts or str(default), study_name, default)
 
-    def attachments_of(self, study_name: str) -> ArtifactStore:
-        """Returns where the files are that the dashboard shows beside trials. Raises WorkerError."""
-        found = self.artifacts_of(study_name)
-        with _made(found.folder.parent):
-            return found.attachments()
-
     def writable_artifacts_of(self, study_name: str) -> Artifacts:
         """Returns a study's artifacts in a place that can be written to. Raises WorkerError."""
         found = self.artifacts_of(study_name)
-        with _made(found.folder):
+        try:
             found.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise WorkerError(f"{found.folder}: cannot be made ({error.strerror}); choose other --artifacts") from error
         return found
 
-
-@contextmanager
-def _made(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise WorkerError(f"{folder}: cannot be made ({error.strerror}); choose other --artifacts") from error
+    def attachments(self) -> ArtifactStore:
+        """Returns where the dashboard finds the files of all studies. Raises WorkerError."""
+        found = self.artifacts_of("dashboard")
+        try:
+            return found.attachments()
+        except OSError as error:
+            place = found.folder.parent
+            raise WorkerError(f"{place}: cannot be made ({error.strerror}); choose other --artifacts") from error
 
 
 @dataclass(frozen=True)
@@ -89,7 +86,7 @@ class Crew:
     heartbeat: Path | None = None
 
     def beat(self) -> None:
-        """Says to a check of the machine that this command is alive and has the database. Raises WorkerError."""
+        """Says to a health check that this command is alive and has the database. Raises WorkerError."""
         if self.heartbeat is None:
             return
         try:

@@ -48,9 +48,7 @@ def serve(
             rested[name] = time.monotonic() + REST_SECONDS
 
 
-def _next_study(
-    storage: RDBStorage, rested: dict[str, float], seen: Callable[[], None] = lambda: None
-) -> str | None:
+def _next_study(storage: RDBStorage, rested: dict[str, float], seen: Callable[[], None] = lambda: None) -> str | None:
     """The study, among those with work, whose workers are fewest: all of them go on, and none waits for another."""
     try:
         ready = [

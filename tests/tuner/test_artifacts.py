@@ -14,6 +14,7 @@ from optuna.trial import TrialState
 from tuner.artifacts import Artifacts, artifacts_of
 from tuner.errors import WorkerError
 from tuner.objective import Objective
+from tuner.places import Places
 from tuner.study import Study
 
 Small = Callable[..., Study]
@@ -157,6 +158,36 @@ def test_the_dashboard_serves_no_file_outside_its_attachments(storage: Any, tmp_
         assert answer.status_code == 404
         assert b"nobody" not in answer.data
     optuna.delete_study(study_name=found.study_name, storage=storage)
+
+
+def test_no_attachment_leads_to_another_file(tmp_path: Path) -> None:
+    from optuna.artifacts.exceptions import ArtifactNotFound
+
+    store = artifacts_of(str(tmp_path / "artifacts"), "study", tmp_path).attachments()
+    secret = tmp_path / "secret"
+    secret.write_text("what nobody may see")
+    link = tmp_path / "artifacts" / ".attachments" / "link"
+    link.symlink_to(secret)
+    for name in ("link", "../../secret", str(secret), "..", ""):
+        with pytest.raises(ArtifactNotFound):
+            store.open_reader(name)
+        with pytest.raises((ArtifactNotFound, FileExistsError)):
+            store.write(name, io.BytesIO(b"other words"))
+    assert secret.read_text() == "what nobody may see"
+    store.write("kept", io.BytesIO(b"a sample"))
+    with store.open_reader("kept") as reader:
+        assert reader.read() == b"a sample"
+    store.remove("kept")
+    with pytest.raises(ArtifactNotFound):
+        store.remove("kept")
+
+
+def test_a_dashboard_needs_to_write_nothing_but_attachments(tmp_path: Path) -> None:
+    Places(None, None, str(tmp_path / "artifacts")).attachments()
+    assert [path.name for path in tmp_path.glob("**/*")] == ["artifacts", ".attachments"]
+    (tmp_path / "file").touch()
+    with pytest.raises(WorkerError, match=r"file: cannot be made .*; choose other --artifacts"):
+        Places(None, None, str(tmp_path / "file")).attachments()
 
 
 def test_attachments_and_files_are_listed_by_the_names_that_others_know_them_by(bucket: Any, tmp_path: Path) -> None:

@@ -3,16 +3,22 @@
 import sys
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
 from optuna.storages import RDBStorage
+from sqlalchemy.exc import OperationalError
 
 from tuner import entry, pool
+from tuner.errors import WorkerError
+from tuner.launchers import slots
 from tuner.ledger import PAUSED, RUNNING, Ledger
+from tuner.places import Crew, Places
 from tuner.storage import open_storage
 from tuner.study import Study
+from tuner.supervision import Supervisor
 
 Small = Callable[..., Study]
 
@@ -66,6 +72,37 @@ def test_workers_rest_where_they_cannot_work_and_end_when_asked(
         f"joining study {study.name}",
         f"study {study.name}: ended with exit code 1; it is left alone for 60 s",
     ]
+
+
+def test_a_heartbeat_tells_that_the_database_answers(
+    fresh: RDBStorage, fresh_url: str, small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    crew = Crew(1, "cpu", None, 1, grace=1, checkpoint_seconds=30, heartbeat=tmp_path / "alive")
+    assert pool._next_study(fresh, {}, crew.beat) is None
+    assert (tmp_path / "alive").exists()
+    (tmp_path / "alive").unlink()
+
+    def away(storage: RDBStorage) -> list[Any]:
+        raise OperationalError("select 1", {}, Exception("connection refused"))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(pool.overview, "all_rows", away)
+        assert pool._next_study(fresh, {}, crew.beat) is None
+    assert not (tmp_path / "alive").exists()
+
+    study = small(1)
+    found = entry.enter(fresh, study)
+    found.add_trial(optuna.trial.create_trial(value=1.0))
+    kept = Places(None, None, str(tmp_path / "artifacts")).writable_artifacts_of(study.name)
+    supervisor = Supervisor(fresh, Places(fresh_url, None), crew)
+    supervisor.supervise(found, study, kept, slots(1, "cpu", 1, None), "", [study.name])
+    assert (tmp_path / "alive").exists()
+
+
+def test_a_heartbeat_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    crew = Crew(1, "cpu", None, 1, grace=1, checkpoint_seconds=30, heartbeat=tmp_path / "nowhere" / "alive")
+    with pytest.raises(WorkerError, match=r"--heartbeat .*alive: cannot be written \(No such file or directory\)"):
+        crew.beat()
 
 
 def test_a_worker_that_is_told_to_stop_is_waited_for(tmp_path: Any) -> None:
