@@ -114,9 +114,9 @@ def evaluate_part(
     one; there is at least one. Each is read with the context that `evaluate` gives, and its bytes are counted.
     """
     pieces = pieces_of(len(text.tokens), most)
-    carries_state = getattr(model, "carries_state", False)
-    read = _read_many_lanes if carries_state else _read_windows
-    stride, context = (PIECE, WARM_UP) if carries_state else (min(window - window // 2, PIECE), window // 2)
+    carried = remembers(model)
+    read = _read_many_lanes if carried else _read_windows
+    stride, context = (PIECE, WARM_UP) if carried else (min(window - window // 2, PIECE), window // 2)
     rows = _rows_of(text, pieces, stride, context, next(model.parameters()).device)
     nats = _read(read, model, rows, vocabulary_size, team, between)
     tokens = np.concatenate([text.tokens[piece] for piece in pieces])
