@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from models.files import written_whole
 from models.network import State
 
 
@@ -35,14 +35,14 @@ def as_written(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
     """Writes a safetensors file aside and puts it in place in one move; raises OSError, and leaves nothing then."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        save_file(tensors, draft, metadata)
-        draft.replace(path)
+        with written_whole(path) as draft:
+            draft.touch()
+            mode = draft.stat().st_mode
+            save_file(tensors, draft, metadata)
+            draft.chmod(mode)  # the library closes its files to everybody but their owner
     except SafetensorError as error:  # what the library makes of a full disk
         raise OSError(0, str(error), str(path)) from error
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

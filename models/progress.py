@@ -9,6 +9,7 @@ import click
 
 from models import sampling
 from models.config import Recipe
+from models.files import optional
 from models.report import prompt_at
 from models.terminal import line
 from models.training import Evaluation, Training
@@ -42,7 +43,8 @@ class Progress:
         score = f"  {evaluation.bits_per_byte:.4f} bits per byte"
         self._say(evaluation.rung / rungs, evaluation.tokens, evaluation.seconds, evaluation.training_loss, score)
         if self.training is not None and evaluation.rung * SAMPLES // rungs > (evaluation.rung - 1) * SAMPLES // rungs:
-            click.echo(f"      {line(sample(self.training))}")
+            with optional(f"no sample at rung {evaluation.rung}"):
+                click.echo(f"      {line(sample(self.training))}")
 
     def _say(self, part: float, tokens: int, seconds: float, loss: float, score: str) -> None:
         left = duration(seconds / part - seconds)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import platform
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +20,7 @@ from models import sampling
 from models.checkpoint import weights
 from models.config import ARCHITECTURES, Recipe
 from models.corpus import SPLITS, EncodedCorpus
+from models.files import optional, written_whole
 from models.markdown import fenced
 from models.metrics import Score
 from models.tokenizers import Tokenizer
@@ -31,12 +34,27 @@ PROMPTS, PROMPT_TOKENS, SAMPLE_TOKENS = 3, 32, 200
 
 
 def write_report(folder: Path, recipe: Recipe, corpus: EncodedCorpus, trained: Trained, processes: int = 1) -> None:
-    """Writes the four files into the folder of a run whose training has just ended; raises OSError."""
-    (folder / RESULT).write_text(json.dumps(_result(trained), indent=1) + "\n", encoding="utf-8")
-    (folder / SAMPLES).write_text("".join(_samples(recipe, corpus, trained)), encoding="utf-8")
-    name = folder.resolve().name
-    (folder / CARD).write_text("\n".join(_card(name, recipe, corpus, trained, processes)) + "\n", encoding="utf-8")
-    _draw(trained.evaluations, folder / PICTURE)
+    """Writes the four files into the folder of a run that is complete; each that cannot be written is a warning."""
+    write_result(folder, trained)
+    with _extra(folder, SAMPLES) as path:
+        path.write_text("".join(_samples(recipe, corpus, trained)), encoding="utf-8")
+    with _extra(folder, CARD) as path:
+        lines = _card(folder.resolve().name, recipe, corpus, trained, processes)
+        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    with _extra(folder, PICTURE) as path:
+        _draw(trained.evaluations, path)
+
+
+def write_result(folder: Path, trained: Trained) -> None:
+    """Writes the scores; where that is not possible, warns."""
+    with _extra(folder, RESULT) as path:
+        path.write_text(json.dumps(_result(trained), indent=1) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def _extra(folder: Path, name: str) -> Iterator[Path]:
+    with optional(f"{folder / name} is not written"), written_whole(folder / name) as draft:
+        yield draft
 
 
 def _result(trained: Trained) -> dict[str, Any]:
@@ -82,7 +100,7 @@ def _card(name: str, recipe: Recipe, corpus: EncodedCorpus, trained: Trained, pr
     yield "It writes on from a prompt, in the manner of that text.\n"
     yield from _table(("", ""), _sizes(recipe, corpus, trained))
     yield "\n## Score\n"
-    yield from _table(("split", "bits per byte", "nats per token", "perplexity"), _scores(trained))
+    yield from _table(("split", "bits per byte", "nats per token", "perplexity"), _scores(corpus, trained))
     yield f"\nThe weights are those of rung {trained.best.rung} of {recipe.trial.rungs}. The test split was read"
     yield "once, after training; the validation split chose the configuration, so its score flatters."
     if corpus.entropy is not None:
@@ -108,11 +126,11 @@ def _sizes(recipe: Recipe, corpus: EncodedCorpus, trained: Trained) -> Iterator[
     yield "weights", f"{sum(tensor.numel() for tensor in tensors.values()):,} ({megabytes:.3g} MB)"
 
 
-def _scores(trained: Trained) -> Iterator[Sequence[str]]:
+def _scores(corpus: EncodedCorpus, trained: Trained) -> Iterator[Sequence[str]]:
     scores = {"validation": _validation(trained), "test": trained.test}
     for split, score in scores.items():
         if score is None:
-            yield split, "no text", "", ""
+            yield split, "not scored" if len(corpus.test) else "no text", "", ""
         else:
             yield split, f"{score.bits_per_byte:.4f}", f"{score.nats_per_token:.4f}", f"{score.perplexity:.4g}"
 
@@ -195,13 +213,25 @@ def write_picture(figure: Figure, path: Path) -> None:
     import matplotlib
 
     with matplotlib.rc_context({"svg.hashsalt": "loss", "svg.fonttype": "none"}):
-        figure.savefig(path, metadata={"Date": None})
+        figure.savefig(path, format="svg", metadata={"Date": None})
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """Returns an empty figure, in inches. It is shown on no screen, so matplotlib is told of none.
+
+    Where MPLBACKEND names one that is not installed, as every notebook's does here, matplotlib cannot be imported.
+    """
+    wanted = os.environ.pop("MPLBACKEND", None)
+    try:
+        from matplotlib.figure import Figure
+    finally:
+        if wanted is not None:
+            os.environ["MPLBACKEND"] = wanted
+    return Figure(figsize=(width, height), layout="constrained")
 
 
 def _figure(evaluations: list[Evaluation]) -> Figure:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 4), layout="constrained")
+    figure = new_figure(7, 4)
     axes = figure.add_subplot(xlabel="training tokens", ylabel="nats per token")
     tokens = [evaluation.tokens for evaluation in evaluations]
     for label, losses in (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -22,11 +23,12 @@ from models.config import ARCHITECTURES, SCHEMA, Budget, Config, Recipe, flat, r
 from models.corpus import EncodedCorpus, load_corpus, require_room
 from models.distributed import ALONE, FailedElsewhere, Team
 from models.errors import ChangedCorpusError, ConfigError, RunError
+from models.files import optional, reason, sweep, written_whole
 from models.metrics import Score
 from models.network import build, generator_class
 from models.reader import dump, parse, read_text, require_schema, validate
 from models.rehearsal import rehearse
-from models.report import CARD, PICTURE, RESULT, SAMPLES, write_report
+from models.report import CARD, PICTURE, RESULT, SAMPLES, write_report, write_result
 from models.tokenizers import Tokenizer
 from models.training import Diverged, Evaluation, Trained, Training, train, usable_device
 
@@ -80,13 +82,16 @@ def train_run(
     recipe = with_facts(recipe, corpus.fingerprint)
     checkpoint = folder / CHECKPOINT
     team.leader_only(lambda: _prepare(folder, recipe, corpus.tokenizer, resume, force))
-    tell = _tellers(folder, tensorboard) if team.leads else []
+    tell = _tellers(folder, tensorboard) if team.leads else {}
     saved = time.monotonic()
 
     def keep(training: Training) -> None:
         def save() -> None:
             nonlocal saved
-            training.save(checkpoint)
+            try:
+                training.save(checkpoint)
+            except OSError as error:
+                warnings.warn(f"{checkpoint} is not written: {reason(error)}; training goes on", stacklevel=2)
             saved = time.monotonic()
 
         if team.any(time.monotonic() - saved > CHECKPOINT_SECONDS):
@@ -94,8 +99,15 @@ def train_run(
         on_step(training, save)
 
     def note(evaluation: Evaluation) -> None:
-        for one in [*tell, on_evaluation]:
-            one(evaluation)
+        for name, one in tell.items():
+            with optional(f"{folder}: rung {evaluation.rung} is not in {name}"):
+                one(evaluation)
+        on_evaluation(evaluation)
+
+    def finish(trained: Trained) -> None:
+        if team.leads:
+            _write_end(folder, trained)
+            checkpoint.unlink(missing_ok=True)
 
     try:
         trained = train(
@@ -109,6 +121,7 @@ def train_run(
             micro_batch=recipe.micro_batch,
             team=team,
             test=True,
+            on_trained=finish,
         )
     except Diverged as error:
         if not team.leads:
@@ -116,9 +129,21 @@ def train_run(
         raise RunError(f"{folder}: {error}; a smaller learning_rate or gradient_clip helps") from error
     if team.leads:
         write_report(folder, recipe, corpus, trained, team.size)
-        write_model(folder, trained.model)
-        checkpoint.unlink(missing_ok=True)
+        sweep(folder)
     return trained
+
+
+def _write_end(folder: Path, trained: Trained) -> None:
+    """Writes what a run is for: its metrics, whatever became of them on the way, its weights, and what they score."""
+    try:
+        _write_whole(folder / METRICS, "".join(map(_line, trained.evaluations)))
+        write_model(folder, trained.model)
+    except OSError as error:
+        raise RunError(
+            f"{folder}: the trained model cannot be written ({reason(error)}); make room or make it writable, then "
+            "go on with --resume"
+        ) from error
+    write_result(folder, trained)
 
 
 def _checked(
@@ -154,9 +179,10 @@ def _corpus(recipe: Recipe, allow_changed: bool, say: Callable[[str], None]) -> 
     return corpus
 
 
-def _tellers(folder: Path, tensorboard: bool) -> list[Callable[[Evaluation], None]]:
+def _tellers(folder: Path, tensorboard: bool) -> dict[str, Callable[[Evaluation], None]]:
     """Who is told of each evaluation: metrics.jsonl, and TensorBoard if it is asked for."""
-    return [lambda evaluation: append_metrics(folder, evaluation), *([board(folder)] if tensorboard else [])]
+    shown = {"TensorBoard": board(folder)} if tensorboard else {}
+    return {METRICS: lambda evaluation: append_metrics(folder, evaluation), **shown}
 
 
 def with_facts(recipe: Recipe, fingerprint: str) -> Recipe:
@@ -177,15 +203,26 @@ def write_start(folder: Path, recipe: Recipe, tokenizer: Tokenizer) -> None:
 def append_metrics(folder: Path, evaluation: Evaluation) -> None:
     """Adds a line to metrics.jsonl; rungs that are run again after a checkpoint replace their old lines."""
     path = folder / METRICS
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    lines = [line for line in lines if json.loads(line)["rung"] < evaluation.rung]
-    _write_whole(path, "\n".join([*lines, json.dumps(asdict(evaluation))]) + "\n")
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+    earlier = [f"{line}\n" for line in lines if _rung(line) < evaluation.rung]
+    _write_whole(path, "".join([*earlier, _line(evaluation)]))
+
+
+def _line(evaluation: Evaluation) -> str:
+    return json.dumps(asdict(evaluation)) + "\n"
+
+
+def _rung(line: str) -> float:
+    """The rung that a line of metrics.jsonl is of; a damaged one is of none, and is dropped."""
+    try:
+        return float(json.loads(line)["rung"])
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return math.inf
 
 
 def _write_whole(path: Path, text: str) -> None:
-    draft = path.with_name(f".{path.name}")
-    draft.write_text(text, encoding="utf-8")
-    draft.replace(path)
+    with written_whole(path) as draft:
+        draft.write_text(text, encoding="utf-8")
 
 
 def write_model(folder: Path, model: nn.Module) -> None:
@@ -289,6 +326,7 @@ def _prepare(folder: Path, recipe: Recipe, tokenizer: Tokenizer, resume: bool, f
             for path in folder.iterdir() if folder.exists() else ():
                 path.unlink()
         folder.mkdir(parents=True, exist_ok=True)
+        sweep(folder)
         write_start(folder, recipe, tokenizer)
     except OSError as error:
         raise RunError(f"{folder}: cannot be written ({error.strerror})") from error

@@ -6,12 +6,14 @@ import json
 import statistics
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 from models.config import Config, Recipe
 from models.errors import RunError
+from models.files import reason
 from models.report import RESULT
 from models.run import CONFIG, is_finished, read_recipe, require_free, require_same
+
+SCORED = ("validation", "test")
 
 
 def seeded(recipe: Recipe, seed: int) -> Recipe:
@@ -48,16 +50,19 @@ def trained_already(folder: Path, recipe: Recipe, allow_changed_corpus: bool) ->
 
 def summary(folders: Iterable[Path]) -> Iterator[str]:
     """Yields lines that say how the finished runs in `folders` did: mean and standard deviation on each split."""
-    results = [_result(folder / RESULT) for folder in folders]
-    for split in ("validation", "test"):
-        scores = [result[split]["bits_per_byte"] for result in results if result[split] is not None]
+    results = []
+    for folder in folders:
+        try:
+            results.append(_scores(folder / RESULT))
+        except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+            yield f"{folder / RESULT}: cannot be read ({reason(error)}); left out of the mean"
+    for split in SCORED:
+        scores = [result[split] for result in results if split in result]
         if scores:
             spread = f" ± {statistics.stdev(scores):.4f}" if len(scores) > 1 else ""
             yield f"{statistics.mean(scores):.4f}{spread} bits per byte on the {split} split, over {len(scores)} seeds"
 
 
-def _result(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RunError(f"{path}: cannot be read ({error}); train this seed again with --force") from error
+def _scores(path: Path) -> dict[str, float]:
+    found = json.loads(path.read_text(encoding="utf-8"))
+    return {split: float(found[split]["bits_per_byte"]) for split in SCORED if found[split] is not None}

@@ -6,7 +6,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from models.config import Budget, Config
 from models.corpus import EncodedCorpus, require_room
 from models.distributed import ALONE, Team
 from models.errors import DeviceError
+from models.files import optional
 from models.metrics import LANE, PIECE, WARM_UP, HeldOut, Score, evaluate, evaluate_part, lanes_of, pieces_of
 from models.network import State, build
 from models.optimizers import build_optimizers, relative_learning_rate, set_learning_rate
@@ -112,6 +113,7 @@ def train(
     test: bool = False,
     whole: bool = True,
     between: Callable[[], None] = lambda: None,
+    on_trained: Callable[[Trained], None] = lambda trained: None,
 ) -> Trained:
     """Trains the generator that `config` describes until its budget is spent or it stops improving.
 
@@ -123,8 +125,10 @@ def train(
 
     `micro_batch` is the most sequences that are read at a time: the gradients of a larger batch add up piece by
     piece, and are those of the whole but for rounding. The processes of a `team` share each batch evenly. With
-    `test` the test split is scored once, at the end. The last rung reads all of the validation split, unless `whole`
-    is false and that would cost more than LAST. `between` is called now and then while held-out text is read.
+    `test` the test split is scored once, at the end, after `on_trained` was given the run without that score: it is
+    the place to write the weights, which nothing that happens later can then cost. The last rung reads all of the
+    validation split, unless `whole` is false and that would cost more than LAST. `between` is called now and then while
+    held-out text is read.
 
     Raises CorpusError when the corpus is too small, DeviceError when the device is not there, and Diverged when
     the loss is not finite. A checkpoint that cannot be used is a warning, and the run starts over.
@@ -139,7 +143,13 @@ def train(
             training.take_step()
             on_step(training)
         on_evaluation(training.evaluate())
-    return training.result(test)
+    trained = training.result()
+    on_trained(trained)
+    if test:
+        # In a team all take part in scoring: a process that fails must end, or the others wait for it.
+        with optional("the test split is not scored") if team.size == 1 else nullcontext():
+            trained = replace(trained, test=training.test_score())
+    return trained
 
 
 class Training:
@@ -364,15 +374,24 @@ class Training:
         with self._precision():
             return evaluate_part(self.model, self.held_out, self.vocabulary_size, length, most, self.team, self.between)
 
-    def result(self, test: bool = False) -> Trained:
-        """Returns the finished run, its model holding the weights that are kept; with `test`, scored on that split."""
+    def result(self) -> Trained:
+        """Returns the finished run, its model holding the weights that are kept."""
         if self.best_weights is not None:
             load_weights(self.model, self.best_weights)
         best = self.best if self.config.patience else self.evaluations[-1]
-        score = self.score(self.test) if test and len(self.test.tokens) else None
         return Trained(
-            self.model.eval(), self.evaluations, best, self.tokens, self.seconds, score, self.precision, self.part
+            self.model.eval(),
+            self.evaluations,
+            best,
+            self.tokens,
+            self.seconds,
+            precision=self.precision,
+            part=self.part,
         )
+
+    def test_score(self) -> Score | None:
+        """Scores the test split; None without one."""
+        return self.score(self.test) if len(self.test.tokens) else None
 
     def save(self, path: Path) -> None:
         """Writes a checkpoint beside `path` and puts it in place in one move; a team calls it together."""

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from models import __main__ as single
-from models.errors import UserError
+from models.errors import RunError
 from tuner.errors import StorageError, StudyError, WorkerError
 from tuner.places import Crew, Places
 
@@ -895,21 +895,31 @@ def _confirmed(
     begins = f"{len(slots)} workers train the best {len(chosen)} again, with {seeds} fresh seeds each"
     _supervise(supervisor, companion, definition, kept, slots, begins, [definition.name, *more])
     score = _test_scorer("cpu" if slots[0].device == "cpu" else "auto")
-    result = confirmation.conclude(found, companion, chosen, seeds, kept.fetch_run, score)
+    result = confirmation.conclude(found, companion, chosen, seeds, partial(_fetched, kept), score)
     for number in confirmation.runs_of_others(companion, result):
         kept.remove_run(number)
     return result
 
 
+def _fetched(kept: Artifacts, number: int) -> Path | None:
+    """The run folder of a trial; None, and a word about it where it cannot be reached."""
+    try:
+        return kept.fetch_run(number)
+    except OSError as error:
+        click.echo(f"The model of trial {number} cannot be fetched: {error.strerror}", err=True)
+        return None
+
+
 def _test_scorer(device: str) -> Callable[[Path], Score | None]:
     """What scores a run on the test split; where the text is not on this machine, it says so."""
+    from models.files import reason
     from models.run import score_test
 
     def score(run_folder: Path) -> Score | None:
         try:
             return score_test(run_folder, device)
-        except UserError as error:
-            click.echo(f"{run_folder}: not scored on the test split: {error}", err=True)
+        except Exception as error:  # the choice stands without it
+            click.echo(f"{run_folder}: not scored on the test split: {reason(error)}", err=True)
             return None
 
     return score
@@ -943,9 +953,7 @@ def _finish(
     reason: str,
 ) -> None:
     """Exports the best trial and its run, and shows what came out."""
-    from models.run import load
-    from models.terminal import printed
-    from tuner.export import chosen_trial, copy_run, exported, write_new
+    from tuner.export import chosen_trial, exported, write_new
     from tuner.report import current, described, leaderboard_table
 
     now = current(storage, found)
@@ -954,21 +962,44 @@ def _finish(
             click.echo(described(trial, study, None), err=True)
         raise StudyError(f"study {study.name} ended without a completed trial: {reason}")
     trial = chosen_trial(found)
-    write_new(output, exported(found, study, trial, output), force=True)
+    problem: RunError | None = None
+    try:
+        write_new(output, exported(found, study, trial, output), force=True)
+    except RunError as error:  # it was free before the search
+        problem = error
     click.echo(f"\nDone: {reason}. {now.counts.complete} complete, {now.counts.pruned} pruned.\n")
     _show(leaderboard_table(now))
     _show_confirmation(found)
+    if problem is not None:
+        raise RunError(f"{problem}; write it elsewhere: tuner export {shlex.quote(study.name)} -o FILE")
     click.echo(f"\nBest configuration: {output}")
-    kept = artifacts.fetch_run(trial.number)
+    kept = _fetched(artifacts, trial.number)
     if kept is not None:
-        copy_run(trial, kept, run_folder, force=True)
-        click.echo(f"Its trained model:  {run_folder}\n\nIt writes:\n")
-        click.echo(printed(_indented(load(run_folder, "cpu").generate("The ", 300, seed=1))))
+        run_folder = _show_run(trial, kept, run_folder)
     else:
         click.echo("Its trained model was kept by a worker elsewhere; with shared --artifacts it would be here, too.")
     click.echo(f"\nNext:\n  tuner dashboard {study.name}\n  tuner train {output} -o my-run --tokens 5000000")
     if kept is not None:
         click.echo(f'  tuner generate {run_folder} --prompt "The "')
+
+
+def _show_run(trial: FrozenTrial, kept: Path, run_folder: Path) -> Path:
+    """Copies the run of the best trial, lets it write, and returns where it is: where it was kept if all else fails."""
+    from models.files import optional
+    from models.run import load
+    from models.terminal import printed
+    from tuner.export import copy_run
+
+    try:
+        copy_run(trial, kept, run_folder, force=True)
+    except RunError as error:
+        click.echo(str(error), err=True)
+        run_folder = kept
+    click.echo(f"Its trained model:  {run_folder}")
+    with optional("it writes nothing", partial(click.echo, err=True)):
+        text = load(run_folder, "cpu").generate("The ", 300, seed=1)
+        click.echo(f"\nIt writes:\n\n{printed(_indented(text))}")
+    return run_folder
 
 
 def _show_confirmation(found: optuna.Study) -> None:

@@ -13,6 +13,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from models.config import Config, Recipe
 from models.errors import ConfigError, RunError
+from models.files import draft_of, optional, reason, sweep, written_whole
 from models.reader import parse, plain, read_text
 from tuner.confirmation import confirmation_of, confirmed_trial
 from tuner.errors import StudyError
@@ -116,9 +117,9 @@ def write_new(path: Path, text: str, force: bool, study_name: str | None = None)
     require_free(path, force, study_name)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        draft = path.with_name(f".{path.name}.{os.getpid()}")
-        draft.write_text(text, encoding="utf-8")
-        draft.replace(path)
+        sweep(path.parent, path.name)
+        with written_whole(path) as draft:
+            draft.write_text(text, encoding="utf-8")
     except OSError as error:
         raise RunError(f"{path}: cannot be written ({error.strerror})") from error
 
@@ -137,15 +138,19 @@ def require_free(path: Path, force: bool, study_name: str | None = None) -> None
 def copy_run(trial: FrozenTrial, source: Path, target: Path, force: bool) -> None:
     """Copies the kept run folder of a trial, with a picture of its decoding. Raises RunError."""
     require_copiable(source, target, force)
-    draft = target.with_name(f".{target.name}.{os.getpid()}")
+    draft = draft_of(target)
     try:
+        sweep(target.parent, target.name)
         shutil.copytree(source, draft)
-        draw_decoding(trial, draft)
+        with optional(f"{target}: decoding.svg is not drawn"):
+            draw_decoding(trial, draft)
         if target.exists():
             shutil.rmtree(target)
         draft.rename(target)
-    except OSError as error:
-        raise RunError(f"{target}: cannot be written ({error.strerror})") from error
+    except OSError as error:  # copytree's lists one for each file
+        raise RunError(f"{target}: cannot be written ({reason(error)})") from error
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
 
 
 def require_copiable(source: Path, target: Path, force: bool) -> None:

@@ -18,7 +18,8 @@ import torch
 from models import corpus as corpora
 from models.config import Config, Recipe
 from models.corpus import EncodedCorpus
-from models.failures import lost_device, ran_out_of_memory
+from models.failures import lost_device
+from models.files import optional, reason
 from models.memory import training_bytes
 from models.network import build, parameter_count
 from models.run import append_metrics, with_facts, write_model, write_start
@@ -124,12 +125,14 @@ class Objective:
         between()
         decoded = self._decode(trained, corpus, config, between, warn)
         attachment = None
+        # Neither a full disk nor anything else that goes wrong from here on takes a trial's result away.
         try:
             self._write_run(number, decoded, corpus, trained)
-            attachment = self.artifacts.attach(jsonl(decoded.samples).encode())
-        except OSError as error:  # a full disk takes no trial's result away
+        except Exception as error:
             self.forget_run(number)
-            warn(f"the weights of trial {number} are not kept: {error.strerror} ({self.artifacts.folder})")
+            warn(f"the weights of trial {number} are not kept: {reason(error)} ({self.artifacts.folder})")
+        with optional(f"the samples of trial {number} are not kept for the dashboard", warn):
+            attachment = self.artifacts.attach(jsonl(decoded.samples).encode())
         values = [trained.best.bits_per_byte, decoded.divergence][: len(self.study.objectives)]
         facts = self._facts(config, corpus, trained) | decoded.facts
         return Outcome(values, decoded.config, facts, decoded.samples, attachment)  # type: ignore[arg-type]
@@ -143,14 +146,26 @@ class Objective:
         warn: Callable[[str], None],
     ) -> Decoded:
         cost = (trained.tokens, trained.seconds)
+        space = self.study.space
         required = len(self.study.objectives) > 1
-        try:
-            return decode(trained.model, corpus, config, self.study.space, self.study.decoding, cost, required, between)
-        except (MemoryError, RuntimeError) as error:
-            if required or lost_device(error) or not ran_out_of_memory(error):
+        left: list[BaseException] = []
+
+        def watched() -> None:
+            try:
+                between()
+            except BaseException as error:  # the worker's own wish, and no fault of the writing
+                left.append(error)
                 raise
-            warn(f"too little memory to write texts ({error}); the temperature is calibrated without")
-            return Decoded(calibrate(trained.model, corpus, config, self.study.space), None, {}, [])
+
+        try:
+            return decode(trained.model, corpus, config, space, self.study.decoding, cost, required, watched)
+        except Exception as error:
+            if required or left or lost_device(error):
+                raise
+            warn(f"no texts were written ({type(error).__name__}: {reason(error)}); calibrated without")
+        with optional("the temperature is not calibrated", warn):
+            config = calibrate(trained.model, corpus, config, space)
+        return Decoded(config, None, {}, [])
 
     def require_fit(self, config: Config) -> None:
         """Raises DoesNotFit when `config` needs more than the study's limits; trains nothing to find out.
@@ -214,7 +229,7 @@ class Objective:
             "tokens_per_second": round(trained.tokens_per_second),
             "tokens": trained.tokens,
             "training_seconds": round(trained.seconds, 2),
-            "parameter_count": parameter_count(config, corpus.tokenizer.vocabulary_size),
+            "parameter_count": sum(parameter.numel() for parameter in trained.model.parameters()),
             "peak_memory_bytes": peak_memory(self.device),
             "threads": torch.get_num_threads(),
             "device": self.device,

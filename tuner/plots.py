@@ -635,14 +635,12 @@ def draw_decoding(trial: FrozenTrial, folder: Path) -> None:
     facts = trial.user_attrs
     if "decoding_curve" not in facts:
         return
-    from matplotlib.figure import Figure
-
-    from models.report import write_picture
+    from models.report import new_figure, write_picture
 
     curve, text, human = facts["decoding_curve"], facts["text"], facts["human_text"]
     temperatures = [point["temperature"] for point in curve]
     chosen = facts["configuration"]["temperature"]
-    figure = Figure(figsize=(9, 4), layout="constrained")
+    figure = new_figure(9, 4)
     left, right = figure.subplots(1, 2)
     left.plot(temperatures, [point["divergence"] for point in curve], marker=".")
     left.axvline(chosen, linestyle=":", label=f"chosen: {chosen:g}")

@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from models import run
 from models.config import Budget, Config, Corpus, Recipe
 from models.errors import ConfigError, CorpusError, DeviceError, RunError, UserError
+from models.files import draft_of
 from models.run import load, read_recipe, train_run
 from models.training import Evaluation, Trained, Training
 
@@ -430,3 +433,114 @@ def test_a_checkpoint_is_saved_when_the_last_one_is_old(
 def test_patience_says_which_rung_was_kept(recipe: Recipe, tmp_path: Path) -> None:
     trained: Trained = train_run(varied(recipe, patience=1, learning_rate=50.0), tmp_path / "run")
     assert trained.best.bits_per_byte == min(line["bits_per_byte"] for line in metrics(tmp_path / "run"))
+
+
+# What comes after training costs neither weights nor scores.
+
+
+def broken(*arguments: Any, **named: Any) -> Any:
+    raise RuntimeError("broken\nin two lines")
+
+
+@pytest.mark.parametrize(
+    ("place", "missing"),
+    [
+        ("models.report._draw", "loss.svg"),
+        ("models.report._samples", "samples.md"),
+        ("models.report._card", "README.md"),
+        ("models.report._result", "result.json"),
+        ("models.training.Training.test_score", None),
+    ],
+)
+def test_whatever_fails_after_training_is_one_line_and_the_run_is_complete(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, missing: str | None
+) -> None:
+    monkeypatch.setattr(place, broken)
+    with pytest.warns(UserWarning, match="broken") as caught:
+        trained = train_run(recipe, tmp_path / "run")
+    assert {str(warning.message).rpartition(": ")[2] for warning in caught} == {"broken"}
+    assert sorted(content(tmp_path / "run")) == [name for name in FILES if name != missing]
+    assert len(metrics(tmp_path / "run")) == len(trained.evaluations)
+    assert load(tmp_path / "run").generate("a", 3, seed=1)
+    assert (trained.test is None) == (missing is None)
+
+
+def test_a_view_that_breaks_on_the_way_does_not_end_the_training(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "require_tensorboard", lambda: None)
+    monkeypatch.setattr(run, "board", lambda folder: broken)
+    with pytest.warns(UserWarning, match=r"rung [1-4] is not in TensorBoard: broken$"):
+        train_run(recipe, tmp_path / "run", tensorboard=True)
+    assert sorted(content(tmp_path / "run")) == FILES
+
+
+def full(*arguments: Any, **named: Any) -> Any:
+    raise OSError(28, "No space left on device")
+
+
+def test_a_full_disk_on_the_way_costs_nothing_once_there_is_room_again(
+    recipe: Recipe, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "append_metrics", full)
+    monkeypatch.setattr(run, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(Training, "save", full)
+    with pytest.warns(UserWarning, match=r"No space left on device"):
+        train_run(recipe, tmp_path / "another")
+    assert metrics(tmp_path / "another") == metrics(folder)
+    assert (tmp_path / "another" / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
+
+
+def test_a_model_that_cannot_be_written_is_one_line_and_its_checkpoint_stays(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "CHECKPOINT_SECONDS", 0.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "write_model", full)
+        with pytest.raises(RunError, match=r"cannot be written \(No space left on device\).*go on with --resume$"):
+            train_run(recipe, tmp_path / "run")
+    assert (tmp_path / "run" / "checkpoint.safetensors").exists()
+    train_run(recipe, tmp_path / "run", resume=True)
+    assert sorted(content(tmp_path / "run")) == FILES
+
+
+def test_lines_of_metrics_that_are_damaged_are_dropped(recipe: Recipe, tmp_path: Path) -> None:
+    stop_after(recipe, tmp_path / "run", 5)
+    with (tmp_path / "run" / "metrics.jsonl").open("ab") as file:
+        file.write(b'\xff\xfe\n[1]\n{"rung": "x"}\n' + b"[" * 100_000 + b'\n{"rung": 2')
+    train_run(recipe, tmp_path / "run", resume=True)
+    assert len(metrics(tmp_path / "run")) == 4
+
+
+def test_files_get_the_mode_that_the_user_wants(recipe: Recipe, tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        train_run(recipe, tmp_path / "run")
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "run").iterdir()} == {0o640}
+
+
+def test_drafts_of_killed_writers_are_swept_and_those_of_living_ones_stay(recipe: Recipe, tmp_path: Path) -> None:
+    stop_after(recipe, tmp_path / "run", 5)
+    living = draft_of(tmp_path / "run" / "checkpoint.safetensors")
+    process = subprocess.Popen(["true"])
+    process.wait()
+    dead = living.with_name(living.name.replace(f"-{os.getpid()}", f"-{process.pid}"))
+    elsewhere = living.with_name(".checkpoint.safetensors.another_host-7")
+    abandoned = living.with_name(".model.safetensors.another_host-8")
+    for path in (living, dead, elsewhere, abandoned):
+        path.write_bytes(b"half of it")
+    os.utime(abandoned, (0, 0))
+    train_run(recipe, tmp_path / "run", resume=True)
+    assert sorted(content(tmp_path / "run")) == sorted([*FILES, living.name, elsewhere.name])
+
+
+def test_a_notebooks_backend_that_is_not_installed_costs_nothing(recipe: Recipe, tmp_path: Path) -> None:
+    """In a process of its own: matplotlib reads the variable when it is imported."""
+    (tmp_path / "recipe.json").write_text(recipe.model_dump_json())
+    command = [sys.executable, "-m", "models", "train", "recipe.json", "-o", "run", "--device", "cpu"]
+    environment = os.environ | {"MPLBACKEND": "module://no_such_package.backend"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    assert "Warning" not in done.stderr
+    assert sorted(content(tmp_path / "run")) == FILES

@@ -3,6 +3,7 @@
 import argparse
 import copy
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -328,6 +329,32 @@ def test_a_run_is_copied_whole_and_replaced_by_force_alone(run_folder: Path, tmp
     copy_run(TRIAL, run_folder, target, force=True)
     assert (target / "model.safetensors").read_bytes() == b"weights"
     assert [path.name for path in target.parent.iterdir()] == ["mine"]
+
+
+@pytest.mark.filterwarnings("ignore:.*:UserWarning")
+def test_a_picture_that_cannot_be_drawn_costs_no_copy(
+    run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tuner.export.draw_decoding", lambda trial, folder: 1 / 0)
+    copy_run(TRIAL, run_folder, tmp_path / "mine", force=False)
+    assert (tmp_path / "mine" / "model.safetensors").read_bytes() == b"weights"
+
+
+def test_a_copy_that_fails_leaves_nothing_and_the_next_one_sweeps_what_a_killed_one_left(
+    run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(source: Path, target: Path) -> None:
+        target.mkdir()
+        raise OSError(28, "No space left on device")
+
+    left = tmp_path / "runs" / ".mine.elsewhere-7"
+    left.mkdir(parents=True)
+    os.utime(left, (0, 0))
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.copytree", full)
+        with pytest.raises(RunError, match="No space left"):
+            copy_run(TRIAL, run_folder, tmp_path / "runs" / "mine", force=False)
+    assert list((tmp_path / "runs").iterdir()) == []
 
 
 @pytest.mark.parametrize("content", ["thesis.tex", "config.yaml", "sub/config.yaml"])

@@ -694,6 +694,32 @@ def test_a_full_disk_costs_checkpoints_and_weights_and_not_the_trial(
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
+@pytest.mark.parametrize(
+    ("place", "said"),
+    [
+        ("tuner.objective.decode", "no texts were written (RuntimeError: broken); calibrated without"),
+        ("tuner.objective.write_start", "the weights of trial 0 are not kept: broken ("),
+        ("tuner.artifacts.Artifacts.attach", "the samples of trial 0 are not kept for the dashboard: broken"),
+        ("tuner.objective.parameter_count", None),
+    ],
+)
+def test_nothing_that_breaks_after_training_costs_a_trial_its_value(
+    crew: Any, one: Study, enter: Enter, uninterrupted: list[float], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, place: str, said: str | None,
+) -> None:  # fmt: skip
+    def broken(*arguments: Any, **named: Any) -> Any:
+        raise RuntimeError("broken")
+
+    found = enter(one)
+    monkeypatch.setattr(place, broken)
+    crew.work(one, Objective(one, found.user_attrs["fingerprint"], "cpu", Artifacts(tmp_path)))
+    (trial,) = found.trials
+    assert (trial.state, trial.user_attrs["attempts"]) == (COMPLETE, 1)
+    assert curve(trial) == uninterrupted
+    assert [line.startswith(said or "") for line in crew.said] == [True] * (said is not None)
+    assert (Artifacts(tmp_path).fetch_run(0) is None) == (place == "tuner.objective.write_start")
+
+
 def steal(storage: RDBStorage, found: optuna.Study, worker_id: str) -> None:
     """Another worker takes over the only trial, as if its worker had been dead for a while."""
     ledger = Ledger(storage, found._study_id)

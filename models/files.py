@@ -1,0 +1,81 @@
+"""Files that are written whole or not at all, what killed writers leave of them, and extras that may fail."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import socket
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+ABANDONED_SECONDS = 24 * 3600.0
+"""Age from which on a draft is taken for abandoned, whoever wrote it: no file takes that long to write."""
+
+
+def draft_of(path: Path) -> Path:
+    """Returns where this process writes `path` before it is put in place: beside it, under a name of its own."""
+    return path.with_name(f".{path.name}.{_us()}-{os.getpid()}")
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """Yields where to write; what was written is put in place in one move, unless an error ended the block."""
+    draft = draft_of(path)
+    try:
+        yield draft
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def sweep(folder: Path, name: str = "*") -> None:
+    """Deletes the drafts of files of that name whose writers were killed; those of living ones stay."""
+    for draft in folder.glob(f".{name}.*"):
+        with suppress(OSError):
+            if is_abandoned(draft):
+                shutil.rmtree(draft) if draft.is_dir() else draft.unlink()
+
+
+def is_abandoned(draft: Path) -> bool:
+    """Whether nobody writes this draft any more: a process of this machine that is gone, or anybody a day ago."""
+    owner = re.search(r"\.([^.]*)-([0-9]+)$", draft.name)
+    if owner is None:
+        return False
+    if owner[1] == _us() and not is_running(int(owner[2])):
+        return True
+    return time.time() - draft.stat().st_mtime > ABANDONED_SECONDS
+
+
+def is_running(process: int) -> bool:
+    """Whether there is a process of that number on this machine."""
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True  # another user's
+    return True
+
+
+@contextmanager
+def optional(what: str, warn: Callable[[str], None] | None = None) -> Iterator[None]:
+    """Makes one line of whatever goes wrong inside: nothing that follows a result may cost that result."""
+    try:
+        yield
+    except Exception as error:
+        line = " ".join(f"{what}: {reason(error)}".split())
+        warn(line) if warn is not None else warnings.warn(line, stacklevel=3)
+
+
+def reason(error: BaseException) -> str:
+    """Returns in a few words what went wrong."""
+    said = getattr(error, "strerror", None) or str(error)
+    return said.strip().split("\n")[0][:300] or type(error).__name__
+
+
+def _us() -> str:
+    return re.sub(r"[^0-9A-Za-z_]", "_", socket.gethostname())
