@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from uuid import uuid4
 
 ABANDONED_SECONDS = 24 * 3600.0
 """Age from which on a draft is taken for abandoned, whoever wrote it: no file takes that long to write."""
@@ -28,6 +29,23 @@ def written_whole(path: Path) -> Iterator[Path]:
     try:
         yield draft
         draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+@contextmanager
+def exclusively(path: Path) -> Iterator[Path]:
+    """The same for a file that must not be there yet; FileExistsError for all but the first who finishes."""
+    draft = draft_of(path.with_name(f"{path.name}.{uuid4().hex}"))
+    try:
+        yield draft
+        try:
+            os.link(draft, path)
+        except FileExistsError:
+            raise
+        except OSError:  # a file system without links: here the file is seen empty for a moment
+            with path.open("xb") as file:
+                file.write(draft.read_bytes())
     finally:
         draft.unlink(missing_ok=True)
 

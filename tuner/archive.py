@@ -28,14 +28,12 @@ from pathlib import Path
 from typing import IO, Any, BinaryIO
 
 from models.errors import RunError
-from tuner.artifacts import RUN
+from tuner.artifacts import CHECKPOINT, RUN_FILE
 from tuner.errors import StudyError
 
 FORMAT = 1
 MANIFEST = "manifest.json"
 PARTS = ("study", "confirmation")
-CHECKPOINT = re.compile(r"checkpoints/trial-([0-9]{1,9})\.[0-9]{1,9}\.safetensors")
-RUN_FILE = re.compile(rf"trial-([0-9]{{1,9}})/(?:{'|'.join(map(re.escape, RUN))})")
 ID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _ARTIFACT = f"artifacts/(?:{CHECKPOINT.pattern}|{RUN_FILE.pattern})"
 _NAME = re.compile(

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
+import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING, BinaryIO
 from uuid import uuid4
 
+from models.files import exclusively, written_whole
 from tuner.errors import WorkerError
 
 if TYPE_CHECKING:
@@ -25,6 +29,19 @@ SAMPLES = "samples.jsonl"
 RUN = ("config.yaml", "tokenizer.json", "metrics.jsonl", SAMPLES, "model.safetensors")
 """The files of a run folder (models.run, which imports torch), in the order they are shared."""
 
+CHECKPOINT = re.compile(r"checkpoints/trial-([0-9]{1,9})\.[0-9]{1,9}\.safetensors")
+RUN_FILE = re.compile(rf"trial-([0-9]{{1,9}})/(?:{'|'.join(map(re.escape, RUN))})")
+OWNER = "owner.json"
+"""Says in a study's folder whose it is."""
+
+
+@dataclass(frozen=True)
+class Owner:
+    """Whose files are whose: `identity` is one study's alone, `folder` is the name under which it began."""
+
+    identity: str
+    folder: str
+
 
 class Artifacts:
     """The files of one study. They are written and read in `folder`; `share`, `fetch` and `remove` reach the others.
@@ -35,6 +52,39 @@ class Artifacts:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.refused: str | None = None
+        """Where another study's files are that would be this one's by their name."""
+
+    def owner(self) -> str | None:
+        """Returns the identity of the study whose files these are; None when nobody has said."""
+        try:
+            return _identity((self.folder / OWNER).read_bytes())
+        except FileNotFoundError:
+            return None
+
+    def claim(self, identity: str) -> str | None:
+        """Writes down whose files these are unless that was done; returns whose they are. Raises OSError."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with suppress(FileExistsError), exclusively(self.folder / OWNER) as draft:
+            draft.write_text(_owner_text(identity), encoding="utf-8")
+        return self.owner()
+
+    def release(self) -> None:
+        """Gives back a place in which nothing was kept."""
+        self.remove(OWNER)
+        with suppress(OSError):
+            self.folder.rmdir()
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no trial has left anything here."""
+        return not any(CHECKPOINT.fullmatch(name) or RUN_FILE.fullmatch(name) for name in self.names())
+
+    def why_not_kept(self) -> str:
+        """Returns where to look for what is not here."""
+        if self.refused is None:
+            return "--artifacts says where they are kept"
+        return f"what is in {self.refused} is another study's of this name; --artifacts says where this one's are kept"
 
     def attach(self, content: bytes) -> str:
         """Keeps a file for the dashboard, never to be changed; returns its id."""
@@ -112,20 +162,43 @@ class Bucket(Artifacts):
         with _as_os_errors(name), (self.folder / name).open("rb") as body:
             self.store.write(self._key(name), body)
 
+    def owner(self) -> str | None:
+        from optuna.artifacts.exceptions import ArtifactNotFound
+
+        try:
+            with _as_os_errors(OWNER), self.store.open_reader(self._key(OWNER)) as body:
+                return _identity(body.read(4096))
+        except ArtifactNotFound:
+            return None
+
+    def claim(self, identity: str) -> str | None:
+        from botocore.exceptions import ClientError
+
+        place = {"Bucket": self.store.bucket, "Key": self._key(OWNER)}
+        with _as_os_errors(OWNER):
+            try:
+                if self.owner() is None:
+                    self.store.client.put_object(**place, Body=_owner_text(identity).encode(), IfNoneMatch="*")
+            except ClientError as error:
+                if error.response["Error"]["Code"] == "NotImplemented":  # a store that knows no conditions
+                    self.store.client.put_object(**place, Body=_owner_text(identity).encode())
+                elif error.response["ResponseMetadata"]["HTTPStatusCode"] not in (409, 412):  # another was faster
+                    raise
+        return self.owner()
+
     def fetch(self, name: str) -> None:
         from optuna.artifacts.exceptions import ArtifactNotFound
 
         target = self.folder / name
         if target.exists():
             return
-        target.parent.mkdir(parents=True, exist_ok=True)
-        draft = target.with_name(f".{target.name}")
         try:
-            with _as_os_errors(name), self.store.open_reader(self._key(name)) as body, draft.open("wb") as file:
-                shutil.copyfileobj(body, file)
+            with _as_os_errors(name), self.store.open_reader(self._key(name)) as body:
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with written_whole(target) as draft, draft.open("wb") as file:
+                    shutil.copyfileobj(body, file)
         except ArtifactNotFound:
             return
-        draft.replace(target)
 
     def remove(self, name: str) -> None:
         super().remove(name)
@@ -198,11 +271,66 @@ class _Prefixed:
         self.store.remove(str(self.prefix / artifact_id))
 
 
-def artifacts_of(place: str, study: str, default: Path) -> Artifacts:
+def artifacts_of(
+    place: str,
+    study: str | Owner,
+    default: Path,
+    wrote: Callable[[Artifacts], bool] = lambda kept: False,
+    reading: bool = False,
+) -> Artifacts:
     """Returns a study's artifacts in a folder, or at s3://bucket/prefix with `default` as the folder here.
+
+    They are in the folder of the name under which the study began; where that is another study's, in one of its own
+    beside it. `wrote` tells whether files that belong to nobody, as those of version 0.1, are of this study. For
+    `reading` nothing is written down. With a name alone, nobody's ownership is looked at.
 
     Raises WorkerError when the place cannot be used, or the name, which anybody with a database can choose, leads out.
     """
+    if isinstance(study, str):
+        return _at(place, study, default / "s3")
+    antechamber = default / "s3" / study.identity[:16]  # what was fetched from a bucket is one study's, too
+    try:
+        first = _at(place, study.folder, antechamber)
+        if _belongs(first, study.identity, wrote, reading):
+            return first
+        own = _at(place, f"{study.folder}-{study.identity[:8]}", antechamber)
+        if not reading and own.claim(study.identity) != study.identity:
+            raise WorkerError(f"{own.folder}: belongs to another study; choose other --artifacts")
+    except OSError as error:
+        raise WorkerError(f"{place}: {remedy(error)}") from error
+    own.refused = str(first.folder) if type(first) is Artifacts else f"{place}/{study.folder}"
+    return own
+
+
+def _belongs(kept: Artifacts, identity: str, wrote: Callable[[Artifacts], bool], reading: bool) -> bool:
+    owner = kept.owner()
+    if owner is None and (kept.is_empty or wrote(kept)):
+        owner = identity if reading else kept.claim(identity)
+    return owner == identity
+
+
+def remedy(error: OSError) -> str:
+    """Returns what is wrong with a place, and what to do."""
+    if isinstance(error, PermissionError):
+        return (
+            f"{error.filename}: you may not write there; let its owner share it with a group of yours "
+            "(chgrp -R GROUP, chmod -R g+rwX, chmod g+s on folders, umask 002 for all), or choose other --artifacts"
+        )
+    return f"cannot be made ({error.strerror or error}); choose other --artifacts"
+
+
+def _owner_text(identity: str) -> str:
+    return json.dumps({"identity": identity}) + "\n"
+
+
+def _identity(content: bytes) -> str:
+    try:
+        return str(json.loads(content)["identity"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return ""  # it is somebody's, and nobody can tell whose
+
+
+def _at(place: str, study: str, antechamber: Path) -> Artifacts:
     if not study or study.startswith(".") or "/" in study or not study.isprintable():
         raise WorkerError(f"study {study!r}: no folder can have this name; rename it")
     if not place.startswith(SCHEME):
@@ -224,7 +352,7 @@ def artifacts_of(place: str, study: str, default: Path) -> Artifacts:
             f"{place}: cannot be reached ({error}); check the bucket and the AWS_... variables"
         ) from error
     key = str(PurePosixPath(prefix, study))
-    return Bucket(default / "s3" / bucket / key, Boto3ArtifactStore(bucket, client, avoid_buf_copy=True), key)
+    return Bucket(antechamber / bucket / key, Boto3ArtifactStore(bucket, client, avoid_buf_copy=True), key)
 
 
 @contextmanager

@@ -26,10 +26,11 @@ from sqlalchemy.exc import DataError, IntegrityError
 
 from models.errors import ConfigError
 from tuner import ledger
-from tuner.archive import CHECKPOINT, ID, PARTS, RUN_FILE, Reader, Writer, reading, writing
-from tuner.artifacts import Artifacts
-from tuner.confirmation import companion_name
+from tuner.archive import ID, PARTS, Reader, Writer, reading, writing
+from tuner.artifacts import CHECKPOINT, RUN_FILE, Artifacts, Owner
+from tuner.confirmation import CONFIRMS, companion_name, companion_of
 from tuner.errors import StudyError, WorkerError
+from tuner.ownership import KEY, new_owner, write_owner
 from tuner.study import Study, name_problem, stored_study
 
 BATCH = 500
@@ -63,7 +64,11 @@ _trial_attributes = {
     "system": models.TrialSystemAttributeModel.__table__,
 }
 
+_OURS = (KEY, CONFIRMS)
+"""Attributes that say which study this is: a restored one is another."""
+
 Place = Callable[[str], Artifacts]
+NewPlace = Callable[[Owner], Artifacts]
 Float = float | Literal["inf", "-inf", "nan"]
 
 
@@ -151,8 +156,11 @@ def backup(storage: RDBStorage, study: Study, path: Path, place: Place) -> Told:
         raise StudyError(f"{study.name} is itself a confirmation; back up study {study.confirms}, which takes it along")
     name = study.name
     told = Told(name)
+    found = optuna.load_study(study_name=name, storage=storage)
+    companion = companion_of(found)
+    names = [name] if companion is None else [name, companion.study_name]
     with writing(path) as file:
-        wanted = [(part, one, place(one)) for part, one in zip(PARTS, (name, companion_name(name)), strict=True)]
+        wanted = [(part, one, place(one)) for part, one in zip(PARTS, names, strict=False)]
         for part, _, kept in wanted:  # before the trials: a checkpoint may be older than what is known, never newer
             _add_artifacts(file, f"{part}/artifacts", kept, lambda found: CHECKPOINT.fullmatch(found) is not None)
         with _moment(storage) as connection:
@@ -240,7 +248,7 @@ def _attribute_lines(connection: Connection, study_id: int) -> Iterator[dict[str
         )
         for key, value in connection.execute(own):
             note = _NOTE.fullmatch(key)
-            if _UNKEPT.fullmatch(key) or (note and note[1] not in numbers):
+            if _UNKEPT.fullmatch(key) or (note and note[1] not in numbers) or (of == "user" and key in _OURS):
                 continue
             about = {"trial": numbers[note[1]], "key": note[2]} if note else {"key": key}
             yield {"of": of, **about, "value": json.loads(value)}
@@ -327,11 +335,12 @@ def _add_attachments(file: Writer, folder: str, kept: Artifacts, attached: list[
     return added
 
 
-def restore(storage: RDBStorage, path: Path, place: Place, new_name: str | None = None) -> Told:
+def restore(storage: RDBStorage, path: Path, place: NewPlace, new_name: str | None = None) -> Told:
     """Puts a study from a file into the database and its artifacts where `place` says, or does nothing at all.
 
-    Running trials wait for a worker, which goes on from their checkpoints. Raises StudyError when the file is damaged
-    or strange, or a study or artifacts of that name are there.
+    It is a study of its own, with files of its own, even where the one that was backed up is still there. Running
+    trials wait for a worker, which goes on from their checkpoints. Raises StudyError when the file is damaged or
+    strange, or a study of that name is there.
     """
     problem = None if new_name is None else name_problem(new_name)
     if problem is not None:
@@ -342,11 +351,11 @@ def restore(storage: RDBStorage, path: Path, place: Place, new_name: str | None 
         if [part.part for part in parts][:1] != [PARTS[0]]:
             raise file.damaged("no study is in it")
         name = new_name or parts[0].study.name
-        names = dict(zip(PARTS, (name, companion_name(name)), strict=True))
+        owners = dict(zip(PARTS, (new_owner(name), new_owner(companion_name(name))), strict=True))
         told = Told(name)
         with _all_or_nothing(storage, name) as (connection, written):
             for part in parts:
-                part.restore(connection, names, place, written, told)
+                part.restore(connection, owners, place, written, told)
     return told
 
 
@@ -391,28 +400,28 @@ class _Part:
         self.study: StudyLine = lines[0]
 
     def restore(
-        self, connection: Connection, names: dict[str, str], place: Place, undo: list[Callable[[], None]], told: Told
+        self,
+        connection: Connection,
+        owners: dict[str, Owner],
+        place: NewPlace,
+        undo: list[Callable[[], None]],
+        told: Told,
     ) -> None:
         """Writes the study; files are written last, when everything else is known to be right."""
-        name = names[self.part]
-        kept = self._empty_place(place, name)
+        names = {part: owner.folder for part, owner in owners.items()}
+        study_id = self._restore_study(connection, names[self.part])
+        kept = place(owners[self.part])
+        undo.append(kept.release)
         self._rename_attachments(kept)
-        study_id = self._restore_study(connection, name)
         self._restore_trials(connection, study_id)
         self._restore_attributes(connection, study_id, names)
+        write_owner(connection, study_id, owners[self.part])
+        if self.part == PARTS[1]:
+            row = {"study_id": study_id, "key": CONFIRMS, "value_json": json.dumps(owners[PARTS[0]].identity)}
+            connection.execute(_study_attributes["user"].insert(), row)
         self._restore_files(kept, undo, told)
         if self.part == PARTS[0]:
             told.trials, told.unfinished = len(self.ids), len(self.unfinished)
-
-    def _empty_place(self, place: Place, name: str) -> Artifacts:
-        kept = place(name)
-        found = [one for one in kept.names() if CHECKPOINT.fullmatch(one) or RUN_FILE.fullmatch(one)]
-        if found:
-            raise StudyError(
-                f"{kept.folder}: holds {found[0]} of another study {name}: move it away, or restore under another name"
-                " with --name"
-            )
-        return kept
 
     def _rename_attachments(self, kept: Artifacts) -> None:
         """Gives a new id to what is there already: deleted in one study, it must stay in the other."""
@@ -491,7 +500,7 @@ class _Part:
             for line in batch:
                 if line.of == "user" and line.key == "study":
                     line.value, described = self._definition(line.value, names), True
-                if self._is_kept(line.key):
+                if self._is_kept(line.key) and not (line.of == "user" and line.key in _OURS):
                     row = {"study_id": study_id, "key": self._key(line), "value_json": json.dumps(line.value)}
                     rows[line.of].append(row)
             for of, some in rows.items():

@@ -202,9 +202,10 @@ def run(
     require_free(output, force, study.name)
     require_run_free(run_folder, force=force or run_folder == Path("runs") / study.name)
     slots = crew.slots(study)
-    kept = places.writable_artifacts_of(study.name)
+    places.require_usable()
     with places.opened() as opened:
         found = enter(opened, study, _say)
+        kept = places.writable_artifacts_of(found)
         supervisor = Supervisor(opened, places, crew)
         begins = f"{len(slots)} workers on {', '.join(sorted({slot.device for slot in slots}))}"
         reason = _supervise(supervisor, found, study, kept, slots, begins, [study.name])
@@ -244,7 +245,7 @@ def work(
     with places.opened() as opened:
         found, study = _find(opened, study_name)
         slots = crew.slots(study)
-        kept = places.writable_artifacts_of(study.name)
+        kept = places.writable_artifacts_of(found)
         arguments = [found.study_name, *_elsewhere(corpus_path)]
         supervisor = Supervisor(opened, places, crew)
         reason = _supervise(supervisor, found, study, kept, slots, f"{len(slots)} workers join", arguments)
@@ -305,17 +306,19 @@ def worker(
     import faulthandler
 
     from models.stopping import stop_requests
+    from tuner.study import load_study
     from tuner.worker import work as work_on
 
     faulthandler.enable()
     with stop_requests() as requested, places.opened() as opened:
+        found = load_study(opened, study_name)
         reason = work_on(
             opened,
             study_name,
             study_id=study_id,
             device=device,
             threads=threads,
-            artifacts=places.writable_artifacts_of(study_name),
+            artifacts=places.writable_artifacts_of(found),
             requested=requested,
             say=_say,
             worker_id=worker_id,
@@ -466,9 +469,9 @@ def export(
         found, study = _find(opened, study_name)
         chosen = best_trials(found, prefer, top)[:top] if top else [chosen_trial(found, number, prefer)]
         if weights is not None:
-            kept = places.writable_artifacts_of(study.name)
-            run_folder = kept.fetch_run(chosen[0].number) or kept.run_folder(chosen[0].number)
-            require_copiable(run_folder, weights, force)
+            kept = places.artifacts_of(found)
+            run_folder = _fetched(kept, chosen[0].number) or kept.run_folder(chosen[0].number)
+            require_copiable(run_folder, weights, force, kept.refused and kept.why_not_kept())
         paths = files(usual if printed else output, top)
         texts = [exported(found, study, trial, path, notation) for path, trial in zip(paths, chosen, strict=True)]
     if printed:
@@ -517,12 +520,9 @@ def sample(
     from tuner.export import chosen_trial
 
     with places.opened() as opened:
-        found, study = _find(opened, study_name)
+        found, _ = _find(opened, study_name)
         trial = chosen_trial(found, number)
-        kept = places.writable_artifacts_of(study.name)
-        run_folder = kept.fetch_run(trial.number)
-        if run_folder is None:
-            raise StudyError(f"the model of trial {trial.number} is not kept in {kept.folder}{_kept_ones(kept, found)}")
+        run_folder = _kept_run(places.artifacts_of(found), found, trial.number)
     single.write_text(run_folder, **options)
 
 
@@ -545,18 +545,29 @@ def write_report(study_name: str, places: Places, output: Path, force: bool) -> 
     with places.opened() as opened:
         found, study = _find(opened, study_name)
         html_report.require_free(output, force, study.name)
-        html = html_report.report(opened, found, study, _readable_artifacts(places, study.name))
+        html = html_report.report(opened, found, study, _readable_artifacts(places, found))
     html_report.write(output, html, force, study.name)
     click.echo(f"{output}: report of study {study.name}, {len(html.encode()) / 1e6:.1f} MB; open it in a browser")
 
 
-def _readable_artifacts(places: Places, study_name: str) -> Artifacts | None:
+def _readable_artifacts(places: Places, found: optuna.Study) -> Artifacts | None:
     """A study's artifacts; None, and a word about it, where they cannot be reached."""
     try:
-        return places.writable_artifacts_of(study_name)
+        return places.artifacts_of(found)
     except WorkerError as error:
         click.echo(f"Without the models' texts: {error}", err=True)
         return None
+
+
+def _kept_run(kept: Artifacts, found: optuna.Study, number: int) -> Path:
+    """The run folder of a trial; raises StudyError that says which are kept, and WorkerError where none can be read."""
+    try:
+        run_folder = kept.fetch_run(number)
+        if run_folder is None:
+            raise StudyError(f"the model of trial {number} is not kept in {kept.folder}{_kept_ones(kept, found)}")
+    except OSError as error:
+        raise WorkerError(f"{kept.folder}: the model of trial {number} cannot be read ({error.strerror})") from error
+    return run_folder
 
 
 def _kept_ones(kept: Artifacts, found: optuna.Study) -> str:
@@ -564,7 +575,7 @@ def _kept_ones(kept: Artifacts, found: optuna.Study) -> str:
     from tuner.report import leaderboard
 
     numbers = [trial.number for trial in leaderboard(found.get_trials(deepcopy=False)) if kept.fetch_run(trial.number)]
-    return f"; those of {', '.join(map(str, numbers))} are" if numbers else "; --artifacts says where they are kept"
+    return f"; those of {', '.join(map(str, numbers))} are" if numbers else f"; {kept.why_not_kept()}"
 
 
 def _steers(steer: Callable[..., str]) -> Any:
@@ -677,8 +688,15 @@ def backup(
     require_free(output, force)
     with places.opened() as opened:
         _, study = _find(opened, study_name)
-        told = backups.backup(opened, study, output, places.artifacts_of)
+        told = backups.backup(opened, study, output, partial(_kept_of, places, opened))
     click.echo(f"{output}: {told}")
+
+
+def _kept_of(places: Places, storage: RDBStorage, study_name: str) -> Artifacts:
+    """What is kept of a study of that name."""
+    from tuner.study import load_study
+
+    return places.artifacts_of(load_study(storage, study_name))
 
 
 @commands.command()
@@ -690,7 +708,7 @@ def restore(file: Path, places: Places, new_name: str | None) -> None:
     from tuner import backup as backups
 
     with places.opened() as opened:
-        told = backups.restore(opened, file, places.artifacts_of, new_name)
+        told = backups.restore(opened, file, places.new_artifacts, new_name)
     click.echo(f"Restored {told}")
 
 
@@ -890,7 +908,7 @@ def _confirmed(
     if result is not None:
         return result
     companion, definition = confirmation.enter(supervisor.storage, found, study, chosen, seeds)
-    kept = supervisor.places.writable_artifacts_of(definition.name)
+    kept = supervisor.places.writable_artifacts_of(companion)
     slots = slots[: len(chosen) * seeds]
     begins = f"{len(slots)} workers train the best {len(chosen)} again, with {seeds} fresh seeds each"
     _supervise(supervisor, companion, definition, kept, slots, begins, [definition.name, *more])

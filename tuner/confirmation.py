@@ -22,6 +22,7 @@ from models.config import DECODING
 from tuner.errors import StudyError
 from tuner.ledger import RUNNING, Ledger, make_tables, transaction
 from tuner.limits import Limits
+from tuner.ownership import owner_of
 from tuner.report import quality, require_board
 from tuner.space import is_searched
 from tuner.study import Decoding, Study, StudyBudget
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
     from models.metrics import Score
 
 SUFFIX = " (confirmation)"
+CONFIRMS = "confirms"
+"""The attribute of a confirmation that holds the identity of the study it confirms: names can change hands."""
+
 CONFIDENCE = 0.95
 SEEDS = 2**63
 TOP = 5
@@ -63,7 +67,7 @@ def enter(
     wanted = {(trial.number, seed): trial for trial in chosen for seed in fresh_seeds(trial, seeds)}
     make_tables(storage.engine)
     with transaction(storage):  # a companion that is half there is no study
-        companion = _companion(storage, study)
+        companion = _companion(storage, found, study)
         ledger = Ledger(storage, companion._study_id)
         ledger.open()
     with ledger.alone():
@@ -188,13 +192,46 @@ def lines(result: Result) -> Iterator[str]:
         yield f"Test split, read once: {test['mean']:.4f} bits per byte, the mean of {len(test['values'])} seeds."
 
 
-def _companion(storage: RDBStorage, study: Study) -> optuna.Study:
+def companion_of(found: optuna.Study) -> optuna.Study | None:
+    """Returns the study that confirms the candidates of this one, if there is one."""
+    try:
+        companion = optuna.load_study(study_name=companion_name(found.study_name), storage=found._storage)
+    except KeyError:
+        return None
+    return companion if _confirms(companion, found) else None
+
+
+def _confirms(companion: optuna.Study, found: optuna.Study) -> bool:
+    """Whether a study is a confirmation of this very one, not of a deleted one whose name this one has now."""
+    if (companion.user_attrs.get("study") or {}).get("confirms") is None:
+        return False
+    stated = companion.user_attrs.get(CONFIRMS)
+    if stated is not None:
+        return bool(stated == owner_of(found).identity)
+    trained: dict[Any, Any] = {trial.number: _without_decoding(trial) for trial in found.get_trials(deepcopy=False)}
+    return all(
+        _without_decoding(training) == trained.get(training.params.get("candidate"))
+        for training in companion.get_trials(deepcopy=False)
+    )
+
+
+def _without_decoding(trial: FrozenTrial) -> dict[str, Any]:
+    """What a trial trained, but for its seed."""
+    stored: dict[str, Any] = trial.user_attrs.get("configuration") or {}
+    return {name: value for name, value in stored.items() if name not in (*DECODING, "seed")}
+
+
+def _companion(storage: RDBStorage, found: optuna.Study, study: Study) -> optuna.Study:
     name = companion_name(study.name)
     companion = optuna.create_study(study_name=name, storage=storage, load_if_exists=True)
-    before = companion.user_attrs.get("study")
-    strange = companion.get_trials(deepcopy=False) if before is None else before.get("confirms") != study.name
-    if strange:
-        raise StudyError(f"study {name!r} in this database is no confirmation of study {study.name}; rename it")
+    is_new = "study" not in companion.user_attrs and not companion.get_trials(deepcopy=False)
+    if not is_new and not _confirms(companion, found):
+        raise StudyError(
+            f"study {name!r} in this database is no confirmation of study {study.name}; rename it, or delete it if it"
+            " belonged to a study that was deleted"
+        )
+    companion.set_user_attr(CONFIRMS, owner_of(found).identity)
+    owner_of(companion)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         companion.set_metric_names(["bits_per_byte"])

@@ -14,6 +14,7 @@ from models.config import Config, flat
 from models.corpus import load_corpus, require_room
 from tuner.errors import StudyError
 from tuner.ledger import RUNNING, Ledger, make_tables, transaction
+from tuner.ownership import owner_of
 from tuner.steering import queue
 from tuner.study import Study, defined, differences, is_ours
 
@@ -39,6 +40,7 @@ def _entered(storage: RDBStorage, study: Study, fingerprint: str) -> optuna.Stud
     directions = [StudyDirection.MINIMIZE] * len(study.objectives)
     found = optuna.create_study(study_name=study.name, storage=storage, directions=directions, load_if_exists=True)
     _require_same(found, study, fingerprint)
+    owner_of(found)
     ledger = Ledger(storage, found._study_id)
     if ledger.open():
         with warnings.catch_warnings():

@@ -153,10 +153,11 @@ def copy_run(trial: FrozenTrial, source: Path, target: Path, force: bool) -> Non
         shutil.rmtree(draft, ignore_errors=True)
 
 
-def require_copiable(source: Path, target: Path, force: bool) -> None:
-    """Raises RunError unless the run folder of a trial is kept, and can be copied."""
+def require_copiable(source: Path, target: Path, force: bool, elsewhere: str | None = None) -> None:
+    """Raises RunError unless the run folder of a trial is kept, and can be copied; `elsewhere` says where to look."""
     if not source.is_dir():
-        raise RunError(f"{source}: the weights of this trial are not kept here; train it with `tuner train`")
+        remedy = elsewhere or "train it with `tuner train`"
+        raise RunError(f"{source}: the weights of this trial are not kept here; {remedy}")
     require_run_free(target, force)
 
 

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from tuner.errors import WorkerError
 
 if TYPE_CHECKING:
+    import optuna
     from optuna.artifacts._protocol import ArtifactStore
     from optuna.storages import RDBStorage
 
-    from tuner.artifacts import Artifacts
+    from tuner.artifacts import Artifacts, Owner
     from tuner.launchers import Slot
     from tuner.study import Study
 
@@ -45,32 +48,60 @@ class Places:
         with open_existing(self.storage, self.data_folder) as opened:
             yield opened
 
-    def artifacts_of(self, study_name: str) -> Artifacts:
-        """Returns a study's artifacts, wherever they are or will be. Raises WorkerError."""
+    def artifacts_of(self, found: optuna.Study) -> Artifacts:
+        """Returns what is kept of a study, for reading. Raises WorkerError."""
+        return self._artifacts_of(found, reading=True)
+
+    def writable_artifacts_of(self, found: optuna.Study) -> Artifacts:
+        """Returns a study's artifacts in a place that can be written to. Raises WorkerError."""
+        kept = self._artifacts_of(found, reading=False)
+        require_writable(kept.folder)
+        return kept
+
+    def new_artifacts(self, owner: Owner) -> Artifacts:
+        """Returns the artifacts of a study that is about to be made. Raises WorkerError."""
+        return self._at(owner)
+
+    def attachments(self) -> ArtifactStore:
+        """Returns where the dashboard finds the files of all studies. Raises WorkerError."""
+        self.require_usable()
+        return self._at("dashboard").attachments()
+
+    def require_usable(self) -> None:
+        """Raises WorkerError when there is no such place and none can be made."""
+        from tuner.artifacts import remedy
+
+        place = self._at("dashboard").folder.parent
+        try:
+            place.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise WorkerError(f"{place}: {remedy(error)}") from error
+
+    def _artifacts_of(self, found: optuna.Study, reading: bool) -> Artifacts:
+        from tuner.ownership import owner_of, wrote
+
+        return self._at(owner_of(found), wrote(found), reading)
+
+    def _at(self, study: str | Owner, *more: Any) -> Artifacts:
         import platformdirs
 
         from tuner.artifacts import artifacts_of
 
         default = platformdirs.user_data_path("textgen-tuner") / "artifacts"
-        return artifacts_of(self.artifacts or str(default), study_name, default)
+        return artifacts_of(self.artifacts or str(default), study, default, *more)
 
-    def writable_artifacts_of(self, study_name: str) -> Artifacts:
-        """Returns a study's artifacts in a place that can be written to. Raises WorkerError."""
-        found = self.artifacts_of(study_name)
-        try:
-            found.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise WorkerError(f"{found.folder}: cannot be made ({error.strerror}); choose other --artifacts") from error
-        return found
 
-    def attachments(self) -> ArtifactStore:
-        """Returns where the dashboard finds the files of all studies. Raises WorkerError."""
-        found = self.artifacts_of("dashboard")
-        try:
-            return found.attachments()
-        except OSError as error:
-            place = found.folder.parent
-            raise WorkerError(f"{place}: cannot be made ({error.strerror}); choose other --artifacts") from error
+def require_writable(folder: Path) -> None:
+    """Makes a folder of artifacts if need be; raises WorkerError when files cannot be put there."""
+    from tuner.artifacts import remedy
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for one in (folder, *filter(Path.is_dir, folder.glob("*"))):
+            if not os.access(one, os.W_OK | os.X_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(one))
+    except OSError as error:
+        raise WorkerError(f"{folder}: {remedy(error)}") from error
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from tuner.artifacts import Artifacts, artifacts_of
+from tuner.artifacts import Artifacts, Owner, artifacts_of
 from tuner.errors import WorkerError
 from tuner.objective import Objective
 from tuner.places import Places
@@ -113,7 +113,8 @@ def test_a_bucket_that_goes_away_costs_checkpoints_and_weights_and_not_the_trial
     assert found.trials[0].state == TrialState.COMPLETE
     assert crew.said[0].startswith("no checkpoint of trial 0: ")
     assert "NoSuchBucket" in crew.said[0]
-    assert crew.said[-1].startswith("the weights of trial 0 are not kept: ")
+    assert crew.said[-2].startswith("the weights of trial 0 are not kept: ")
+    assert crew.said[-1].startswith("the samples of trial 0 are not kept for the dashboard: ")
 
 
 def test_a_bucket_that_is_not_there_is_refused_at_the_start(bucket: Any, tmp_path: Path) -> None:
@@ -197,3 +198,18 @@ def test_attachments_and_files_are_listed_by_the_names_that_others_know_them_by(
         for one in (artifacts, other):
             one.put("trial-1/config.yaml", io.BytesIO(b"x"))
         assert artifacts.names() == ["trial-1/config.yaml"]
+
+
+def test_in_a_bucket_too_files_are_one_studys(bucket: Any, tmp_path: Path) -> None:
+    ours, theirs = (Owner(letter * 32, "study") for letter in "ab")
+    one, other, again = (artifacts_of("s3://studies/team", who, tmp_path) for who in (ours, theirs, ours))
+    one.put("trial-1/config.yaml", io.BytesIO(b"x"))
+    assert other.names() == ["owner.json"]
+    assert again.folder == one.folder != other.folder
+    assert sorted(keys(bucket)) == [
+        "team/study-bbbbbbbb/owner.json",
+        "team/study/owner.json",
+        "team/study/trial-1/config.yaml",
+    ]
+    assert one.claim(theirs.identity) == ours.identity
+    assert str(other.refused) == "s3://studies/team/study"

@@ -26,13 +26,14 @@ from optuna_dashboard._note import get_note_from_system_attrs, save_note_with_ve
 from models.config import Config
 from models.errors import RunError, UserError
 from tuner import archive, entry
-from tuner.artifacts import RUN, Artifacts, artifacts_of
+from tuner.artifacts import OWNER, RUN, Artifacts, artifacts_of
 from tuner.backup import backup, restore
-from tuner.confirmation import companion_name
+from tuner.confirmation import CONFIRMS, companion_name, companion_of
 from tuner.confirmation import enter as enter_companion
 from tuner.errors import StudyError, WorkerError
 from tuner.export import chosen_trial, exported
 from tuner.ledger import Ledger
+from tuner.ownership import KEY, owner_of
 from tuner.storage import open_storage
 from tuner.study import Study, parse_study, stored_study
 
@@ -51,7 +52,7 @@ def known(storage: RDBStorage, name: str) -> dict[str, Any]:
     attributes = storage.get_study_system_attrs(found._study_id)
     return {
         "directions": found.directions,
-        "user": {key: value for key, value in found.user_attrs.items() if key != "study"},
+        "user": {key: found.user_attrs[key] for key in found.user_attrs.keys() - {"study", KEY, CONFIRMS}},
         "definition": {key: found.user_attrs["study"][key] for key in found.user_attrs["study"].keys() - {"name"}},
         "system": {
             key: value
@@ -73,7 +74,9 @@ def vars_of(trial: FrozenTrial) -> str:
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.glob("**/*") if path.is_file()}
+    """All files but those that say whose they are."""
+    found = [path for path in folder.glob("**/*") if path.is_file() and path.name != OWNER]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in found}
 
 
 numbers = some.floats(allow_nan=False)
@@ -289,13 +292,31 @@ def test_a_study_of_the_same_name_is_left_alone(
     before, stored = known(storage, study.name), files(tmp_path / "old")
     with pytest.raises(StudyError, match=f"study {study.name} exists in this database; restore .* --name"):
         restore(storage, tmp_path / "study.tar", places(tmp_path / "new"))
-    with open_storage(fresh_url) as other, pytest.raises(StudyError, match="move it away, or restore under another"):
-        restore(other, tmp_path / "study.tar", places(tmp_path / "old"))
     with pytest.raises(StudyError, match="no / in it"):
         restore(storage, tmp_path / "study.tar", places(tmp_path / "new"), "../elsewhere")
     assert known(storage, study.name) == before
     assert files(tmp_path / "old") == stored
     assert files(tmp_path / "new") == {}
+    assert not list((tmp_path / "new").glob("*/*"))
+
+
+def test_a_study_that_is_restored_beside_its_first_self_has_files_of_its_own(
+    searched: tuple[Study, optuna.Study], storage: RDBStorage, fresh_url: str, tmp_path: Path
+) -> None:
+    study, found = searched
+    backup(storage, study, tmp_path / "study.tar", places(tmp_path / "old"))
+    stored = files(tmp_path / "old")
+    with open_storage(fresh_url) as other:
+        restore(other, tmp_path / "study.tar", places(tmp_path / "old"))
+        again = optuna.load_study(study_name=study.name, storage=other)
+        kept = artifacts_of(str(tmp_path / "old"), owner_of(again), tmp_path)
+        companion = companion_of(again)
+        assert owner_of(again) != owner_of(found)
+        assert companion is not None
+        assert companion.user_attrs[CONFIRMS] == owner_of(again).identity
+    assert kept.folder != tmp_path / "old" / study.name
+    assert kept.fetch_run(0) is not None
+    assert {name: files(tmp_path / "old")[name] for name in stored} == stored
 
 
 def test_a_confirmation_is_backed_up_with_its_study(
