@@ -69,13 +69,15 @@ def is_abandoned(draft: Path) -> bool:
 
 
 def is_running(process: int) -> bool:
-    """Whether there is a process of that number on this machine."""
+    """Whether a process of that number is at work on this machine; one that has ended and waits for burial is not."""
     try:
         os.kill(process, 0)
     except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:
-        return True  # another user's
+        pass  # another user's
+    with suppress(OSError, IndexError):  # Linux tells
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
     return True
 
 

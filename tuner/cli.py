@@ -247,7 +247,7 @@ def work(
         slots = crew.slots(study)
         kept = places.writable_artifacts_of(found)
         arguments = [found.study_name, *_elsewhere(corpus_path)]
-        supervisor = Supervisor(opened, places, crew)
+        supervisor = Supervisor(opened, places, crew, _supervisor())
         reason = _supervise(supervisor, found, study, kept, slots, f"{len(slots)} workers join", arguments)
         click.echo(f"Done: {reason}.")
 
@@ -324,13 +324,25 @@ def worker(
             worker_id=worker_id,
             checkpoint_seconds=checkpoint_seconds,
             corpus_path=corpus_path,
+            supervisor=_supervisor(),
         )
     _say(f"ended: {reason}")
+
+
+def _supervisor() -> int | None:
+    """The process that watches over this one, if one does; its children are told of theirs."""
+    from tuner.lifeline import SUPERVISOR
+
+    number = os.environ.pop(SUPERVISOR, "")
+    return int(number) if number.isdecimal() else None
 
 
 @commands.command(name="_pace", hidden=True)
 def pace() -> None:
     """One worker of the measurement of --per-device auto."""
+    from tuner.lifeline import Lifeline
+
+    Lifeline(_supervisor()).end_with_it()
     from tuner.packing import pace as pace_on
 
     tell = partial(click.echo, file=sys.stdout)

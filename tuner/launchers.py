@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from models.errors import DeviceError, UserError
+from tuner import lifeline
 from tuner.errors import LostDeviceError, StorageError, WorkerError
 
 GRACE_SECONDS = 10.0
@@ -226,7 +227,7 @@ def _start(place: Slot, arguments: Sequence[str], environment: Mapping[str, str]
         # A session of its own keeps the terminal's Ctrl-C away: the command that started it asks it to stop.
         return subprocess.Popen(
             command,
-            env={**variables(place), **environment},
+            env={**variables(place), **environment, **lifeline.told()},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,

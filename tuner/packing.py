@@ -13,6 +13,7 @@ from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
 from models.errors import CorpusError
+from tuner import lifeline
 from tuner.errors import WorkerError
 from tuner.launchers import Slot, cores, slots, variables
 from tuner.study import Study
@@ -101,9 +102,8 @@ def _together(job: dict[str, Any], places: list[Slot]) -> float:
 
 def _started(place: Slot) -> subprocess.Popen[str]:
     command = [sys.executable, "-P", "-m", "tuner", "_pace"]
-    return subprocess.Popen(
-        command, env=variables(place), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
-    )
+    environment, pipe = variables(place) | lifeline.told(), subprocess.PIPE
+    return subprocess.Popen(command, env=environment, stdin=pipe, stdout=pipe, text=True, start_new_session=True)
 
 
 def _tell(process: subprocess.Popen[str], text: str) -> None:

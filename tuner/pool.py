@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import threading
@@ -11,7 +12,7 @@ from contextlib import suppress
 
 from optuna.storages import RDBStorage
 
-from tuner import overview
+from tuner import lifeline, overview
 from tuner.courier import is_outage
 from tuner.ledger import RUNNING
 from tuner.report import Row
@@ -76,7 +77,8 @@ def _has_work(row: Row) -> bool:
 
 def _run(command: Sequence[str], requested: threading.Event) -> int:
     """Runs a command to its end; when asked to stop, lets it save its trials."""
-    process = subprocess.Popen(command, start_new_session=True)  # a Ctrl-C reaches it through us, once
+    # In a session of its own: a Ctrl-C reaches it through us, once.
+    process = subprocess.Popen(command, env=os.environ | lifeline.told(), start_new_session=True)
     while not requested.is_set():
         with suppress(subprocess.TimeoutExpired):
             return process.wait(0.2)

@@ -14,6 +14,7 @@ from tuner.courier import is_outage
 from tuner.errors import WorkerError
 from tuner.launchers import Death, Slot, Team
 from tuner.ledger import Gone, Ledger, LostLease, sweep
+from tuner.lifeline import Lifeline
 from tuner.limits import OUT_OF_MEMORY, mark
 from tuner.places import Crew, Places, environment
 from tuner.report import Snapshot, current
@@ -31,8 +32,10 @@ class Interrupted(Exception):
 class Supervisor:
     """What the workers of one command have in common, whichever study they are on."""
 
-    def __init__(self, storage: RDBStorage, places: Places, crew: Crew) -> None:
+    def __init__(self, storage: RDBStorage, places: Places, crew: Crew, supervisor: int | None = None) -> None:
+        """`supervisor` is the process that watches over this command, as standing workers do; it ends with it."""
         self.storage, self.places, self.crew = storage, places, crew
+        self.lifeline = None if supervisor is None else Lifeline(supervisor)
 
     def supervise(
         self,
@@ -61,6 +64,8 @@ class Supervisor:
                     else:
                         self._revive()
                     requested.wait(REFRESH_SECONDS)
+                    if self.lifeline is not None and self.lifeline.is_cut:
+                        requested.set()
                 if requested.is_set():
                     watcher.say("saving the running trials ...")
                 killed = team.stop(self.crew.grace)

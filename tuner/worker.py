@@ -30,6 +30,7 @@ from tuner.artifacts import SAMPLES, Artifacts
 from tuner.courier import PATIENCE_SECONDS, Away, Courier, Result
 from tuner.errors import LostDeviceError, StorageError, WorkerError
 from tuner.ledger import GONE, PAUSED, STOPPED, Activity, Claim, Ended, Gone, Ledger, LostLease, sweep
+from tuner.lifeline import Lifeline
 from tuner.limits import OUT_OF_MEMORY, DoesNotFit, mark
 from tuner.objective import (
     CHECKPOINT_SECONDS,
@@ -87,6 +88,7 @@ def work(
     worker_id: str,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
     corpus_path: str | None = None,
+    supervisor: int | None = None,
 ) -> str:
     """Works on a study until it ends or `requested` is set; returns why it stopped.
 
@@ -104,7 +106,7 @@ def work(
             update={"corpus": definition.corpus.model_copy(update={"path": corpus_path})}
         )
     objective = Objective(definition, study.user_attrs["fingerprint"], device, artifacts, checkpoint_seconds, say)
-    worker = Worker(study, definition, objective, storage, threads, requested, say, worker_id)
+    worker = Worker(study, definition, objective, storage, threads, requested, say, worker_id, Lifeline(supervisor))
     return worker.run()
 
 
@@ -121,6 +123,7 @@ class Worker:
         requested: threading.Event,
         say: Callable[[str], None],
         worker_id: str,
+        lifeline: Lifeline | None = None,
     ) -> None:
         self.study, self.definition, self.objective, self.storage = study, definition, objective, storage
         self.threads, self.requested, self.say = threads, requested, say
@@ -135,10 +138,12 @@ class Worker:
         self.forgotten: set[int] = set()
         self.failures: list[str] = []
         self.lost_device: BaseException | None = None
-        self.parent = os.getppid()
+        self.lifeline = lifeline or Lifeline()
 
     def run(self) -> str:
         """Takes trials until there is nothing more to do; returns why."""
+        if self.lifeline.is_cut:
+            return "its supervisor is gone"
         with self.courier:
             number = self.courier.ask(self._join)
             self.study.sampler = search.sampler(self.definition.sampler, self.definition.space, stream=number)
@@ -356,7 +361,7 @@ class Worker:
         hours = self.definition.budget.hours
         spent = hours is not None and active_seconds >= 3600 * hours
         self.paused = state == PAUSED
-        if spent or state == STOPPED or os.getppid() != self.parent:  # another parent: the supervisor was killed
+        if spent or state == STOPPED or self.lifeline.is_cut:
             self.requested.set()
 
 
