@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -19,10 +20,35 @@ if TYPE_CHECKING:
     from models.distributed import Team
     from models.training import Evaluation, Training
 
+
+class _File(click.ParamType[Path]):
+    """A path on this machine: `~` is expanded wherever it comes from; what is an address of another kind is refused."""
+
+    name = "path"
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Path:
+        return local_path(str(value))
+
+
+FILE = _File()
+
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 STOPPED = 130
 """Exit code of a run that was asked to stop and has been saved."""
+
+
+def local_path(value: str) -> Path:
+    """Returns the path that a person wrote; raises click's BadParameter for an address such as file:///x."""
+    scheme = re.match("([A-Za-z][A-Za-z0-9+.-]+):/", value)
+    if scheme is not None:
+        without = re.sub("^[^:]*:/+", "/", value)
+        remedy = f"write {without}" if scheme[1].lower() == "file" else "give a path on this machine"
+        raise click.BadParameter(f"{value} is no path; {remedy}")
+    try:
+        return Path(value).expanduser()
+    except RuntimeError:  # a user that is not there, or one without a home: it is a name that begins with ~
+        return Path(value)
 
 
 def _require_text(context: click.Context, option: click.Parameter, value: str) -> str:
@@ -45,8 +71,8 @@ def commands() -> None:
 
 
 @commands.command()
-@click.argument("recipe", type=click.Path(path_type=Path))
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The run folder to make.")
+@click.argument("recipe", type=FILE)
+@click.option("-o", "--output", type=FILE, required=True, help="The run folder to make.")
 @click.option("--tokens", type=click.IntRange(min=1), help="Train on so many tokens instead of the file's budget.")
 @click.option("--seconds", type=click.FloatRange(min=0, min_open=True), help="Train for so long instead.")
 @click.option("--hours", type=click.FloatRange(min=0, min_open=True), help="The same in hours.")
@@ -202,7 +228,7 @@ def writing(command: Command) -> Command:
 
 
 @commands.command()
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=FILE)
 @writing
 def generate(run: Path, **options: Any) -> None:
     """Write text with the model in the run folder RUN."""

@@ -6,12 +6,16 @@ import os
 import re
 import shutil
 import socket
+import stat
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from uuid import uuid4
+
+_DESCRIPTOR = re.compile(r"/dev/(?:stdin|stdout|stderr|fd/[0-9]+)|/proc/[^/]+/fd/[0-9]+")
+"""Names of what a process has open already, be it a file: to replace it would be to replace the name."""
 
 ABANDONED_SECONDS = 24 * 3600.0
 """Age from which on a draft is taken for abandoned, whoever wrote it: no file takes that long to write."""
@@ -24,7 +28,13 @@ def draft_of(path: Path) -> Path:
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-    """Yields where to write; what was written is put in place in one move, unless an error ended the block."""
+    """Yields where to write; what was written is put in place in one move, unless an error ended the block.
+
+    What is no file, such as a pipe, is written to directly.
+    """
+    if is_stream(path):
+        yield path
+        return
     draft = draft_of(path)
     try:
         yield draft
@@ -79,6 +89,30 @@ def is_running(process: int) -> bool:
     with suppress(OSError, IndexError):  # Linux tells
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
     return True
+
+
+def is_stream(path: Path) -> bool:
+    """Whether what is written there goes on elsewhere, as in a pipe or /dev/null; it is neither read nor replaced."""
+    if _DESCRIPTOR.fullmatch(str(path)):
+        return True
+    try:
+        kind = path.stat().st_mode
+    except OSError:
+        return False
+    return not stat.S_ISREG(kind) and not stat.S_ISDIR(kind)
+
+
+def is_stdout(path: Path) -> bool:
+    """Whether a path is the output of this very process."""
+    return str(path) in ("/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")
+
+
+def require_makeable(folder: Path) -> None:
+    """Makes a folder and tries to write in it; raises OSError when that does not work."""
+    folder.mkdir(parents=True, exist_ok=True)
+    trial = draft_of(folder / "trial")
+    trial.touch()
+    trial.unlink()
 
 
 @contextmanager

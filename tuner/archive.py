@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import IO, Any, BinaryIO
 
 from models.errors import RunError
+from models.files import is_stream, sweep, written_whole
 from tuner.artifacts import CHECKPOINT, RUN_FILE
 from tuner.errors import StudyError
 
@@ -47,7 +48,7 @@ LONGEST_LINE = 2**26
 class Writer:
     """Adds members to a backup, one after another."""
 
-    def __init__(self, tar: tarfile.TarFile, folder: Path) -> None:
+    def __init__(self, tar: tarfile.TarFile, folder: Path | None) -> None:
         self.tar, self.folder = tar, folder
         self.files: dict[str, dict[str, Any]] = {}
 
@@ -84,19 +85,19 @@ class Writer:
 @contextmanager
 def writing(path: Path) -> Iterator[Writer]:
     """Writes a backup whole or not at all. Raises RunError."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    stream = is_stream(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with draft.open("wb") as file:
-            with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
-                yield Writer(tar, path.parent)
+        if not stream:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            sweep(path.parent, path.name)
+        with written_whole(path) as draft, draft.open("wb") as file:
+            with tarfile.open(fileobj=file, mode="w|" if stream else "w", format=tarfile.PAX_FORMAT) as tar:
+                yield Writer(tar, None if stream else path.parent)
             file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
+            if not stream:
+                os.fsync(file.fileno())
     except OSError as error:
         raise RunError(f"{path}: cannot be written ({error.strerror or error})") from error
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 class Reader:

@@ -334,6 +334,8 @@ def _at(place: str, study: str, antechamber: Path) -> Artifacts:
     if not study or study.startswith(".") or "/" in study or not study.isprintable():
         raise WorkerError(f"study {study!r}: no folder can have this name; rename it")
     if not place.startswith(SCHEME):
+        if "://" in place:
+            raise WorkerError(f"{place}: artifacts are kept in a folder or at s3://bucket/prefix, nowhere else")
         return Artifacts(Path(place).absolute() / study)
     bucket, _, prefix = place.removeprefix(SCHEME).partition("/")
     try:

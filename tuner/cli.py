@@ -47,7 +47,17 @@ def _with_password(context: click.Context, parameter: click.Parameter, url: str 
         return url
     from tuner.storage import with_password
 
-    return with_password(url, Path(file))
+    return with_password(url, single.local_path(file))
+
+
+def _place(context: click.Context, parameter: click.Parameter, place: str | None) -> str | None:
+    """A bucket, or a folder."""
+    if place is None or place.startswith("s3://"):
+        return place
+    try:
+        return str(single.local_path(place))
+    except click.BadParameter as error:
+        raise click.BadParameter(f"{error.message}, or s3://bucket/prefix") from error
 
 
 _storage = click.option(
@@ -60,13 +70,14 @@ _storage = click.option(
 )
 _data = click.option(
     "--data-folder",
-    type=click.Path(path_type=Path),
+    type=single.FILE,
     envvar="TUNER_DATA",
     help="Where the embedded PostgreSQL keeps its data. [env: TUNER_DATA]",
 )
 _artifacts = click.option(
     "--artifacts",
     metavar="FOLDER|s3://...",
+    callback=_place,
     envvar="TUNER_ARTIFACTS",
     help="Where checkpoints and the best weights are kept; shared by the machines of a study. [env: TUNER_ARTIFACTS]",
 )
@@ -98,9 +109,7 @@ _grace = click.option(
     show_default=True,
     help="Seconds that workers have to save their trials when asked to stop.",
 )
-_corpus = click.option(
-    "--corpus", "corpus_path", type=click.Path(path_type=Path), help="This text instead of the file's."
-)
+_corpus = click.option("--corpus", "corpus_path", type=single.FILE, help="This text instead of the file's.")
 _force = click.option("--force", is_flag=True, help="Replace what is in the way.")
 
 
@@ -152,12 +161,12 @@ commands.add_command(single.generate)
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path),
+    type=single.FILE,
     default=Path("best.yaml"),
     show_default=True,
     help="Where the best configuration goes.",
 )
-@click.option("--run-folder", type=click.Path(path_type=Path), help="Where its run goes. [default: runs/STUDY]")
+@click.option("--run-folder", type=single.FILE, help="Where its run goes. [default: runs/STUDY]")
 @_corpus
 @click.option("--trials", type=click.IntRange(min=1), help="So many finished trials instead of the file's budget.")
 @click.option(
@@ -193,7 +202,7 @@ def run(
     goes on with a study that was stopped. With --corpus the study is named after its text, too.
     """
     from tuner.entry import enter
-    from tuner.export import require_free, require_run_free
+    from tuner.export import prepare, require_free, require_run_free
     from tuner.study import read_study, renamed
     from tuner.supervision import Supervisor
 
@@ -201,6 +210,7 @@ def run(
     run_folder = run_folder or Path("runs") / study.name
     require_free(output, force, study.name)
     require_run_free(run_folder, force=force or run_folder == Path("runs") / study.name)
+    prepare(output, run_folder)
     slots = crew.slots(study)
     places.require_usable()
     with places.opened() as opened:
@@ -432,9 +442,7 @@ def _show_study(opened: RDBStorage, found: optuna.Study, study: Study, failed: b
 @commands.command()
 @click.argument("study_name", metavar="STUDY")
 @_places
-@click.option(
-    "-o", "--output", type=click.Path(path_type=Path), help="The file to write, - to print it. [default: best.yaml]"
-)
+@click.option("-o", "--output", type=single.FILE, help="The file to write, - to print it. [default: best.yaml]")
 @click.option("--trial", "number", type=int, help="This trial instead of the best one.")
 @click.option("--top", type=click.IntRange(min=1), help="The best so many, in best-1.yaml, best-2.yaml, ...")
 @click.option(
@@ -452,7 +460,7 @@ def _show_study(opened: RDBStorage, found: optuna.Study, study: Study, failed: b
     show_default=True,
     help="What the best trial is best in.",
 )
-@click.option("--weights", type=click.Path(path_type=Path), help="Also copy the trial's run folder, if it is kept.")
+@click.option("--weights", type=single.FILE, help="Also copy the trial's run folder, if it is kept.")
 @_force
 def export(
     study_name: str,
@@ -469,10 +477,11 @@ def export(
 
     After a confirmation, the best is the trial that it chose.
     """
+    from models.files import is_stdout
     from tuner.export import best_trials, chosen_trial, copy_run, exported, files, require_copiable
     from tuner.notations import NOTATIONS, OURS
 
-    printed = str(output) == "-"
+    printed = output is not None and (str(output) == "-" or is_stdout(output))
     if top is not None and (number is not None or weights is not None or printed):
         raise click.UsageError("--top writes several files; leave out --trial, --weights and -o -")
     usual = Path("best").with_suffix(NOTATIONS[notation])
@@ -544,7 +553,7 @@ def sample(
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path),
+    type=single.FILE,
     default=Path("report.html"),
     show_default=True,
     help="The file to write.",
@@ -552,6 +561,7 @@ def sample(
 @_force
 def write_report(study_name: str, places: Places, output: Path, force: bool) -> None:
     """Write what a study found as one HTML file, which opens anywhere without a network."""
+    from models.files import is_stdout
     from tuner import html_report
 
     with places.opened() as opened:
@@ -559,7 +569,8 @@ def write_report(study_name: str, places: Places, output: Path, force: bool) -> 
         html_report.require_free(output, force, study.name)
         html = html_report.report(opened, found, study, _readable_artifacts(places, found))
     html_report.write(output, html, force, study.name)
-    click.echo(f"{output}: report of study {study.name}, {len(html.encode()) / 1e6:.1f} MB; open it in a browser")
+    size = f"{len(html.encode()) / 1e6:.1f} MB"
+    click.echo(f"{output}: report of study {study.name}, {size}; open it in a browser", err=is_stdout(output))
 
 
 def _readable_artifacts(places: Places, found: optuna.Study) -> Artifacts | None:
@@ -678,13 +689,13 @@ def _compare(places: Places, study: Study, fingerprint: str) -> None:
         click.echo(f"Not compared with the studies that there are: {error}", err=True)
 
 
-_secret = partial(click.option, type=click.Path(path_type=Path))
+_secret = partial(click.option, type=single.FILE)
 
 
 @commands.command()
 @click.argument("study_name", metavar="STUDY")
 @_places
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="The file to write. [default: STUDY.tar]")
+@click.option("-o", "--output", type=single.FILE, help="The file to write. [default: STUDY.tar]")
 @_force
 def backup(
     study_name: str,
@@ -693,6 +704,7 @@ def backup(
     force: bool,
 ) -> None:
     """Write everything of a study, and of its confirmation, to one file; workers go on meanwhile."""
+    from models.files import is_stdout
     from tuner import backup as backups
     from tuner.export import require_free
 
@@ -701,7 +713,7 @@ def backup(
     with places.opened() as opened:
         _, study = _find(opened, study_name)
         told = backups.backup(opened, study, output, partial(_kept_of, places, opened))
-    click.echo(f"{output}: {told}")
+    click.echo(f"{output}: {told}", err=is_stdout(output))
 
 
 def _kept_of(places: Places, storage: RDBStorage, study_name: str) -> Artifacts:
@@ -712,7 +724,7 @@ def _kept_of(places: Places, storage: RDBStorage, study_name: str) -> Artifacts:
 
 
 @commands.command()
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file", type=single.FILE)
 @_places
 @click.option("--name", "new_name", help="Another name for the study.")
 def restore(file: Path, places: Places, new_name: str | None) -> None:
@@ -727,11 +739,9 @@ def restore(file: Path, places: Places, new_name: str | None) -> None:
 @commands.command()
 @_database
 @click.option("--worker", help="The role of whoever trains.")
-@click.option(
-    "--worker-password-file", type=click.Path(path_type=Path), help="Makes the role, or changes its password."
-)
+@click.option("--worker-password-file", type=single.FILE, help="Makes the role, or changes its password.")
 @click.option("--dashboard", help="The role of dashboards.")
-@click.option("--dashboard-password-file", type=click.Path(path_type=Path), help="The same for dashboards.")
+@click.option("--dashboard-password-file", type=single.FILE, help="The same for dashboards.")
 def grant(
     places: Places,
     worker: str | None,

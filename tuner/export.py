@@ -13,7 +13,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from models.config import Config, Recipe
 from models.errors import ConfigError, RunError
-from models.files import draft_of, optional, reason, sweep, written_whole
+from models.files import draft_of, is_stream, optional, reason, require_makeable, sweep, written_whole
 from models.reader import parse, plain, read_text
 from tuner.confirmation import confirmation_of, confirmed_trial
 from tuner.errors import StudyError
@@ -116,8 +116,9 @@ def write_new(path: Path, text: str, force: bool, study_name: str | None = None)
     """Writes a file whole; raises RunError where another one is in the way, unless it is an export of that study."""
     require_free(path, force, study_name)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        sweep(path.parent, path.name)
+        if not is_stream(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            sweep(path.parent, path.name)
         with written_whole(path) as draft:
             draft.write_text(text, encoding="utf-8")
     except OSError as error:
@@ -126,6 +127,8 @@ def write_new(path: Path, text: str, force: bool, study_name: str | None = None)
 
 def require_free(path: Path, force: bool, study_name: str | None = None) -> None:
     """Raises RunError when a file is in the way; an earlier export of the same study is not."""
+    if is_stream(path):
+        return
     if path.is_dir():
         raise RunError(f"{path}: is a folder; name a file, such as {path / 'best.yaml'}")
     if path.exists() and not force and (study_name is None or _study_of(path) != study_name):
@@ -133,6 +136,18 @@ def require_free(path: Path, force: bool, study_name: str | None = None) -> None
     parent = next(folder for folder in path.absolute().parents if folder.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise RunError(f"{path}: {parent} is not a folder that you may write in; name another file with -o")
+
+
+def prepare(*outputs: Path) -> None:
+    """Makes the folders of what is to be written after long work; raises RunError where that is not possible."""
+    for path in outputs:
+        try:
+            if not is_stream(path):
+                require_makeable(path.parent)
+        except OSError as error:
+            raise RunError(
+                f"{path}: {path.parent} cannot be written to ({reason(error)}); name another place"
+            ) from error
 
 
 def copy_run(trial: FrozenTrial, source: Path, target: Path, force: bool) -> None:

@@ -20,6 +20,7 @@ from markupsafe import Markup
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial
 
+from models.files import is_stream
 from models.reader import dump
 from tuner import export as exports
 from tuner import findings, plots
@@ -94,6 +95,8 @@ def write(path: Path, html: str, force: bool, study_name: str) -> None:
 
 def _is_report(path: Path, study_name: str) -> bool:
     """Whether a file is a report of that study."""
+    if is_stream(path):
+        return False
     try:
         with path.open("rb") as file:
             return _mark(study_name).encode("utf-8", "replace") in file.read(4096)

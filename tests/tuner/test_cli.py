@@ -741,3 +741,45 @@ def test_a_taken_port_is_refused(refused: Callable[..., str]) -> None:
         port = server.getsockname()[1]
         said = refused("dashboard", "--port", port, code=4)
     assert said == f"127.0.0.1:{port}: Address already in use; choose another --port"
+
+
+# Paths.
+
+
+@pytest.mark.parametrize(
+    ("place", "remedy"),
+    [
+        ("gs://bucket/x", "give a path on this machine, or s3://bucket/prefix"),
+        ("S3://bucket/x", "give a path on this machine, or s3://bucket/prefix"),
+        ("file:///tmp/x", "write /tmp/x, or s3://bucket/prefix"),
+        ("gs:/bucket", "give a path on this machine, or s3://bucket/prefix"),
+    ],
+)
+def test_an_address_of_another_kind_is_no_folder(
+    tuner: Command, monkeypatch: pytest.MonkeyPatch, place: str, remedy: str
+) -> None:
+    before = list(Path().iterdir())
+    result = tuner("run", "quickstart", "--artifacts", place)
+    said = f"Error: Invalid value for '--artifacts': {place} is no path; {remedy}"
+    assert (result.code, result.err.splitlines()[-1]) == (2, said)
+    monkeypatch.setenv("TUNER_ARTIFACTS", place)
+    assert f"{place} is no path" in tuner("run", "quickstart").err
+    assert f"{place} is no path" in tuner("export", "x", "-o", place).err
+    assert f"{place} is no path" in tuner("train", "x", "-o", place).err
+    assert list(Path().iterdir()) == before
+
+
+def test_a_home_is_found_wherever_a_path_comes_from(
+    tuner: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, worked: str
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("TUNER_ARTIFACTS", "~/artifacts")
+    assert tuner("export", worked, "--weights", "mine", "-o", "~/one.yaml").code == 0
+    assert (tmp_path / "one.yaml").exists()
+    assert tuner("export", worked, "-o", "~nobody-here.yaml").code == 0
+    assert Path("~nobody-here.yaml").exists()
+
+
+def test_an_export_to_the_output_is_printed_and_nothing_else(tuner: Command, worked: str) -> None:
+    assert tuner("export", worked, "-o", "/dev/stdout").out == tuner("export", worked, "-o", "-").out
+    assert "writes several files" in tuner("export", worked, "-o", "/dev/stdout", "--top", 2).err

@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 import subprocess
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,11 +17,12 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from models.config import Budget, Config, Recipe
 from models.errors import ConfigError, RunError
+from models.files import is_stream
 from models.reader import parse, plain
 from models.run import read_recipe
-from tuner import notations
+from tuner import archive, html_report, notations
 from tuner.errors import StudyError
-from tuner.export import best_trials, chosen_trial, copy_run, exported, require_free, write_new
+from tuner.export import best_trials, chosen_trial, copy_run, exported, prepare, require_free, write_new
 from tuner.notations import json_schema, noted
 from tuner.study import Study, read_study
 
@@ -377,3 +379,61 @@ def test_a_run_that_is_not_kept_is_not_copied(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"not kept here; train it with `tuner train`"):
         copy_run(TRIAL, tmp_path / "nothing", tmp_path / "mine", force=False)
     assert not (tmp_path / "mine").exists()
+
+
+# Outputs that are no files.
+
+
+def read_from(pipe: Path) -> tuple[list[bytes], threading.Thread]:
+    """What somebody at the other end of a pipe reads."""
+    heard: list[bytes] = []
+    reader = threading.Thread(target=lambda: heard.append(pipe.read_bytes()), daemon=True)
+    reader.start()
+    return heard, reader
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_a_pipe_is_written_to_and_neither_read_nor_replaced(tmp_path: Path, force: bool) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    require_free(pipe, force, "a study")
+    html_report.require_free(pipe, force, "a study")
+    prepare(pipe)
+    for write in (lambda: write_new(pipe, "text", force), lambda: html_report.write(pipe, "text", force, "a study")):
+        heard, reader = read_from(pipe)
+        write()
+        reader.join(30)
+        assert heard == [b"text"]
+    assert [path.name for path in tmp_path.iterdir()] == ["pipe"]
+    assert pipe.is_fifo()
+
+
+def test_a_backup_can_be_written_to_a_pipe(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    heard, reader = read_from(pipe)
+    with archive.writing(pipe) as file:
+        file.add_lines("study/study.json", [{}])
+        file.finish({})
+    reader.join(30)
+    (tmp_path / "study.tar").write_bytes(heard[0])
+    with archive.reading(tmp_path / "study.tar") as found:
+        assert found.names("study") == ["study.json"]
+
+
+def test_devices_and_descriptors_are_streams_and_files_are_not(tmp_path: Path) -> None:
+    for name in ("/dev/null", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/2"):
+        assert is_stream(Path(name))
+        require_free(Path(name), force=False)
+    write_new(Path("/dev/null"), "text", force=False)
+    assert Path("/dev/null").is_char_device()
+    (tmp_path / "file").touch()
+    assert not any(map(is_stream, (tmp_path, tmp_path / "file", tmp_path / "none", Path("/dev/shm/x.yaml"))))
+
+
+def test_the_folder_of_an_output_is_made_before_the_work_or_refused(tmp_path: Path) -> None:
+    prepare(tmp_path / "new" / "best.yaml")
+    assert list((tmp_path / "new").iterdir()) == []
+    for place in (Path("/proc/none/best.yaml"), Path("/proc/best.yaml")):
+        with pytest.raises(RunError, match=r"cannot be written to .*; name another place$"):
+            prepare(place)
