@@ -6,8 +6,10 @@ import hashlib
 import json
 import random
 import shutil
+import time
 from bisect import bisect
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import accumulate, chain
 from pathlib import Path
@@ -21,6 +23,7 @@ import platformdirs
 from models import config, tokenizers
 from models.documents import documents_of, refuse_key
 from models.errors import ChangedCorpusError, CorpusError, RunError
+from models.files import ABANDONED_SECONDS
 from models.tokenizers import Tokenizer
 from models.waiting import Meter, alone
 
@@ -331,6 +334,10 @@ def _store(folder: Path, facts: dict[str, Any], tokenizer: Tokenizer, arrays: Ar
         aside.rename(folder)
     except OSError:  # another process was faster, or the disk is full or read-only: the caller has the arrays
         shutil.rmtree(aside, ignore_errors=True)
+    for left in folder.parent.glob(f"{'[0-9a-f]' * 32}.{'[0-9a-f]' * 32}"):  # by a process that was killed
+        with suppress(OSError):
+            if time.time() - left.stat().st_mtime > ABANDONED_SECONDS:
+                shutil.rmtree(left, ignore_errors=True)
 
 
 def _write_facts(folder: Path, facts: dict[str, Any]) -> None:

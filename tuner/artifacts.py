@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import errno
+import glob
 import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from io import BytesIO
@@ -15,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING, BinaryIO
 from uuid import uuid4
 
-from models.files import exclusively, written_whole
+from models.files import exclusively, sweep, written_whole
 from tuner.errors import WorkerError
 
 if TYPE_CHECKING:
@@ -67,6 +68,7 @@ class Artifacts:
         self.folder.mkdir(parents=True, exist_ok=True)
         with suppress(FileExistsError), exclusively(self.folder / OWNER) as draft:
             draft.write_text(_owner_text(identity), encoding="utf-8")
+        sweep(self.folder, OWNER)
         return self.owner()
 
     def release(self) -> None:
@@ -105,8 +107,28 @@ class Artifacts:
         """Brings a file that another worker shared into `folder`, if there is one and it is not here."""
 
     def remove(self, name: str) -> None:
-        """Deletes a file for all workers."""
+        """Deletes a file for all workers, with its drafts."""
         (self.folder / name).unlink(missing_ok=True)
+        self.remove_drafts(name)
+
+    def remove_drafts(self, name: str) -> None:
+        """Deletes what writers of a file left who were killed meanwhile; nobody else may be about to write it."""
+        path = self.folder / name
+        for draft in path.parent.glob(f".{glob.escape(path.name)}.*"):
+            draft.unlink(missing_ok=True)
+
+    def leftovers(self) -> set[str]:
+        """Returns the relative names of all that is here, complete or not."""
+        return {_whole(path.relative_to(self.folder)) for path in self.folder.glob("**/*") if path.is_file()}
+
+    def sweep(self, ended: Collection[int], complete: Collection[int]) -> None:
+        """Deletes what nobody needs of trials that have ended: all checkpoints, and runs of those not completed."""
+        for name in sorted(self.leftovers()):
+            checkpoint, run = CHECKPOINT.fullmatch(name), RUN_FILE.fullmatch(name)
+            if checkpoint is not None and int(checkpoint[1]) in ended:
+                self.remove(name)
+            elif run is not None and int(run[1]) in ended:
+                self.remove_drafts(name) if int(run[1]) in complete else self.remove_run(int(run[1]))
 
     def names(self) -> list[str]:
         """Returns the relative names of all files of the study that all workers know."""
@@ -204,6 +226,28 @@ class Bucket(Artifacts):
         super().remove(name)
         with _as_os_errors(name):
             self.store.remove(self._key(name))
+
+    def remove_drafts(self, name: str) -> None:
+        super().remove_drafts(name)
+        for key, upload in self._uploads(self._key(name)):
+            with _as_os_errors(name):
+                self.store.client.abort_multipart_upload(Bucket=self.store.bucket, Key=key, UploadId=upload)
+
+    def leftovers(self) -> set[str]:
+        prefix = f"{self.prefix}/"
+        begun = {key.removeprefix(prefix) for key, _ in self._uploads(prefix)}
+        return super().leftovers() | set(self.names()) | begun
+
+    def _uploads(self, prefix: str) -> list[tuple[str, str]]:
+        """Uploads in pieces that were not finished: a bucket keeps what came of them, and shows it in no list."""
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        try:
+            pages = self.store.client.get_paginator("list_multipart_uploads")
+            pages = pages.paginate(Bucket=self.store.bucket, Prefix=prefix)
+            return [(one["Key"], one["UploadId"]) for page in pages for one in page.get("Uploads", [])]
+        except (BotoCoreError, ClientError):  # not every key for a bucket may ask
+            return []
 
     def names(self) -> list[str]:
         prefix = f"{self.prefix}/"
@@ -355,6 +399,12 @@ def _at(place: str, study: str, antechamber: Path) -> Artifacts:
         ) from error
     key = str(PurePosixPath(prefix, study))
     return Bucket(antechamber / bucket / key, Boto3ArtifactStore(bucket, client, avoid_buf_copy=True), key)
+
+
+def _whole(path: Path) -> str:
+    """The name of the file that a draft was to be, or of a file itself."""
+    name = re.sub(r"^\.(.*)\.[^.]+$", r"\1", path.name)
+    return path.with_name(name).as_posix()
 
 
 @contextmanager

@@ -481,7 +481,7 @@ def living(connection: Connection, *which: Any) -> list[tuple[int, Worker]]:
     return [(row["study_id"], Worker(seen=float(row["seen"]), **{name: row[name] for name in names})) for row in rows]
 
 
-def sweep(engine: Engine) -> None:
+def forget_deleted(engine: Engine) -> None:
     """Deletes the lines of studies that were deleted, where the user of the database may."""
     with suppress(ProgrammingError), engine.begin() as connection:
         for table in (workers, leases, studies):

@@ -250,10 +250,11 @@ class Checkpoints:
         self.saved = time.monotonic()
 
     def newest_first(self) -> list[Path]:
-        """Returns the files of earlier attempts, which a training may go on from."""
+        """Returns the files of earlier attempts, which a training may go on from; what they left half written goes."""
         found = []
         for attempt in range(self.attempt - 1, 0, -1):
             try:
+                self.artifacts.remove_drafts(self._name(attempt))
                 self.artifacts.fetch(self._name(attempt))
             except OSError as error:
                 self.warn(f"a checkpoint of trial {self.number} cannot be read: {error.strerror}")

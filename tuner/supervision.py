@@ -13,7 +13,7 @@ from tuner.artifacts import Artifacts
 from tuner.courier import is_outage
 from tuner.errors import WorkerError
 from tuner.launchers import Death, Slot, Team
-from tuner.ledger import Gone, Ledger, LostLease, sweep
+from tuner.ledger import Gone, Ledger, LostLease, forget_deleted
 from tuner.lifeline import Lifeline
 from tuner.limits import OUT_OF_MEMORY, mark
 from tuner.places import Crew, Places, environment
@@ -72,7 +72,7 @@ class Supervisor:
                 watcher.look()
             except Gone as error:
                 team.stop(self.crew.grace)
-                sweep(self.storage.engine)
+                forget_deleted(self.storage.engine)
                 raise Gone(f"study {watcher.study.name} was deleted; its workers have ended") from error
             finally:
                 team.kill()

@@ -24,12 +24,13 @@ from optuna.trial import TrialState
 from models.config import DECODING, Config
 from models.errors import UserError
 from models.failures import lost_device, ran_out_of_memory
+from models.files import optional
 from models.training import Diverged, Evaluation, Training
 from tuner import notes, search
 from tuner.artifacts import SAMPLES, Artifacts
 from tuner.courier import PATIENCE_SECONDS, Away, Courier, Result
 from tuner.errors import LostDeviceError, StorageError, WorkerError
-from tuner.ledger import GONE, PAUSED, STOPPED, Activity, Claim, Ended, Gone, Ledger, LostLease, sweep
+from tuner.ledger import GONE, PAUSED, STOPPED, Activity, Claim, Ended, Gone, Ledger, LostLease, forget_deleted
 from tuner.lifeline import Lifeline
 from tuner.limits import OUT_OF_MEMORY, DoesNotFit, mark
 from tuner.objective import (
@@ -105,9 +106,18 @@ def work(
         definition = definition.model_copy(
             update={"corpus": definition.corpus.model_copy(update={"path": corpus_path})}
         )
+    with optional("files that nobody needs are not deleted", say):
+        sweep_artifacts(study, artifacts)
     objective = Objective(definition, study.user_attrs["fingerprint"], device, artifacts, checkpoint_seconds, say)
     worker = Worker(study, definition, objective, storage, threads, requested, say, worker_id, Lifeline(supervisor))
     return worker.run()
+
+
+def sweep_artifacts(study: optuna.Study, artifacts: Artifacts) -> None:
+    """Deletes what is left of trials that have ended: a worker that is killed cannot do it."""
+    ended = [trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()]
+    complete = {trial.number for trial in ended if trial.state == TrialState.COMPLETE}
+    artifacts.sweep({trial.number for trial in ended}, complete)
 
 
 class Worker:
@@ -165,7 +175,7 @@ class Worker:
     def _leave(self) -> None:
         self.ledger.leave(self.id)
         if self.gone.is_set() or not self.ledger.exists():
-            sweep(self.storage.engine)
+            forget_deleted(self.storage.engine)
 
     def _take_trials(self) -> str:
         while not self.requested.is_set():

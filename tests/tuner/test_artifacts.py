@@ -13,9 +13,10 @@ from optuna.trial import TrialState
 
 from tuner.artifacts import Artifacts, Owner, artifacts_of
 from tuner.errors import WorkerError
-from tuner.objective import Objective
+from tuner.objective import Checkpoints, Objective
 from tuner.places import Places
 from tuner.study import Study
+from tuner.worker import sweep
 
 Small = Callable[..., Study]
 Enter = Callable[[Study], optuna.Study]
@@ -213,3 +214,70 @@ def test_in_a_bucket_too_files_are_one_studys(bucket: Any, tmp_path: Path) -> No
     ]
     assert one.claim(theirs.identity) == ours.identity
     assert str(other.refused) == "s3://studies/team/study"
+
+
+# What killed writers leave.
+
+
+def leave(kept: Artifacts, *names: str) -> None:
+    for name in names:
+        path = kept.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x")
+
+
+def test_what_is_left_of_trials_that_ended_is_swept_and_nothing_else(tmp_path: Path) -> None:
+    kept = Artifacts(tmp_path)
+    needed = [
+        "checkpoints/trial-1.2.safetensors",
+        "checkpoints/.trial-1.3.safetensors.host-7",
+        "logs/worker.log",
+        "owner.json",
+        "trial-0/config.yaml",
+        "trial-1/.model.safetensors.host-7",
+    ]
+    leave(
+        kept,
+        *needed,
+        "checkpoints/trial-0.1.safetensors",
+        "checkpoints/.trial-0.2.safetensors.host-7",
+        "checkpoints/.trial-2.1.safetensors.4711",  # as version 0.1 named them
+        "trial-0/.model.safetensors.host-7",
+        "trial-2/config.yaml",
+        "trial-2/.model.safetensors.host-7",
+    )
+    kept.sweep(ended={0, 2}, complete={0})
+    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()) == sorted(needed)
+
+
+def test_a_trial_that_goes_on_sweeps_what_its_earlier_attempts_left_half_written(tmp_path: Path) -> None:
+    kept, said = Artifacts(tmp_path), list[str]()
+    own, earlier, other = (f"checkpoints/.trial-{name}.safetensors.host-7" for name in ("1.3", "1.2", "11.2"))
+    leave(kept, own, earlier, other, "checkpoints/trial-1.1.safetensors")
+    checkpoints = Checkpoints(kept, 1, 3, said.append)
+    assert [path.name for path in checkpoints.newest_first()] == ["trial-1.1.safetensors"]
+    assert kept.leftovers() == {f"checkpoints/trial-{name}.safetensors" for name in ("1.1", "1.3", "11.2")}
+    checkpoints.delete()
+    assert kept.leftovers() == {"checkpoints/trial-11.2.safetensors"}
+    assert said == []
+
+
+def test_uploads_that_were_not_finished_are_ended(bucket: Any, tmp_path: Path) -> None:
+    kept = artifacts_of("s3://studies/team", "study", tmp_path)
+    for number in (0, 1):
+        bucket.create_multipart_upload(Bucket="studies", Key=f"team/study/checkpoints/trial-{number}.1.safetensors")
+    kept.put("checkpoints/trial-0.2.safetensors", io.BytesIO(b"x"))
+    kept.sweep(ended={0}, complete={0})
+    (left,) = bucket.list_multipart_uploads(Bucket="studies")["Uploads"]
+    assert left["Key"] == "team/study/checkpoints/trial-1.1.safetensors"
+    assert keys(bucket) == []
+    assert Artifacts(kept.folder).leftovers() == set()
+
+
+def test_a_worker_sweeps_before_it_works(small: Small, enter: Enter, tmp_path: Path) -> None:
+    found = enter(small(2))
+    found.add_trial(optuna.trial.create_trial(state=TrialState.FAIL))
+    kept = Artifacts(tmp_path)
+    leave(kept, "checkpoints/trial-0.1.safetensors", "checkpoints/trial-1.1.safetensors", "trial-0/config.yaml")
+    sweep(found, kept)
+    assert kept.leftovers() == {"checkpoints/trial-1.1.safetensors"}
