@@ -78,9 +78,11 @@ def default_folder() -> Path:
 def attached(folder: Path) -> Iterator[dict[str, str]]:
     """Keep the server of a folder running, and yield `host`, `port`, `username` and `database` to reach it by.
 
-    Every process attaches for itself. Raises StorageError when the server cannot be started.
+    Every process attaches for itself; while it does, its environment holds no variables of libpq. Raises StorageError
+    when the server cannot be started.
     """
     with ExitStack() as leaving:
+        leaving.enter_context(_without_client_variables())
         with _explaining(folder):
             server = _prepare(folder.resolve())
             attendance = leaving.enter_context(_opened(server.folder / "attached.lock"))
@@ -350,6 +352,19 @@ def _explaining(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise StorageError(f"cannot use the data folder {folder}: {error}; choose another --data-folder") from error
+
+
+@contextmanager
+def _without_client_variables() -> Iterator[None]:
+    """Take what libpq reads, PGSERVICE and the like, out of the environment for a while: it is for another server.
+
+    What a connection is told does not overrule all of them.
+    """
+    before = {name: os.environ.pop(name) for name in list(os.environ) if name.startswith("PG")}
+    try:
+        yield
+    finally:
+        os.environ.update(before)
 
 
 @contextmanager

@@ -459,3 +459,29 @@ def test_root_runs_the_server_as_nobody_where_there_is_no_postgres(
     assert (folder / "cluster").owner() == "nobody"
     monkeypatch.undo()
     read_it_again(folder)  # and stays with it when a `postgres` appears
+
+
+def test_variables_of_libpq_are_meant_for_another_server(
+    filled: None, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of these keeps a client from the embedded server, if it is heard."""
+    foreign = {
+        "PGSERVICE": "nowhere",
+        "PGHOSTADDR": "192.0.2.1",
+        "PGOPTIONS": "-c search_path=nowhere",
+        "PGTARGETSESSIONATTRS": "standby",
+        "PGCHANNELBINDING": "require",
+        "PGGSSENCMODE": "require",
+        "PGREQUIREAUTH": "scram-sha-256",
+        "PGCLIENTENCODING": "nonsense",
+        "PGTZ": "Mars",
+        "PGSSLNEGOTIATION": "direct",
+        "PGLOADBALANCEHOSTS": "nonsense",
+    }
+    for name, value in foreign.items():
+        monkeypatch.setenv(name, value)
+    with attached(folder) as address:
+        assert ask(address, "show search_path") == '"$user", public'
+        worker = subprocess.run([sys.executable, "-c", CLIENT, folder], input="\n", capture_output=True, text=True)
+        assert (worker.returncode, worker.stdout) == (0, f"{address['host']}\n")
+    assert {name: os.environ[name] for name in foreign} == foreign
