@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -274,4 +275,17 @@ def resolve_path(corpus: Corpus, folder: Path) -> Corpus:
     """Returns `corpus` with a relative path taken from `folder`, where the file that names it lies."""
     if corpus.path is None:
         return corpus
-    return corpus.model_copy(update={"path": str((folder / Path(corpus.path).expanduser()).resolve())})
+    return corpus.model_copy(update={"path": str(absolute(folder / expanded(Path(corpus.path))))})
+
+
+def expanded(path: Path) -> Path:
+    """Returns `path` with a home folder for the ~ at its start; as it is written if there is none, as shells do."""
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        return path
+
+
+def absolute(path: Path) -> Path:
+    """Returns where `path` leads from here, without links; a circle of links leads nowhere and stays as it is."""
+    return Path(os.path.realpath(path))

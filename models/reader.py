@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.scanner import RoundTripScanner, ScannerError
 
 from models.errors import ConfigError
 
@@ -21,11 +22,30 @@ Place = tuple[str | int, ...]
 Problem = tuple[Place, str]
 """Where something is wrong, as keys from the top of the file, and what."""
 
+LARGEST, DEEPEST, MOST_VALUES, LONGEST_NUMBER = 256 * 1024, 64, 200_000, 128
+"""Bytes of a file, collections in each other, values with those that aliases stand for, bits of a whole number: with
+more it is no file of ours, and takes minutes or all of the memory."""
+
+
+class _Scanner(RoundTripScanner):
+    """Refuses deep brackets before they are read: the time for them grows with the square of their number."""
+
+    def fetch_flow_collection_start(self, TokenClass: Any, to_push: str) -> None:
+        if self.flow_level >= DEEPEST:
+            raise ScannerError(None, None, "nested too deeply", self.reader.get_mark())
+        super().fetch_flow_collection_start(TokenClass, to_push)
+
 
 def read_text(path: Path) -> str:
-    """Returns the text of a file a person wrote; raises ConfigError when there is none."""
+    """Returns the text of a file a person wrote; raises ConfigError when there is none, or a larger one than any is."""
     try:
-        return path.read_text(encoding="utf-8-sig")
+        with path.open("rb") as file:
+            content = file.read(LARGEST + 1)
+        if len(content) > LARGEST:
+            raise ConfigError(
+                f"{path}: larger than {LARGEST // 1024} KiB, as no study and no export is; give one of those"
+            )
+        return content.decode("utf-8-sig")
     except FileNotFoundError as error:
         raise ConfigError(f"{path}: no such file") from error
     except (OSError, UnicodeDecodeError) as error:
@@ -34,13 +54,18 @@ def read_text(path: Path) -> str:
 
 def parse(text: str, name: str) -> CommentedMap:
     """Returns the mapping that YAML 1.2 text (JSON is part of it) holds, with its line numbers."""
+    yaml = YAML(typ="rt")
+    yaml.Scanner = _Scanner
     try:
-        document = YAML(typ="rt").load(text)
+        document = yaml.load(text)
+        _measure(document, {})
     except MarkedYAMLError as error:
         line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
         raise ConfigError(f"{name}{line}: not valid YAML: {error.problem or error.context}") from error
     except (YAMLError, ValueError, IndexError) as error:  # of the last two are values that belie their tag
         raise ConfigError(f"{name}: not valid YAML: {' '.join(str(error).split())}") from error
+    except (KeyError, TypeError, AttributeError, AssertionError) as error:
+        raise ConfigError(f"{name}: not valid YAML: a tag or a merge does not fit its value ({error})") from error
     except RecursionError as error:
         raise ConfigError(f"{name}: not valid YAML: nested too deeply") from error
     if not isinstance(document, CommentedMap):
@@ -62,7 +87,7 @@ def require_schema(document: CommentedMap, name: str, newest: int) -> None:
         raise ConfigError(f"{name}:{line}: schema: should be a whole number from 1 to {newest}, not {_shown(value)}")
     if value > newest:
         raise ConfigError(
-            f"{name}:{line}: schema: {value} is newer than {newest}, the newest that this version reads; update with "
+            f"{name}:{line}: schema: {_shown(value)} is newer than {newest}, the newest that this version reads; update with "
             "`pip install --upgrade textgen-tuner`, or export the file again with this version"
         )
 
@@ -120,6 +145,38 @@ def dump(values: dict[str, Any], header: str = "") -> str:
     text = io.StringIO()
     yaml.dump(json.loads(json.dumps(values)), text)
     return "".join(f"# {line}".rstrip() + "\n" for line in header.splitlines()) + text.getvalue()
+
+
+def _measure(value: Any, known: dict[int, tuple[int, int]]) -> tuple[int, int]:
+    """Returns how many values there are inside, and how deep; raises ValueError where `plain` would not end well.
+
+    What aliases stand for is looked at once, and counted each time. `known` is by identity.
+    """
+    if isinstance(value, str):
+        _require_text(value)
+        return 1 + len(value) // 64, 0  # `plain` copies a long one each time
+    if isinstance(value, int) and value.bit_length() > LONGEST_NUMBER:
+        raise ValueError(f"a whole number of more than {LONGEST_NUMBER} bits")
+    if not isinstance(value, dict | list):
+        return 1, 0
+    if id(value) not in known:
+        known[id(value)] = MOST_VALUES, DEEPEST  # an alias in here that stands for it would have no end
+        parts = [*value, *value.values()] if isinstance(value, dict) else value
+        inside = [_measure(part, known) for part in parts]
+        known[id(value)] = 1 + sum(count for count, _ in inside), 1 + max((depth for _, depth in inside), default=0)
+        count, depth = known[id(value)]
+        if depth > DEEPEST:
+            raise ValueError("nested too deeply")
+        if count > MOST_VALUES:
+            raise ValueError(f"its aliases stand for more than {MOST_VALUES:,} values")
+    return known[id(value)]
+
+
+def _require_text(text: str) -> None:
+    """Raises ValueError where text holds what no file name, no database and no terminal takes."""
+    for character in text:
+        if character == "\0" or "\ud800" <= character <= "\udfff":
+            raise ValueError(f"\\u{ord(character):04x} in a text, which is no character")
 
 
 def _line(document: Any, place: Place) -> int:

@@ -176,11 +176,15 @@ def test_a_budget_is_in_tokens_or_in_seconds(values: dict[str, Any], named: str)
 def test_a_relative_path_counts_from_the_file_that_names_it(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     folder = tmp_path / "studies"
+    (tmp_path / "circle").symlink_to("circle")
     for path, resolved in [
         ("text.txt", folder / "text.txt"),
         ("../text.txt", tmp_path / "text.txt"),
         ("~/text.txt", tmp_path / "home/text.txt"),
         (str(tmp_path / "text.txt"), tmp_path / "text.txt"),
+        ("~notes.txt", folder / "~notes.txt"),
+        ("~no-such-user/text.txt", folder / "~no-such-user/text.txt"),
+        ("../circle", tmp_path / "circle"),
     ]:
         assert resolve_path(Corpus(path=path), folder).path == str(resolved)
     assert resolve_path(Corpus(builtin="markov"), folder) == Corpus(builtin="markov")

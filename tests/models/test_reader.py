@@ -149,7 +149,23 @@ def test_a_long_value_is_not_repeated_in_full() -> None:
         ("a: !!int x", None, "invalid literal"),
         ("a: !!float x", None, ""),
         (f"a: {'9' * 5000}", None, "digits"),
-        (f"a: {'[' * 500}", None, "nested too deeply"),
+        (f"a: {'[' * 500}", 1, "nested too deeply"),
+        (f"a: {'{a: ' * 100_000}", 1, "nested too deeply"),
+        ("[" * 100_000, 1, "nested too deeply"),
+        ("a:\n " + "- " * 50_000, None, "nested too deeply"),
+        ("".join(f"k{n}: &k{n} [{f'*k{n - 1}' if n else 1}]\n" for n in range(500)), None, "nested too deeply"),
+        ("k0: &k0 [1]\n" + "".join(f"k{n + 1}: &k{n + 1} [*k{n}, *k{n}]\n" for n in range(40)), None, "aliases"),
+        (
+            "k0: &k0 {a: 1}\n" + "".join(f"k{n + 1}: &k{n + 1} {{a: *k{n}, b: *k{n}}}\n" for n in range(40)),
+            None,
+            "alias",
+        ),
+        (f"a: &a {'x' * 50_000}\nb: [{'*a, ' * 10_000}]\n", None, "aliases"),
+        (f"a: 0x{'F' * 40}", None, "more than 128 bits"),
+        ("a: &a {<<: *a}", None, "a merge does not fit"),
+        ("a: !!bool maybe", None, "a tag or a merge does not fit its value ('maybe')"),
+        ('a: "x\\0y"', None, "\\u0000 in a text"),
+        ('"\\ud800": 1', None, "\\ud800 in a text"),
     ],
 )
 def test_broken_yaml_is_one_line_that_says_where(text: str, line: int | None, problem: str) -> None:
@@ -197,3 +213,15 @@ def test_a_dump_has_its_header_as_comments() -> None:
     text = dump({"a": None, "b": {"c": [1e-5, True, "1e-5", "null", ""]}}, "One.\n\nThree.")
     assert text.startswith("# One.\n#\n# Three.\na: null\n")
     assert values(text) == {"a": None, "b": {"c": [1e-5, True, "1e-5", "null", ""]}}
+
+
+def test_a_file_that_no_person_wrote_is_not_read_to_its_end(tmp_path: Path) -> None:
+    with (tmp_path / "large.yaml").open("wb") as file:
+        file.truncate(200_000_000)
+    for path in (tmp_path / "large.yaml", Path("/dev/zero")):
+        with pytest.raises(ConfigError, match="larger than 256 KiB"):
+            read_text(path)
+
+
+def test_what_an_alias_stands_for_may_be_meant_several_times() -> None:
+    assert values("a: &a [1, 2]\nb: [*a, *a]\nc: *a") == {"a": [1, 2], "b": [[1, 2], [1, 2]], "c": [1, 2]}
