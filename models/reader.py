@@ -87,8 +87,8 @@ def require_schema(document: CommentedMap, name: str, newest: int) -> None:
         raise ConfigError(f"{name}:{line}: schema: should be a whole number from 1 to {newest}, not {_shown(value)}")
     if value > newest:
         raise ConfigError(
-            f"{name}:{line}: schema: {_shown(value)} is newer than {newest}, the newest that this version reads; update with "
-            "`pip install --upgrade textgen-tuner`, or export the file again with this version"
+            f"{name}:{line}: schema: {_shown(value)} is newer than {newest}, the newest that this version reads; "
+            "update with `pip install --upgrade textgen-tuner`, or export the file again with this version"
         )
 
 
