@@ -19,7 +19,7 @@ from models.config import Config
 from models.continuations import Continuations
 from models.corpus import EncodedCorpus
 from models.sampling import Decodings, keep_probable
-from tuner.space import Float, Searched, Space, Value
+from tuner.space import Float, Int, Searched, Space, Value
 from tuner.study import Decoding
 from tuner.surrogate import Array, Surrogate
 
@@ -60,6 +60,9 @@ ORDER = ("temperature", "top_p", "min_p", "top_k", "repetition_penalty")
 
 SAMPLES, SAMPLE_TOKENS = 3, 200
 """Texts that are kept for people, and their length."""
+
+MOST_LISTED = 10_000
+"""Values of a range of whole numbers that are all looked at."""
 
 SWEPT = 5
 """Temperatures for which quality and diversity are measured."""
@@ -262,9 +265,11 @@ class _Search:
 
 
 def _values(searched: Searched) -> list[Value]:
-    """All values of a parameter, or 41 of those that have no end."""
+    """All values of a parameter, or 41 of those that have no end, or next to none."""
+    if isinstance(searched, Int) and len(searched.values()) > MOST_LISTED:
+        return [*searched.values()[:: len(searched.values()) // 40]]
     if not isinstance(searched, Float) or searched.step is not None:
-        return searched.values()
+        return list(searched.values())
     spread = np.linspace(searched.low, searched.high, 41).round(4).clip(searched.low, searched.high).tolist()
     return list(dict.fromkeys(spread))
 

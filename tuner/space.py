@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from itertools import product
+from itertools import islice, product
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     import optuna
 
 Value = bool | int | float | str | None
+
+MOST_STEPS = 1_000_000
+"""Values of a range with a step; more of them are as good as a range without."""
 
 
 class _Searched(BaseModel):
@@ -41,6 +44,8 @@ class _Range(_Searched):
             raise ValueError(f"log needs low above 0, not {self.low:g}")
         if self.log and self.step is not None:
             raise ValueError("log and step exclude each other; leave one out")
+        if self.step is not None and (self.high - self.low) / self.step > MOST_STEPS and isinstance(self.step, float):
+            raise ValueError(f"more than {MOST_STEPS:,} steps of {self.step:g}; leave step out")
         if self.step is not None and (rest := (_exact(self.high) - _exact(self.low)) % _exact(self.step)):
             raise ValueError(f"no step of {self.step:g} ends at high {self.high:g}; write {_exact(self.high) - rest}")
         return self
@@ -60,7 +65,7 @@ class Float(_Range):
         """The range in words."""
         return f"{self.low:g} to {self.high:g}" + (f" in steps of {self.step:g}" if self.step else "")
 
-    def values(self) -> list[Value]:
+    def values(self) -> Sequence[Value]:
         """All values, or the two ends of what has no end of values."""
         if self.step is None:
             return [self.low, self.high]
@@ -72,8 +77,8 @@ class Int(_Range):
     """A whole number between low and high, both included."""
 
     type: Literal["int"]
-    low: int = Field(description="The smallest value.")
-    high: int = Field(description="The largest value; it can be proposed, too.")
+    low: int = Field(ge=-(2**53), le=2**53, description="The smallest value.")
+    high: int = Field(ge=-(2**53), le=2**53, description="The largest value; it can be proposed, too.")
     step: int | None = Field(None, gt=0, description="Distance between values, counted from low; excludes log.")
 
     def distribution(self) -> optuna.distributions.BaseDistribution:
@@ -85,9 +90,9 @@ class Int(_Range):
         """The range in words."""
         return f"{self.low} to {self.high}" + (f" in steps of {self.step}" if self.step else "")
 
-    def values(self) -> list[Value]:
-        """All values."""
-        return list(range(self.low, self.high + 1, self.step or 1))
+    def values(self) -> Sequence[Value]:
+        """All values; there may be very many."""
+        return range(self.low, self.high + 1, self.step or 1)
 
 
 class Categorical(_Searched):
@@ -111,7 +116,7 @@ class Categorical(_Searched):
         """The choices in words."""
         return _joined(self.choices)
 
-    def values(self) -> list[Value]:
+    def values(self) -> Sequence[Value]:
         """All values."""
         return self.choices
 
@@ -350,17 +355,35 @@ def _condition_problems(
 
 def _combination_problems(space: Space) -> Iterator[Problem]:
     """Yields the sizes a search could propose that no transformer can have."""
-    possible = {
-        name: space.searched[name].values() if name in space.searched else [space.fixed.get(name, _default(name))]
-        for name in ("heads", "hidden_size", "positions", "architecture")
-    }
-    if "transformer" not in possible.pop("architecture"):
+    names = ("architecture", "heads", "hidden_size", "positions")
+    possible = [_values_of(space, name) for name in names]
+    if "transformer" not in possible[0]:
         return
-    for heads, hidden_size, positions in product(*possible.values()):
-        problem = heads_problem(heads, hidden_size, positions)  # type: ignore[arg-type]
-        if problem:
+    for chosen in product(["transformer"], *possible[1:]):
+        values = dict(zip(names, chosen, strict=True))
+        problem = heads_problem(*chosen[1:])  # type: ignore[arg-type]
+        if problem and all(_comes_about(space, name, values) for name in names):
             yield ("heads",) if "heads" in space.searched or "heads" in space.fixed else ("hidden_size",), problem
             return
+
+
+def _values_of(space: Space, name: str) -> Sequence[Value]:
+    """What a parameter can be, its default included where there are conditions."""
+    searched = space.searched.get(name)
+    if searched is None:
+        return [space.fixed.get(name, _default(name))]
+    return [*searched.values(), _default(name)] if searched.when else searched.values()
+
+
+def _comes_about(space: Space, name: str, values: Mapping[str, Value]) -> bool:
+    """Whether the conditions of a parameter, as far as these values tell, allow it the one it has among them."""
+    searched = space.searched.get(name)
+    if searched is None or not searched.when:
+        return True
+    told = [values[other] in _listed(wanted) for other, wanted in searched.when.items() if other in values]
+    if not all(told):
+        return values[name] == _default(name)
+    return len(told) < len(searched.when) or values[name] in searched.values()
 
 
 def _suggest(trial: optuna.Trial, name: str, searched: Searched) -> Value:
@@ -420,7 +443,7 @@ def _depends(name: str, on: str, searched: Mapping[str, Searched], seen: frozens
     return any(_depends(other, on, searched, seen | {name}) for other in others)
 
 
-def _possible(name: str, value: Any, sound: Mapping[str, Searched]) -> list[Value] | None:
+def _possible(name: str, value: Any, sound: Mapping[str, Searched]) -> Sequence[Value] | None:
     """Every value a parameter can have, or None when they cannot be listed."""
     if not is_searched(value):
         return [value]
@@ -438,5 +461,5 @@ def _listed(wanted: Value | list[Value]) -> list[Value]:
 
 
 def _joined(values: Iterable[Value]) -> str:
-    shown = [str(value) for value in values]
+    shown = [str(value) for value in islice(values, 9)]
     return ", ".join(shown[:8]) + (", ..." if len(shown) > 8 else "")

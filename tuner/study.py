@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from ruamel.yaml.comments import CommentedMap
 
 from models.config import SCHEMA, Budget, Corpus, flat, resolve_path
@@ -135,17 +136,20 @@ class Study(BaseModel):
 
 def read_study(path: Path) -> Study:
     """Returns the study in a file; relative corpus paths count from its folder. Raises ConfigError."""
-    study = parse_study(read_text(path), str(path), default_name=path.stem)
+    study = parse_study(read_text(path), str(path), default_name=path.stem, rehearsed=True)
     return study.model_copy(update={"corpus": resolve_path(study.corpus, path.parent)})
 
 
-def parse_study(text: str, name: str, default_name: str) -> Study:
-    """Returns the study that YAML or JSON text describes; `name` stands before each problem."""
+def parse_study(text: str, name: str, default_name: str, rehearsed: bool = False) -> Study:
+    """Returns the study that YAML or JSON text describes; `name` stands before each problem.
+
+    Where it is `rehearsed`, sampler and pruner have chosen a few trials that train nothing, which takes a moment.
+    """
     document = parse(text, name)
     require_schema(document, name, SCHEMA)
     document.setdefault("name", default_name)
     doubled = list(_move(document))
-    return validate(document, name, Study, lambda values: [*doubled, *_problems(values)])
+    return validate(document, name, Study, lambda values: [*doubled, *_all_problems(values, rehearsed)])
 
 
 def stored_study(values: dict[str, Any]) -> Study:
@@ -190,9 +194,9 @@ def load_study(storage: RDBStorage, name: str) -> optuna.Study:
 
 def name_problem(name: str) -> str | None:
     """Returns why a study cannot have this name, if it cannot."""
-    if name and not name.startswith(".") and "/" not in name and name.isprintable() and len(name.encode()) <= 200:
+    if name.strip() and name[0] not in ".-" and "/" not in name and name.isprintable() and len(name.encode()) <= 200:
         return None
-    return "its folders have this name: no / in it, no dot in front, one line of at most 200 bytes"
+    return "its folders have this name: no / in it, no dot or - in front, one line of at most 200 bytes"
 
 
 def differences(before: Study, after: Study) -> list[str]:
@@ -219,6 +223,26 @@ def _move(document: CommentedMap) -> Iterator[Problem]:
             document[home].lc.add_kv_line_col(name, [*position, *position])
         elif isinstance(document[home], dict):
             yield (section, key), f"given here and as {home}.{name}; keep one"
+
+
+def _all_problems(values: dict[str, Any], rehearsed: bool) -> list[Problem]:
+    problems = list(_problems(values))
+    if rehearsed and not problems:
+        with suppress(ValidationError):  # which `validate` tells
+            checked = Study.model_validate(values)
+            problems += _file_problems(checked)
+            problems += search.rehearsal_problems(values, checked.space, checked.trial.rungs)
+    return problems
+
+
+def _file_problems(study: Study) -> Iterator[Problem]:
+    """Yields what a person's file may not hold, and the database may."""
+    if study.confirms is not None:
+        yield ("confirms",), "is written by `tuner confirm`, never by hand; leave it out"
+    if study.sampler["type"] == "grid":
+        for index, values in enumerate(study.start):
+            if values in study.start[:index]:
+                yield ("start", index), "is given before, and a grid tries each point once; leave it out"
 
 
 def _problems(values: dict[str, Any]) -> Iterator[Problem]:

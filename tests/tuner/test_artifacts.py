@@ -246,7 +246,7 @@ def test_what_is_left_of_trials_that_ended_is_swept_and_nothing_else(tmp_path: P
         "trial-2/config.yaml",
         "trial-2/.model.safetensors.host-7",
     )
-    kept.sweep_artifacts(ended={0, 2}, complete={0})
+    kept.sweep(ended={0, 2}, complete={0})
     assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()) == sorted(needed)
 
 
@@ -267,7 +267,7 @@ def test_uploads_that_were_not_finished_are_ended(bucket: Any, tmp_path: Path) -
     for number in (0, 1):
         bucket.create_multipart_upload(Bucket="studies", Key=f"team/study/checkpoints/trial-{number}.1.safetensors")
     kept.put("checkpoints/trial-0.2.safetensors", io.BytesIO(b"x"))
-    kept.sweep_artifacts(ended={0}, complete={0})
+    kept.sweep(ended={0}, complete={0})
     (left,) = bucket.list_multipart_uploads(Bucket="studies")["Uploads"]
     assert left["Key"] == "team/study/checkpoints/trial-1.1.safetensors"
     assert keys(bucket) == []

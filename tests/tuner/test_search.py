@@ -117,3 +117,100 @@ def test_a_grid_visits_every_point_once() -> None:
         space.suggest(trial)
         study.tell(trial, 0.0)
     assert len({tuple(sorted(trial.params.items())) for trial in study.trials}) == 9
+
+
+def grid_of_nine(*given: dict[str, Any]) -> list[tuple[Any, ...]]:
+    """The points of nine trials on a grid of nine, of which the first were given values."""
+    space = Space.of({"layers": {"type": "int", "low": 1, "high": 3}, "dropout": {**STEPPED["learning_rate"]}})
+    study = optuna.create_study(sampler=search.sampler({"type": "grid"}, space, stream=1))
+    for values in given:
+        study.enqueue_trial(values)
+    for _ in range(9):
+        trial = study.ask()
+        space.suggest(trial)
+        study.tell(trial, 0.0)
+    return [tuple(trial.params.items()) for trial in study.trials]
+
+
+def test_what_a_grid_is_given_to_start_with_are_points_of_it() -> None:
+    points = grid_of_nine({"layers": 3, "dropout": 0.75}, {"layers": 2}, {"layers": 2})
+    assert dict(points[0]) == {"layers": 3, "dropout": 0.75}
+    assert [dict(point)["layers"] for point in points[1:3]] == [2, 2]
+    assert len(set(points)) == 9
+
+
+def rehearsed(space: Space, **sections: Any) -> list[tuple[tuple[str | int, ...], str]]:
+    return list(search.rehearsal_problems(sections, space, 3))
+
+
+@pytest.mark.parametrize(
+    ("section", "kind", "option", "value", "problem"),
+    [
+        ("sampler", "tpe", "n_startup_trials", "10", "should be a whole number, not '10'"),
+        ("sampler", "tpe", "n_startup_trials", True, "should be a whole number, not True"),
+        ("sampler", "tpe", "n_startup_trials", None, "should be a whole number, not None"),
+        ("sampler", "tpe", "multivariate", "no", "should be true or false or null, not 'no'"),
+        ("sampler", "tpe", "prior_weight", float("nan"), "should be a finite number, not nan"),
+        ("sampler", "tpe", "gamma", 5, "can be given in a program only, not in a file; leave it out"),
+        ("sampler", "tpe", "n_ei_candidates", 10**9, "should be at most 100,000, not 1,000,000,000"),
+        ("sampler", "gp", "independent_sampler", "tpe", "can be given in a program only, not in a file; leave it out"),
+        ("sampler", "random", "seed", 2**32, "should be a number from 0 to 4294967295, not 4294967296"),
+        ("sampler", "random", "seed", -1, "should be a number from 0 to 4294967295, not -1"),
+        ("sampler", "cmaes", "x0", [1], "should be a mapping or null, not [1]"),
+        ("sampler", "nsga2", "population_size", 5.0, "should be a whole number, not 5.0"),
+        ("pruner", "successive_halving", "reduction_factor", 3.5, "should be a whole number, not 3.5"),
+        ("pruner", "successive_halving", "min_resource", 1.5, "should be text or a whole number, not 1.5"),
+        ("pruner", "median", "n_warmup_steps", 0.5, "should be a whole number, not 0.5"),
+        ("pruner", "threshold", "upper", "9", "should be a number or null, not '9'"),
+    ],
+)
+def test_an_option_of_another_kind_than_optunas_is_refused(
+    section: str, kind: str, option: str, value: Any, problem: str
+) -> None:
+    options = {"upper": 9.0} if kind == "threshold" else {}
+    assert rehearsed(space_for(kind), **{section: {"type": kind} | options | {option: value}}) == [
+        ((section, option), problem)
+    ]
+
+
+def test_what_fails_in_a_constructor_is_told_by_its_kind_too() -> None:
+    options = {"type": "median", "n_startup_trials": "5"}
+    assert list(search.pruner_problems(options, None, 3)) == [
+        (("n_startup_trials",), "should be a whole number, not '5'")
+    ]
+    patient = {"type": "patient", "wrapped_pruner": {"type": "successive_halving", "reduction_factor": 3.5}}
+    assert rehearsed(space_for("tpe"), pruner=patient) == [
+        (("pruner", "wrapped_pruner", "reduction_factor"), "should be a whole number, not 3.5")
+    ]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"type": "tpe", "n_ei_candidates": 0},
+        {"type": "cmaes", "x0": {"no_such_parameter": 1.0}},
+        {"type": "cmaes", "popsize": -3},
+        {"type": "qmc", "qmc_type": "sobel"},
+    ],
+)
+def test_a_sampler_is_tried_on_the_space_of_the_study(options: dict[str, Any]) -> None:
+    ((place, what),) = rehearsed(space_for("tpe"), sampler=options)
+    assert place == ("sampler",)
+    assert what.startswith(f"{options['type']}: ")
+
+
+@pytest.mark.parametrize("name", [*SAMPLERS, *PRUNERS])
+def test_a_rehearsal_finds_nothing_in_what_is_sound(name: str) -> None:
+    section = "sampler" if name in SAMPLERS else "pruner"
+    options = {"type": name} | OPTIONS[name] | ({"seed": None} if name in SAMPLERS else {})
+    assert rehearsed(space_for(name), **{section: options}) == []
+    assert search.sampler({"type": "random", "seed": 2**32 - 1}, space_for("random"), stream=3) is not None
+
+
+def test_a_grid_that_nobody_could_walk_is_refused() -> None:
+    space = Space.of(
+        {"layers": {"type": "int", "low": 1, "high": 100}, "seed": {"type": "int", "low": 0, "high": 10**12}}
+    )
+    assert list(search.sampler_problems("grid", space, 3)) == [
+        ((), "a grid of 100,000,000,000,100 points; 100,000 are the most: take larger steps")
+    ]

@@ -169,3 +169,62 @@ def test_a_trial_can_be_given_what_could_be_proposed_and_nothing_else() -> None:
     wrong += [("tied_embeddings", "yes"), ("layers", 2), ("top_k", 5), ("momentum", 0.9)]
     assert [chosen_problem(space, *one) for one in fine] == [None] * 4
     assert all(chosen_problem(space, *one) for one in wrong)
+
+
+CHOSEN = {"type": "categorical", "choices": ["lstm", "transformer"]}
+
+
+@pytest.mark.parametrize(
+    ("parameters", "problem"),
+    [
+        # Where heads do not count, a transformer has the four of the default.
+        (
+            {"heads": {"type": "categorical", "choices": [2], "when": {"positions": "sinusoidal"}}, "hidden_size": 10},
+            "heads: 4",
+        ),
+        # Three heads are for a transformer that is never there with this width.
+        (
+            {"hidden_size": 64, "heads": {"type": "categorical", "choices": [2, 3], "when": {"architecture": "lstm"}}},
+            None,
+        ),
+        (
+            {
+                "hidden_size": 64,
+                "heads": {"type": "categorical", "choices": [2, 8], "when": {"architecture": "transformer"}},
+            },
+            None,
+        ),
+        ({"hidden_size": 64, "heads": {"type": "categorical", "choices": [2, 3], "when": {"layers": 2}}}, "heads: 3"),
+        (
+            {
+                "hidden_size": 6,
+                "heads": {"type": "categorical", "choices": [1, 3], "when": {"architecture": "transformer"}},
+            },
+            None,
+        ),
+    ],
+)
+def test_sizes_are_refused_that_a_search_could_propose(parameters: dict[str, Any], problem: str | None) -> None:
+    positions = {"type": "categorical", "choices": ["rotary", "sinusoidal"]}
+    layers = {"type": "int", "low": 1, "high": 2}
+    found = list(problems_of({"architecture": CHOSEN, "positions": positions, "layers": layers} | parameters))
+    assert [what.startswith(problem or "nothing") for _, what in found] == ([] if problem is None else [True])
+
+
+@pytest.mark.parametrize(
+    ("searched", "problem"),
+    [
+        (
+            {"type": "float", "low": 0.0, "high": 1.0, "step": 1e-300},
+            "more than 1,000,000 steps of 1e-300; leave step out",
+        ),
+        (
+            {"type": "float", "low": 0.0, "high": 1.0, "step": 1e-9},
+            "more than 1,000,000 steps of 1e-09; leave step out",
+        ),
+        ({"type": "int", "low": 1, "high": 10**30}, "should be less than or equal to 9007199254740992"),
+    ],
+)
+def test_a_range_of_more_values_than_can_be_told_apart_is_refused(searched: dict[str, Any], problem: str) -> None:
+    ((_, what),) = problems_of({"gradient_clip" if searched["type"] == "float" else "top_k": searched})
+    assert what == problem

@@ -114,7 +114,7 @@ def test_a_name_is_that_of_the_file_where_none_is_given(tmp_path: Path) -> None:
     assert read_study(path).name == "mine"
 
 
-@pytest.mark.parametrize("name", ["..", ".", "a/b", "", "x" * 201, "a\nb", ".hidden"])
+@pytest.mark.parametrize("name", ["..", ".", "a/b", "", " ", "x" * 201, "a\nb", ".hidden", "-n"])
 def test_a_name_that_cannot_be_a_folders_is_refused(name: str) -> None:
     """Checkpoints and runs are kept in a folder of the study's name."""
     text = HOUSE.replace("name: shakespeare", f"name: {json.dumps(name)}")
@@ -413,3 +413,47 @@ def test_a_shipped_study_names_the_command_that_starts_it() -> None:
     for path in folder.glob("*.yaml"):
         assert f"tuner run {path.stem}" in path.read_text() or f"tuner run studies/{path.name}" in path.read_text()
         assert read_study(path).name == path.stem
+
+
+def from_file(tmp_path: Path, text: str) -> list[str]:
+    (tmp_path / "s.yaml").write_text("corpus: {builtin: markov}\ntrial: {tokens: 100_000, rungs: 3}\n" + text)
+    try:
+        read_study(tmp_path / "s.yaml")
+    except ConfigError as error:
+        return [line.removeprefix(f"{tmp_path}/") for line in str(error).splitlines()]
+    return []
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        (
+            "sampler: {type: tpe, n_startup_trials: '10'}",
+            "s.yaml:3: sampler.n_startup_trials: should be a whole number",
+        ),
+        ("pruner:\n  type: median\n  n_min_trials: 1.5", "s.yaml:5: pruner.n_min_trials: should be a whole number"),
+        (
+            "sampler: {type: tpe, n_ei_candidates: 0}\nparameters: {layers: {type: int, low: 1, high: 3}}",
+            "s.yaml:3: sampler: tpe: ",
+        ),
+        ("confirms: other", "s.yaml:3: confirms: is written by `tuner confirm`"),
+        (
+            "sampler: grid\nparameters: {layers: {type: int, low: 1, high: 3}}\nstart: [{layers: 2}, {layers: 3}, {layers: 2}]",
+            "s.yaml:5: start.2: is given before",
+        ),
+    ],
+)
+def test_what_only_shows_in_use_is_found_in_a_file(tmp_path: Path, text: str, problem: str) -> None:
+    (found,) = from_file(tmp_path, text)
+    assert found.startswith(problem)
+
+
+def test_a_seed_of_null_is_none(tmp_path: Path) -> None:
+    assert (
+        from_file(tmp_path, "sampler: {type: tpe, seed: null}\nparameters: {layers: {type: int, low: 1, high: 3}}")
+        == []
+    )
+
+
+def test_what_the_database_holds_is_read_without_a_rehearsal() -> None:
+    assert small(sampler={"type": "tpe", "n_startup_trials": 10.0}).sampler["n_startup_trials"] == 10.0
