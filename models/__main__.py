@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import math
+import os
 import re
 import sys
 import warnings
@@ -9,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
@@ -51,6 +54,31 @@ def local_path(value: str) -> Path:
         return Path(value)
 
 
+class Finite(click.FloatRange):
+    """A number within bounds; nan, which is within any, is refused."""
+
+    name = "number"
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> float:
+        number: float = super().convert(value, parameter, context)
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number", parameter, context)
+        return number
+
+
+LONGEST_SECONDS = 1e9
+"""Thirty years; what lasts longer was not meant."""
+
+SECONDS = Finite(min=0, max=LONGEST_SECONDS, min_open=True)
+HOURS = Finite(min=0, max=LONGEST_SECONDS // 3600, min_open=True)
+NUMBER = Finite()
+MOST_THREADS, MOST_SEEDS = 4096, 1000
+
+
+UNHEARD = 1
+"""Exit code of a command whose output nobody takes."""
+
+
 def _require_text(context: click.Context, option: click.Parameter, value: str) -> str:
     try:
         value.encode()
@@ -74,13 +102,15 @@ def commands() -> None:
 @click.argument("recipe", type=FILE)
 @click.option("-o", "--output", type=FILE, required=True, help="The run folder to make.")
 @click.option("--tokens", type=click.IntRange(min=1), help="Train on so many tokens instead of the file's budget.")
-@click.option("--seconds", type=click.FloatRange(min=0, min_open=True), help="Train for so long instead.")
-@click.option("--hours", type=click.FloatRange(min=0, min_open=True), help="The same in hours.")
+@click.option("--seconds", type=SECONDS, help="Train for so long instead.")
+@click.option("--hours", type=HOURS, help="The same in hours.")
 @click.option("--rungs", type=click.IntRange(min=1), help="Evaluations on the way, instead of the file's.")
 @click.option("--patience", type=click.IntRange(min=0), help="Rungs without progress before it stops; 0: never.")
 @click.option("--seed", type=click.IntRange(min=0), help="A seed instead of the file's.")
-@click.option("--seeds", type=click.IntRange(min=1), help="So many runs, from that seed upwards, in OUTPUT/seed-...")
-@click.option("--threads", type=click.IntRange(min=1), help="CPU threads instead of the file's.")
+@click.option(
+    "--seeds", type=click.IntRange(1, MOST_SEEDS), help="So many runs, from that seed upwards, in OUTPUT/seed-..."
+)
+@click.option("--threads", type=click.IntRange(1, MOST_THREADS), help="CPU threads instead of the file's.")
 @click.option("--micro-batch", type=click.IntRange(min=1), help="Sequences read at a time, to take less memory.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:0, ...")
 @click.option("--tensorboard", is_flag=True, help="Write TensorBoard's files into the run folder, too.")
@@ -207,18 +237,18 @@ def writing(command: Command) -> Command:
             click.option(
                 "--length", default=400, show_default=True, type=click.IntRange(min=1), help="Tokens to write."
             ),
-            click.option("--temperature", type=float, help="0 takes the most probable token; default: as exported."),
+            click.option("--temperature", type=NUMBER, help="0 takes the most probable token; default: as exported."),
             click.option("--top-k", type=int, help="Draw among the k most probable tokens only."),
-            click.option("--top-p", type=float, help="Draw among the fewest tokens of this total probability."),
-            click.option("--min-p", type=float, help="Leave out tokens less probable than this part of the best one."),
-            click.option("--repetition-penalty", type=float, help="Above 1 makes tokens of the text less probable."),
+            click.option("--top-p", type=NUMBER, help="Draw among the fewest tokens of this total probability."),
+            click.option("--min-p", type=NUMBER, help="Leave out tokens less probable than this part of the best one."),
+            click.option("--repetition-penalty", type=NUMBER, help="Above 1 makes tokens of the text less probable."),
             click.option(
                 "--stop", multiple=True, callback=_require_texts, help="End before this text; may be repeated."
             ),
             click.option(
                 "--beams", type=click.IntRange(min=1), help="Search the most probable text with so many beams."
             ),
-            click.option("--length-penalty", type=float, help="Above 1 makes beams favour longer texts; default: 1."),
+            click.option("--length-penalty", type=NUMBER, help="Above 1 makes beams favour longer texts; default: 1."),
             click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="The same seed gives the same text."),
             click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:0, ..."),
         ]
@@ -302,8 +332,10 @@ def main(group: click.Group = commands) -> None:
     from models.terminal import lines
 
     warnings.formatwarning = lambda message, *place, **line: f"Warning: {message}\n"
+    _open_streams()
     try:
         group(standalone_mode=False)
+        sys.stdout.flush()
     except UserError as error:
         if str(error):  # else another process says it
             click.echo(f"Error: {lines(str(error))}", err=True)
@@ -313,6 +345,27 @@ def main(group: click.Group = commands) -> None:
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         sys.exit(STOPPED)
+    except OSError as error:
+        _end_unheard(error)
+
+
+def _open_streams() -> None:
+    """Opens what a shell closed (`>&-`) to nowhere: else the next file would take its place, and its output."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            descriptor = os.open(os.devnull, os.O_RDWR)
+            os.dup2(descriptor, number)
+            setattr(sys, name, os.fdopen(number, "r" if number == 0 else "w"))
+
+
+def _end_unheard(error: OSError) -> NoReturn:
+    """Ends a process whose output nobody takes: its pipe or terminal is closed, or its disk is full."""
+    if error.filename is not None or error.errno not in (errno.EPIPE, errno.EIO, errno.ENOSPC):
+        raise error
+    if error.errno == errno.ENOSPC:
+        click.echo(f"Error: the output cannot be written: {error.strerror}", err=True)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left unwritten has nowhere to go
+    sys.exit(UNHEARD)
 
 
 if __name__ == "__main__":

@@ -241,8 +241,10 @@ class Corpus(_Strict):
 class Budget(_Strict):
     """What one run may spend on training, and how often it is evaluated on the way."""
 
-    tokens: int | None = Field(None, gt=0, description="Training tokens; makes a CPU run repeatable to the bit.")
-    seconds: float | None = Field(None, gt=0, description="Seconds of training, evaluation not counted.")
+    tokens: int | None = Field(
+        None, gt=0, le=10**15, description="Training tokens; makes a CPU run repeatable to the bit."
+    )
+    seconds: float | None = Field(None, gt=0, le=1e9, description="Seconds of training, evaluation not counted.")
     rungs: int = Field(
         8,
         ge=1,
@@ -264,7 +266,7 @@ class Recipe(_Strict):
     corpus: Corpus
     trial: Budget
     parameters: Config = Config()
-    threads: int | None = Field(None, ge=1, description="CPU threads; the same number gives the same bits.")
+    threads: int | None = Field(None, ge=1, le=4096, description="CPU threads; the same number gives the same bits.")
     micro_batch: int | None = Field(
         None, ge=1, description="Sequences read at a time, where a whole batch does not fit into memory."
     )

@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 STOPPED = single.STOPPED
 """Exit code of a command that was asked to stop and left everything so that it can go on."""
 
+MOST_WORKERS = 1024
+"""Processes of one command."""
+
 FEWEST_CONFIRMED, SHORT_SEEDS = 3, 2
 """Completed trials from which on `run` confirms the best of them, and the fresh seeds it takes for each."""
 
@@ -47,7 +50,7 @@ def _with_password(context: click.Context, parameter: click.Parameter, url: str 
         return url
     from tuner.storage import with_password
 
-    return with_password(url, single.local_path(file))
+    return with_password(url, _Folder(path_type=Path).convert(file, parameter, context))
 
 
 def _place(context: click.Context, parameter: click.Parameter, place: str | None) -> str | None:
@@ -68,9 +71,25 @@ _storage = click.option(
     help="postgresql://user:password@host/database instead of the embedded PostgreSQL. [env: TUNER_STORAGE; the"
     " password may lie in the file that TUNER_STORAGE_PASSWORD_FILE names]",
 )
+
+
+class _Folder(click.Path):
+    """A path that may begin with ~ where no shell has looked at it, as in a variable."""
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Any:
+        from models.config import absolute, expanded
+
+        if str(value) == "":
+            self.fail("is empty", parameter, context)
+        try:
+            return absolute(expanded(single.local_path(str(value))))
+        except FileNotFoundError:  # of the current folder
+            self.fail(f"{value}: the folder you stand in was deleted; change to another", parameter, context)
+
+
 _data = click.option(
     "--data-folder",
-    type=single.FILE,
+    type=_Folder(path_type=Path),
     envvar="TUNER_DATA",
     help="Where the embedded PostgreSQL keeps its data. [env: TUNER_DATA]",
 )
@@ -82,9 +101,12 @@ _artifacts = click.option(
     help="Where checkpoints and the best weights are kept; shared by the machines of a study. [env: TUNER_ARTIFACTS]",
 )
 _devices = click.option("--devices", default="auto", show_default=True, help="auto, cpu, or cuda:0,cuda:1,...")
-_threads = click.option("--threads", type=click.IntRange(min=1), help="CPU threads of each worker.")
+_threads = click.option("--threads", type=click.IntRange(1, single.MOST_THREADS), help="CPU threads of each worker.")
 _workers = click.option(
-    "-n", "--workers", type=click.IntRange(min=1), help="Worker processes; default: one per GPU, or one per core."
+    "-n",
+    "--workers",
+    type=click.IntRange(1, MOST_WORKERS),
+    help="Worker processes; default: one per GPU, or one per core.",
 )
 
 
@@ -94,7 +116,7 @@ class _CountOrAuto(click.ParamType[int | str]):
     name = "integer|auto"
 
     def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> int | str:
-        return "auto" if value == "auto" else click.IntRange(min=1).convert(value, parameter, context)
+        return "auto" if value == "auto" else click.IntRange(1, MOST_WORKERS).convert(value, parameter, context)
 
 
 _per_device = click.option(
@@ -104,18 +126,18 @@ _per_device = click.option(
 )
 _grace = click.option(
     "--grace",
-    type=click.FloatRange(min=0),
+    type=single.Finite(0, single.LONGEST_SECONDS),
     default=10.0,
     show_default=True,
     help="Seconds that workers have to save their trials when asked to stop.",
 )
-_corpus = click.option("--corpus", "corpus_path", type=single.FILE, help="This text instead of the file's.")
+_corpus = click.option("--corpus", "corpus_path", type=_Folder(path_type=Path), help="This text instead of the file's.")
 _force = click.option("--force", is_flag=True, help="Replace what is in the way.")
 
 
 _checkpoint_seconds = click.option(
     "--checkpoint-seconds",
-    type=click.FloatRange(min=0),
+    type=single.Finite(0, single.LONGEST_SECONDS),
     envvar="TUNER_CHECKPOINT_SECONDS",
     default=30.0,
     show_default=True,
@@ -168,10 +190,8 @@ commands.add_command(single.generate)
 )
 @click.option("--run-folder", type=single.FILE, help="Where its run goes. [default: runs/STUDY]")
 @_corpus
-@click.option("--trials", type=click.IntRange(min=1), help="So many finished trials instead of the file's budget.")
-@click.option(
-    "--hours", type=click.FloatRange(min=0, min_open=True), help="So many hours instead of the file's budget."
-)
+@click.option("--trials", type=click.IntRange(1, 10**7), help="So many finished trials instead of the file's budget.")
+@click.option("--hours", type=single.HOURS, help="So many hours instead of the file's budget.")
 @click.option(
     "--confirm",
     "confirmed",
@@ -229,17 +249,22 @@ def run(
 @click.argument("study_name", metavar="[STUDY]", required=False)
 @_places
 @_crew
-@click.option("--corpus", "corpus_path", help="Where the study's text lies on this machine, if elsewhere.")
 @click.option(
     "--heartbeat",
-    type=click.Path(path_type=Path),
+    type=_Folder(path_type=Path),
     help="A file to touch every few seconds while all is well and the database answers, for a health check.",
+)
+@click.option(
+    "--corpus",
+    "corpus_path",
+    type=_Folder(),
+    help="Where the study's text lies on this machine, if elsewhere.",
 )
 def work(
     study_name: str | None,
     places: Places,
     crew: Crew,
-    corpus_path: str | None,
+    corpus_path: Path | None,
 ) -> None:
     """Join more workers to a study that was started here or on another machine.
 
@@ -267,15 +292,26 @@ def work(
 @_places
 @_crew
 @click.option("--top", type=click.IntRange(min=1), help="So many of the best trials. [default: 5, or all there are]")
-@click.option("--seeds", type=click.IntRange(min=2), default=3, show_default=True, help="Fresh seeds for each of them.")
-@click.option("--corpus", "corpus_path", help="Where the study's text lies on this machine, if elsewhere.")
+@click.option(
+    "--seeds",
+    type=click.IntRange(2, single.MOST_SEEDS),
+    default=3,
+    show_default=True,
+    help="Fresh seeds for each of them.",
+)
+@click.option(
+    "--corpus",
+    "corpus_path",
+    type=_Folder(),
+    help="Where the study's text lies on this machine, if elsewhere.",
+)
 def confirm(
     study_name: str,
     places: Places,
     crew: Crew,
     top: int | None,
     seeds: int,
-    corpus_path: str | None,
+    corpus_path: Path | None,
 ) -> None:
     """Train the best trials of a study again with fresh seeds, choose among them, and score the chosen one.
 
@@ -689,7 +725,7 @@ def _compare(places: Places, study: Study, fingerprint: str) -> None:
         click.echo(f"Not compared with the studies that there are: {error}", err=True)
 
 
-_secret = partial(click.option, type=single.FILE)
+_secret = partial(click.option, type=_Folder(path_type=Path))
 
 
 @commands.command()
@@ -849,13 +885,15 @@ def main() -> None:
     """Runs the command line; SIGTERM ends it as Ctrl-C does, so that the embedded PostgreSQL is not left behind."""
     for number in (signal.SIGINT, signal.SIGTERM):  # a shell starts background jobs with SIGINT ignored
         signal.signal(number, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as `nohup` has it
+        signal.signal(signal.SIGHUP, signal.default_int_handler)
     single.main(commands)
 
 
 def _study_path(name: str) -> Path:
     """The study file of that path, or the one of that name that comes with the tuner."""
     path = Path(name)
-    if path.is_file() or path.suffix in (".yaml", ".yml", ".json"):
+    if _is_there(path) or path.suffix in (".yaml", ".yml", ".json"):
         return path
     package = Path(str(resources.files("tuner")))
     folder = next((one for one in (package / "studies", package.parent / "studies") if one.is_dir()), package)
@@ -863,6 +901,11 @@ def _study_path(name: str) -> Path:
     if name not in shipped:
         raise StudyError(f"{name}: no such file, and no study that comes with the tuner ({', '.join(shipped)})")
     return folder / f"{name}.yaml"
+
+
+def _is_there(path: Path) -> bool:
+    """Whether a path leads to something that can be read as a file, such as a pipe of the shell's."""
+    return os.path.exists(path) and not os.path.isdir(path)
 
 
 def _changed(study: Study, corpus_path: Path | None, trials: int | None, hours: float | None) -> Study:
@@ -873,11 +916,22 @@ def _changed(study: Study, corpus_path: Path | None, trials: int | None, hours: 
     changes: dict[str, Any] = {}
     if corpus_path is not None:
         kept = {"split": study.corpus.split, "field": study.corpus.field}
-        changes["corpus"] = Corpus(path=str(corpus_path.resolve()), **kept)  # type: ignore[arg-type]
-        changes["name"] = f"{study.name}-{corpus_path.stem}"
+        changes["corpus"] = Corpus(path=str(corpus_path), **kept)  # type: ignore[arg-type]
+        changes["name"] = _named_after(study.name, corpus_path)
     if trials is not None or hours is not None:
         changes["budget"] = StudyBudget(trials=trials, hours=hours)
     return study.model_copy(update=changes)
+
+
+def _named_after(name: str, corpus_path: Path) -> str:
+    """What a study is called on another text than its file's."""
+    from tuner.study import name_problem
+
+    both = f"{name}-{corpus_path.stem}"
+    problem = name_problem(both)
+    if problem is not None:
+        raise StudyError(f"--corpus {corpus_path}: names the study, too, as {both!r}, and {problem}; rename the text")
+    return both
 
 
 def _stand_by(places: Places, crew: Crew) -> None:
@@ -894,13 +948,13 @@ def _find(storage: RDBStorage, name: str) -> tuple[optuna.Study, Study]:
     """The study of that name, or of the study file of that name, as it is in the database."""
     from tuner.study import defined, load_study, read_study
 
-    found = load_study(storage, read_study(Path(name)).name if Path(name).is_file() else name)
+    found = load_study(storage, read_study(Path(name), rehearsed=False).name if _is_there(Path(name)) else name)
     return found, defined(found)
 
 
-def _elsewhere(corpus_path: str | None) -> list[str]:
+def _elsewhere(corpus_path: Path | None) -> list[str]:
     """What workers are told when their machine has the study's text in another place."""
-    return ["--corpus", corpus_path] if corpus_path else []
+    return ["--corpus", str(corpus_path)] if corpus_path else []
 
 
 def _supervise(supervisor: Supervisor, *work: Any) -> str:

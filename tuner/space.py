@@ -431,7 +431,7 @@ def _has(values: Mapping[str, Value], name: str, wanted: list[Value]) -> bool:
     return values.get(name, _default(name)) in wanted
 
 
-def _ends(searched: Searched) -> list[Value]:
+def _ends(searched: Searched) -> Sequence[Value]:
     """The values of a range that are tried: all choices, or both ends."""
     return searched.values() if isinstance(searched, Categorical) else [searched.low, searched.high]
 

@@ -35,8 +35,8 @@ class StudyBudget(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
-    trials: int | None = Field(None, ge=1, description="Finished trials, complete or pruned.")
-    hours: float | None = Field(None, gt=0, description="Hours in which at least one worker is at work.")
+    trials: int | None = Field(None, ge=1, le=10**7, description="Finished trials, complete or pruned.")
+    hours: float | None = Field(None, gt=0, le=277_777, description="Hours in which at least one worker is at work.")
 
     @model_validator(mode="after")
     def _some_limit(self) -> Self:
@@ -77,14 +77,16 @@ class Study(BaseModel):
     pruner: dict[str, Any] = Field({"type": "successive_halving"}, description="Which trials are stopped early.")
     parameters: dict[str, Any] = Field({}, description="Hyperparameters, each a plain value or a range.")
     start: list[dict[str, Any]] = Field([], description="Values that are tried first, a mapping for each trial.")
-    threads: int | None = Field(None, ge=1, description="CPU threads of each trial; by default the worker's share.")
+    threads: int | None = Field(
+        None, ge=1, le=4096, description="CPU threads of each trial; by default the worker's share."
+    )
     decoding: Decoding = Field(Decoding(), description="How temperature and its like are chosen on a trained model.")
     limits: Limits = Field(Limits(), description="What a configuration may need at most.")
     retries: int = Field(
-        2, ge=0, description="How often a trial that crashes is tried again, from its last checkpoint."
+        2, ge=0, le=10**6, description="How often a trial that crashes is tried again, from its last checkpoint."
     )
     timeout: float = Field(
-        600.0, gt=0, description="Seconds after which a training step that has not ended counts as a crash."
+        600.0, gt=0, le=1e9, description="Seconds after which a training step that has not ended counts as a crash."
     )
     provenance: dict[str, Any] | None = Field(None, description="Written by export; read by people.")
 
@@ -134,9 +136,9 @@ class Study(BaseModel):
         return self.model_dump(mode="json", exclude_none=True, exclude={"provenance"}) | {"parameters": self.parameters}
 
 
-def read_study(path: Path) -> Study:
+def read_study(path: Path, rehearsed: bool = True) -> Study:
     """Returns the study in a file; relative corpus paths count from its folder. Raises ConfigError."""
-    study = parse_study(read_text(path), str(path), default_name=path.stem, rehearsed=True)
+    study = parse_study(read_text(path), str(path), default_name=path.stem, rehearsed=rehearsed)
     return study.model_copy(update={"corpus": resolve_path(study.corpus, path.parent)})
 
 

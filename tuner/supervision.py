@@ -74,6 +74,9 @@ class Supervisor:
                 team.stop(self.crew.grace)
                 forget_deleted(self.storage.engine)
                 raise Gone(f"study {watcher.study.name} was deleted; its workers have ended") from error
+            except (OSError, SystemExit):  # nobody reads what is said here any more: rich ends a process for that
+                team.stop(self.crew.grace)
+                raise
             finally:
                 team.kill()
         now = current(self.storage, found)

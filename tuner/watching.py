@@ -40,7 +40,7 @@ class View:
     def __init__(self, transient: bool) -> None:
         self.console = Console(highlight=False, markup=False, emoji=False)
         self.live = Live(console=self.console, auto_refresh=False, transient=transient)
-        self.is_live = self.console.is_terminal
+        self.is_live = self.console.is_terminal and not self.console.is_dumb_terminal
         self.away = False
 
     def __enter__(self) -> Self:

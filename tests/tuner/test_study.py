@@ -438,7 +438,7 @@ def from_file(tmp_path: Path, text: str) -> list[str]:
         ),
         ("confirms: other", "s.yaml:3: confirms: is written by `tuner confirm`"),
         (
-            "sampler: grid\nparameters: {layers: {type: int, low: 1, high: 3}}\nstart: [{layers: 2}, {layers: 3}, {layers: 2}]",
+            "sampler: grid\nparameters: {layers: {type: int, low: 1, high: 3}}\nstart: [{layers: 2}, {layers: 3}, {layers: 2}]",  # noqa: E501
             "s.yaml:5: start.2: is given before",
         ),
     ],
