@@ -99,7 +99,7 @@ def load_corpus(
     places = _places(read, source.split)
     parts = {split: read.text[place] for split, place in places.items()}
     facts = _facts(fingerprint, source.split, tokenizer_kind, vocabulary_size)
-    cache = cache or platformdirs.user_cache_path("textgen-tuner") / "corpora"
+    cache = cache or _users_cache()
     sizes = {split: len(part.replace(BREAK, "").encode()) for split, part in parts.items()}
     tokenizer, arrays = _encode_cached(parts, facts, cache, lambda told: say(f"corpus {read.name}: {told}"))
     return EncodedCorpus(
@@ -113,6 +113,14 @@ def load_corpus(
         split_entropy=_split_entropy(read, places),
         files=read.files,
     )
+
+
+def _users_cache() -> Path:
+    """The user's own cache folder; of a user without a home, a place where nothing can be kept."""
+    try:
+        return platformdirs.user_cache_path("textgen-tuner") / "corpora"
+    except RuntimeError:
+        return Path(os.devnull) / "corpora"
 
 
 def require_room(corpus: EncodedCorpus, batch_size: int, sequence_length: int) -> None:

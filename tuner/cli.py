@@ -414,10 +414,15 @@ def status(study_name: str | None, places: Places, failed: bool, watch: bool, as
             _status_for_machines(opened, chosen, watch)
         elif watch:
             _watch(opened, chosen)
-        elif chosen is None:
-            _show_studies(opened)
         else:
-            _show_study(opened, *chosen, failed)
+            _show_studies(opened) if chosen is None else _show_study(opened, *chosen, failed)
+            click.echo(f"\nDatabase: {_described(places)}")
+
+
+def _described(places: Places) -> str:
+    from tuner.storage import describe
+
+    return describe(places.storage, places.data_folder)
 
 
 def _status_for_machines(opened: RDBStorage, chosen: tuple[optuna.Study, Study] | None, watch: bool) -> None:
@@ -805,12 +810,11 @@ def grant(
 @_database
 def upgrade(places: Places) -> None:
     """Bring the tables of an older Optuna to the version of this one. Make backups and end all workers before."""
-    from tuner.storage import describe
     from tuner.storage import upgrade as upgrade_tables
 
     before, after = upgrade_tables(places.storage, places.data_folder)
     done = f"is up to date ({after})" if before == after else f"was upgraded from {before} to {after}"
-    click.echo(f"{describe(places.storage, places.data_folder)} {done}")
+    click.echo(f"{_described(places)} {done}")
 
 
 @commands.command()

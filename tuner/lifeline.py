@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from pathlib import Path
 
 from models.files import is_running
 
@@ -32,6 +33,15 @@ class Lifeline:
         """Whether the supervisor has ended."""
         gone = self.supervisor is not None and not is_running(self.supervisor)
         return gone or os.getppid() != self.parent
+
+    @property
+    def stands_still(self) -> bool:
+        """Whether the supervisor was stopped, by Ctrl-Z for instance; where the system has no /proc, nobody knows."""
+        try:
+            stat = Path(f"/proc/{self.supervisor or self.parent}/stat").read_text()
+        except OSError:
+            return False
+        return stat.rpartition(")")[2].split()[0] == "T"
 
     def end_with_it(self) -> None:
         """Ends this process, whatever it does, soon after its supervisor: for one that has nothing to save."""

@@ -70,10 +70,11 @@ class Places:
     def require_usable(self) -> None:
         """Raises WorkerError when there is no such place and none can be made."""
         from tuner.artifacts import remedy
+        from tuner.server import make_artifacts
 
         place = self._at("dashboard").folder.parent
         try:
-            place.mkdir(parents=True, exist_ok=True)
+            make_artifacts(place)
         except OSError as error:
             raise WorkerError(f"{place}: {remedy(error)}") from error
 
@@ -83,20 +84,22 @@ class Places:
         return self._at(owner_of(found), wrote(found), reading)
 
     def _at(self, study: str | Owner, *more: Any) -> Artifacts:
-        import platformdirs
+        from tuner.artifacts import SCHEME, artifacts_of
+        from tuner.server import default_artifacts
 
-        from tuner.artifacts import artifacts_of
-
-        default = platformdirs.user_data_path("textgen-tuner") / "artifacts"
+        if self.artifacts and not self.artifacts.startswith(SCHEME):
+            return artifacts_of(self.artifacts, study, Path(self.artifacts), *more)
+        default = default_artifacts()
         return artifacts_of(self.artifacts or str(default), study, default, *more)
 
 
 def require_writable(folder: Path) -> None:
     """Makes a folder of artifacts if need be; raises WorkerError when files cannot be put there."""
     from tuner.artifacts import remedy
+    from tuner.server import make_artifacts
 
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_artifacts(folder)
         for one in (folder, *filter(Path.is_dir, folder.glob("*"))):
             if not os.access(one, os.W_OK | os.X_OK):
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(one))

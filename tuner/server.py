@@ -68,10 +68,42 @@ INITDB_OPTIONS = (
 LONGEST_LOG = 1_000_000  # bytes; a longer one becomes `server.log.old` at the next start
 
 
+def own_folder() -> Path:
+    """Where everything is kept unless told otherwise: with root the machine's place, whatever HOME says.
+
+    Raises StorageError for another user who has no home.
+    """
+    if os.geteuid() == 0:
+        return ROOT_FOLDER
+    try:
+        return platformdirs.user_data_path("textgen-tuner")
+    except RuntimeError as error:
+        raise StorageError(
+            "there is no home folder to keep studies in: set HOME, or TUNER_DATA (or TUNER_STORAGE) and TUNER_ARTIFACTS"
+        ) from error
+
+
 def default_folder() -> Path:
-    """Where the embedded server keeps its data unless told otherwise."""
-    parent = ROOT_FOLDER if os.geteuid() == 0 else platformdirs.user_data_path("textgen-tuner")
-    return parent / "postgres"
+    """Where the embedded server keeps its data unless told otherwise. Raises StorageError."""
+    return own_folder() / "postgres"
+
+
+def default_artifacts() -> Path:
+    """Where artifacts are kept unless told otherwise; root's have been at home before. Raises StorageError."""
+    place = own_folder() / "artifacts"
+    if os.geteuid() == 0 and not place.exists():
+        with suppress(RuntimeError):
+            before = platformdirs.user_data_path("textgen-tuner") / "artifacts"
+            return before if before.exists() else place
+    return place
+
+
+def make_artifacts(folder: Path) -> None:
+    """Makes a folder for artifacts, one below the server's closed to others. Raises OSError."""
+    if ROOT_FOLDER in folder.parents:
+        _make_folder(ROOT_FOLDER, 0o755)  # where the server's user has to pass
+        _make_folder(folder, 0o700)
+    folder.mkdir(parents=True, exist_ok=True)
 
 
 @contextmanager
@@ -84,7 +116,7 @@ def attached(folder: Path) -> Iterator[dict[str, str]]:
     with ExitStack() as leaving:
         leaving.enter_context(_without_client_variables())
         with _explaining(folder):
-            server = _prepare(folder.resolve())
+            server = _prepare(_resolved(folder))
             attendance = leaving.enter_context(_opened(server.folder / "attached.lock"))
             leaving.callback(server.leave, attendance)
             server.enter(attendance)
@@ -93,7 +125,7 @@ def attached(folder: Path) -> Iterator[dict[str, str]]:
 
 def revive(folder: Path) -> None:
     """Starts the server of a folder again if it died, at the same address; for a process that is attached to it."""
-    server = _prepare(folder.resolve())
+    server = _prepare(_resolved(folder))
     with _explaining(folder), _opened(server.folder / "change.lock") as change:
         fcntl.flock(change, fcntl.LOCK_EX)
         server._ensure_running()
@@ -184,8 +216,12 @@ class _Server:
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir()
         self._make_private(unfinished)
-        if self._run(self.programs / "initdb", *INITDB_OPTIONS, "-D", unfinished, lock=lock).returncode != 0:
+        nameless = None if _has_name() else self.folder / "programs"
+        programs = self.programs if nameless is None else _nameless(self.programs, nameless)
+        if self._run(programs / "initdb", *INITDB_OPTIONS, "-D", unfinished, lock=lock).returncode != 0:
             raise self._failure("PostgreSQL could not make its data folder")
+        if nameless is not None:
+            shutil.rmtree(nameless)
         unfinished.rename(self.cluster)
 
     def _require_version(self) -> None:
@@ -274,6 +310,11 @@ def _short_folder(before: Path | None) -> Path:
     return Path(tempfile.mkdtemp(prefix="tuner-", dir="/tmp"))
 
 
+def _resolved(folder: Path) -> Path:
+    """Without links; one that runs in a circle stays, and cannot be opened."""
+    return Path(os.path.realpath(folder))
+
+
 def _prepare(folder: Path) -> _Server:
     """The server of a folder, which is made if it is missing; as root with a user and programs fit for it."""
     server = _Server(folder, _installed_programs(), _server_user(folder / "cluster"))
@@ -300,6 +341,34 @@ def _installed_programs() -> Path:
         f"no embedded PostgreSQL on this machine (the package {WHEEL} has no programs for it):"
         " give a server with --storage postgresql://user:password@host/database"
     )
+
+
+def _has_name() -> bool:
+    """Whether the user is known on this machine; in a container (`--user 12345`) often not."""
+    try:
+        return bool(pwd.getpwuid(os.geteuid()))
+    except KeyError:
+        return False
+
+
+def _nameless(programs: Path, place: Path) -> Path:
+    """Programs that make a data folder for a user without a name, who can run the server, but not make its folder.
+
+    They look for the name of their user even when they are told another, and end if there is none. These copies take
+    the first name of this machine instead (`getpwent` for `getpwuid`), and make no use of it.
+    """
+    packages = programs.parents[2]
+    copies = place / programs.relative_to(packages)
+    shutil.rmtree(place, ignore_errors=True)
+    copies.mkdir(parents=True)
+    for name in ("initdb", "postgres"):
+        program = (programs / name).read_bytes()
+        (copies / name).write_bytes(program.replace(b"\0getpwuid\0", b"\0getpwent\0"))
+        (copies / name).chmod(0o700)
+    (place / f"{WHEEL}.libs").symlink_to(packages / f"{WHEEL}.libs")
+    for part in ("lib", "share"):
+        (copies.parent / part).symlink_to(programs.parent / part)
+    return copies
 
 
 def _copied_programs(programs: Path) -> Path:

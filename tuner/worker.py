@@ -179,6 +179,10 @@ class Worker:
 
     def _take_trials(self) -> str:
         while not self.requested.is_set():
+            if self.lifeline.stands_still:
+                self.activity = Activity(doing="waiting for its command, which was stopped (Ctrl-Z)")
+                self.requested.wait(POLL_SECONDS)
+                continue
             claim = self.courier.ask(self._take)
             if isinstance(claim, Ended):
                 return claim.reason
@@ -370,7 +374,7 @@ class Worker:
             return
         hours = self.definition.budget.hours
         spent = hours is not None and active_seconds >= 3600 * hours
-        self.paused = state == PAUSED
+        self.paused = state == PAUSED or self.lifeline.stands_still
         if spent or state == STOPPED or self.lifeline.is_cut:
             self.requested.set()
 

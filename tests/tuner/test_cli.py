@@ -539,7 +539,10 @@ def test_a_check_goes_without_a_database_that_cannot_be_reached(tuner: Command, 
 
 def test_no_studies_yet(tuner: Command, fresh_url: str) -> None:
     result = tuner("status", "--storage", fresh_url)
-    assert (result.code, result.out) == (0, "No studies yet. Start one: tuner run quickstart\n")
+    assert (result.code, result.out) == (
+        0,
+        f"No studies yet. Start one: tuner run quickstart\n\nDatabase: {fresh_url}\n",
+    )
     result = tuner("status", "x", "--storage", fresh_url)
     assert "there are none yet; start one with `tuner run STUDY.yaml`" in result.err
 

@@ -18,7 +18,7 @@ import pytest
 
 from tuner import server
 from tuner.errors import StorageError
-from tuner.server import attached, default_folder
+from tuner.server import attached, default_artifacts, default_folder
 
 ROOT = os.geteuid() == 0
 as_root = pytest.mark.skipif(not ROOT, reason="needs root")
@@ -367,15 +367,64 @@ def test_a_platform_without_programs_is_told_to_give_a_server(folder: Path, monk
     assert not folder.exists()
 
 
-def test_the_default_folder_is_the_users_own_or_roots_open_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_roots_place_is_the_machines_and_a_users_the_users_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     assert default_folder().parts[-2:] == ("textgen-tuner", "postgres")
     assert Path.home() in default_folder().parents
+    assert Path.home() in default_artifacts().parents
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     assert default_folder() == Path("/var/lib/textgen-tuner/postgres")
+    monkeypatch.setattr(server, "ROOT_FOLDER", tmp_path / "lib")
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "home"))
+    assert default_artifacts() == tmp_path / "lib" / "artifacts"
+    (tmp_path / "home" / "textgen-tuner" / "artifacts").mkdir(parents=True)
+    assert default_artifacts() == tmp_path / "home" / "textgen-tuner" / "artifacts"  # where they have been
+    umask = os.umask(0o077)
+    server.make_artifacts(tmp_path / "lib" / "artifacts" / "study")
+    os.umask(umask)
+    assert default_artifacts() == tmp_path / "lib" / "artifacts"
+    assert (tmp_path / "lib").stat().st_mode & 0o777 == 0o755
+    assert (tmp_path / "lib" / "artifacts").stat().st_mode & 0o777 == 0o700
 
 
-def fitting_interpreter(user: str) -> str:
+def test_a_user_without_a_home_is_told_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.delenv("XDG_DATA_HOME", raising=False)
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(pwd, "getpwuid", lambda number: {}[number])
+    with pytest.raises(StorageError, match="no home folder to keep studies in: set HOME, or TUNER_DATA"):
+        default_folder()
+
+
+@as_root
+def test_a_user_without_a_name_and_a_home(place: Path) -> None:
+    """As in a container that runs with a number as its user."""
+    number = 54321
+    with pytest.raises(KeyError):
+        pwd.getpwuid(number)
+    python = fitting_interpreter(number)
+    os.chown(place, number, number)
+    done = subprocess.run(
+        [python, "-c", CLIENT, place / "data"],
+        input=b"\n",
+        user=number,
+        group=number,
+        extra_groups=[],
+        env=packages(),
+        cwd="/",
+        capture_output=True,
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert not (place / "data" / "programs").exists()
+
+
+def test_a_folder_behind_a_circle_of_links_is_refused_in_words(place: Path) -> None:
+    (place / "circle").symlink_to("circle")
+    with pytest.raises(StorageError, match="cannot use the data folder"), attached(place / "circle"):
+        pass
+
+
+def fitting_interpreter(user: str | int) -> str:
     """A Python of our version that another user can run with our packages."""
     name = f"python{sys.version_info.major}.{sys.version_info.minor}"
     for path in (sys.executable, f"/usr/bin/{name}", f"/usr/local/bin/{name}"):
