@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -64,7 +65,7 @@ def tuner(
     monkeypatch.setenv("TUNER_ARTIFACTS", str(tmp_path / "artifacts"))
     monkeypatch.setenv("TUNER_CONFIRM", "0")
     monkeypatch.delenv("TUNER_STORAGE", raising=False)
-    handler = signal.getsignal(signal.SIGTERM)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
 
     def command(*arguments: object) -> Result:
         monkeypatch.setattr(sys, "argv", ["tuner", *map(str, arguments)])
@@ -78,7 +79,8 @@ def tuner(
         return Result(code, captured.out, captured.err)
 
     yield command
-    signal.signal(signal.SIGTERM, handler)
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture
@@ -786,3 +788,82 @@ def test_a_home_is_found_wherever_a_path_comes_from(
 def test_an_export_to_the_output_is_printed_and_nothing_else(tuner: Command, worked: str) -> None:
     assert tuner("export", worked, "-o", "/dev/stdout").out == tuner("export", worked, "-o", "-").out
     assert "writes several files" in tuner("export", worked, "-o", "/dev/stdout", "--top", 2).err
+
+
+@pytest.mark.parametrize("number", ["nan", "inf", "1e400", "1e300", "-1", "much"])
+@pytest.mark.parametrize(
+    "option",
+    [
+        ["run", "x.yaml", "--hours"],
+        ["run", "x.yaml", "--grace"],
+        ["work", "x", "--checkpoint-seconds"],
+        ["train", "x.yaml", "-o", "y", "--seconds"],
+        ["train", "x.yaml", "-o", "y", "--hours"],
+    ],
+)
+def test_a_duration_that_nobody_can_mean_is_refused(tuner: Command, option: list[str], number: str) -> None:
+    result = tuner(*option, number)
+    assert result.code == 2
+    assert f"Invalid value for '{option[-1]}': " in result.err
+
+
+@pytest.mark.parametrize("option", ["--temperature", "--top-p", "--min-p", "--repetition-penalty", "--length-penalty"])
+def test_a_number_that_is_none_is_refused(tuner: Command, option: str) -> None:
+    result = tuner("generate", "x", option, "nan")
+    assert (result.code, "nan is not a finite number" in result.err) == (2, True)
+
+
+@pytest.mark.parametrize("option", ["-n", "--per-device", "--threads", "--trials"])
+def test_a_count_beyond_any_machine_is_refused(tuner: Command, option: str) -> None:
+    result = tuner("run", "x.yaml", option, 10**30)
+    assert (result.code, "is not in the range" in result.err) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("shell", "code", "said"),
+    [
+        ("exec {tuner} schema >&-", 0, ""),
+        ("exec {tuner} check nothing.yaml >&- 2>&-", 2, ""),
+        ("exec {tuner} check nothing.yaml <&-", 2, "Error: nothing.yaml: no such file\n"),
+        ("{{ {tuner} schema; echo $? >&2; }} | exit", 0, "1\n"),
+        ("exec {tuner} schema > /dev/full", 1, "Error: the output cannot be written: No space left on device\n"),
+        ("mkdir gone; cd gone; rmdir ../gone; exec {tuner} check a.yaml", 2, "Error: a.yaml: no such file\n"),
+        (
+            "mkdir gone; cd gone; rmdir ../gone; exec {tuner} status --data-folder a 2>&1 | tail -1 >&2",
+            0,
+            "Error: Invalid value for '--data-folder': a: the folder you stand in was deleted; change to another\n",
+        ),
+    ],
+)
+def test_whatever_a_shell_did_to_a_command_it_ends_without_a_traceback(
+    tmp_path: Path, shell: str, code: int, said: str
+) -> None:
+    done = subprocess.run(
+        ["bash", "-c", shell.format(tuner=Path(sysconfig.get_path("scripts")) / "tuner")],
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (code, said)
+
+
+def test_a_path_in_a_variable_may_begin_with_a_home(
+    tuner: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    seen: list[Path | None] = []
+    monkeypatch.setattr("tuner.storage.open_storage", lambda url, folder: seen.append(folder) or cli.single.sys.exit(7))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for written in ("~/studies", "~no-such-user/studies", "relative"):
+        monkeypatch.setenv("TUNER_DATA", written)
+        assert tuner("status").code == 7
+    assert seen == [tmp_path / "studies", Path.cwd() / "~no-such-user/studies", Path.cwd() / "relative"]
+
+
+def test_a_text_whose_name_no_study_can_have(tuner: Command, study_file: Callable[..., str]) -> None:
+    Path(f"{'x' * 220}.txt").write_text("text")
+    result = tuner("check", study_file(), "--corpus", f"{'x' * 220}.txt")
+    assert result.code == 2
+    assert "names the study, too, as " in result.err
+    assert "at most 200 bytes; rename the text" in result.err
+    assert tuner("check", "x" * 300).code == 2

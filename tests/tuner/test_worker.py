@@ -5,6 +5,8 @@ import json
 import os
 import resource
 import shutil
+import signal
+import subprocess
 import tempfile
 import threading
 import time
@@ -38,6 +40,7 @@ from tuner.artifacts import Artifacts
 from tuner.errors import LostDeviceError, StorageError, StudyError, WorkerError
 from tuner.export import chosen_trial, exported
 from tuner.ledger import Counts, Ledger
+from tuner.lifeline import Lifeline
 from tuner.notes import shown, trial_note
 from tuner.objective import Objective, Outcome
 from tuner.plots import quality_and_diversity
@@ -1200,3 +1203,29 @@ def test_the_watchdog_counts_a_step_and_allows_more_for_what_comes_between(
     crew.work(study, Objective(study, found.user_attrs["fingerprint"], "cpu", Artifacts(tmp_path)))
     assert during == {"read": {0}, "step": {60.0}, "evaluate": {600.0}, "write": {600.0}}
     assert allowed[-1] == 0
+
+
+def test_a_worker_waits_while_its_command_stands_still(crew: Any, small: Any, enter: Any, monkeypatch: Any) -> None:
+    study = small(trials=2)
+    found = enter(study)
+    looks = iter([False, True, True, False])
+    monkeypatch.setattr(Lifeline, "stands_still", property(lambda lifeline: next(looks, False)))
+    crew.work(study, lambda number, config, rung: 1.0 / rung)
+    assert [trial.state for trial in found.trials] == [TrialState.COMPLETE] * 2
+    assert next(looks, None) is None
+
+
+def test_a_process_that_was_stopped_is_known() -> None:
+    process = subprocess.Popen(["sleep", "60"])
+    try:
+        assert not Lifeline(process.pid).stands_still
+        process.send_signal(signal.SIGSTOP)
+        os.waitpid(process.pid, os.WUNTRACED)
+        assert Lifeline(process.pid).stands_still
+        process.send_signal(signal.SIGCONT)
+        os.waitpid(process.pid, os.WCONTINUED)
+        assert not Lifeline(process.pid).stands_still
+    finally:
+        process.kill()
+        process.wait()
+    assert not Lifeline(process.pid).stands_still
