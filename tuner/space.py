@@ -217,6 +217,32 @@ class Space:
         return found
 
 
+def configuration_problem(space: Space, config: Config, free: Iterable[str] = ()) -> str | None:
+    """Says in what a configuration is not of this space, or None; what is `free` may be anything.
+
+    So may decoding parameters that are not fixed: they are chosen on the trained model.
+    """
+    given, values = flat(config.model_dump()), dict(space.fixed)
+    for name, searched in space.trained.items():
+        if _is_reached(name, values) and space.counts(searched, values):
+            problem = chosen_problem(space, name, _as_searched(given.get(name), searched))
+            if problem is not None:
+                return f"{name} {problem}"
+            values[name] = given[name]
+    wanted = flat(space.config(values).model_dump())
+    unbound = {*free, *(name for name in DECODING if name not in space.fixed)}
+    for name in sorted({*given, *wanted} - unbound):
+        if given.get(name) != wanted.get(name):
+            return f"{name} is {given.get(name)!r}, and the study has it at {wanted.get(name)!r}"
+    return None
+
+
+def _as_searched(value: Value, searched: Searched) -> Value:
+    """A value as its range has it: a whole number stands in the configuration as 1.0 where a float belongs."""
+    whole = searched.type == "int" and isinstance(value, float) and value.is_integer()
+    return int(value) if whole else value  # type: ignore[arg-type]
+
+
 def chosen_problem(space: Space, name: str, value: Any) -> str | None:
     """Says why a trial cannot be given this value of a parameter, or None."""
     if name in space.decoded:

@@ -20,11 +20,13 @@ import optuna
 import torch
 from optuna.storages import RDBStorage
 from optuna.trial import TrialState
+from pydantic import ValidationError
 
 from models.config import DECODING, Config
-from models.errors import UserError
+from models.errors import ConfigError, UserError
 from models.failures import lost_device, ran_out_of_memory
 from models.files import optional
+from models.network import generator_class
 from models.training import Diverged, Evaluation, Training
 from tuner import notes, search
 from tuner.artifacts import SAMPLES, Artifacts
@@ -44,7 +46,7 @@ from tuner.objective import (
 )
 from tuner.objectives import Tuned, should_prune
 from tuner.report import leaderboard
-from tuner.space import Space
+from tuner.space import Space, chosen_problem, configuration_problem
 from tuner.study import Study, defined, load_study
 
 KEPT = 3
@@ -70,6 +72,10 @@ POLL_SECONDS = 0.5
 
 PRUNED_AT = "tuner:pruned"
 """The system attribute that keeps a verdict with its rung: pruners answer once, and the answer may get lost."""
+
+
+class Unbuildable(Exception):
+    """A trial whose configuration is none that this study would try."""
 
 
 class HandBack(Exception):
@@ -106,6 +112,7 @@ def work(
         definition = definition.model_copy(
             update={"corpus": definition.corpus.model_copy(update={"path": corpus_path})}
         )
+    _require_a_generator(definition)
     with optional("files that nobody needs are not deleted", say):
         sweep_artifacts(study, artifacts)
     objective = Objective(definition, study.user_attrs["fingerprint"], device, artifacts, checkpoint_seconds, say)
@@ -223,7 +230,7 @@ class Worker:
         self.trial_id = trial._trial_id
         self.activity = Activity(number, "starting")
         try:
-            draft = _Draft(trial, self.definition.space)
+            draft = _Draft(trial, self.definition)
             self.courier.ask(draft.write)
             config = self.courier.ask(lambda: self._configure(draft, claim.attempt))
             self.objective.require_fit(config)
@@ -234,6 +241,9 @@ class Worker:
             self.courier.ask(lambda: self._complete(trial, outcome))
             self._keep_best()
             self.failures.clear()
+        except (Unbuildable, ConfigError) as error:
+            if not self._fail(trial, str(error)):
+                return
         except (LostLease, Gone) as error:
             self.say(str(error))
             return
@@ -270,7 +280,7 @@ class Worker:
         trial_id = draft.trial._trial_id
         with self.ledger.held(trial_id, self.id):
             stored = self.storage.get_trial(trial_id).user_attrs.get("configuration")
-            config = draft.config if stored is None else Config.model_validate(stored)
+            config = draft.config if stored is None else draft.checked(stored)
             for name, value, distribution in draft.parameters if stored is None else ():
                 self.storage.set_trial_param(trial_id, name, value, distribution)
             facts = {"attempts": attempt, "worker": f"{socket.gethostname()} {self.objective.device}"}
@@ -296,6 +306,13 @@ class Worker:
 
     def _hand_back(self, trial: optuna.Trial) -> None:
         self._if_held(lambda: self.ledger.hand_back(trial._trial_id, self.id), FAREWELL_SECONDS)
+
+    def _fail(self, trial: optuna.Trial, reason: str) -> bool:
+        """Fails a trial that can be trained nowhere, at once; returns whether it was this worker's to say."""
+        reason = " ".join(reason.split())
+        self.say(f"trial {trial.number} failed: {reason}")
+        self.failures.append(reason)
+        return self._end(trial, TrialState.FAIL, {"reason": reason})
 
     def _end_badly(self, trial: optuna.Trial, error: BaseException) -> bool:
         """Writes down what ended a trial: its configuration, or a mistake. Returns whether the trial is over."""
@@ -380,22 +397,46 @@ class Worker:
 
 
 class _Draft:
-    """What the sampler proposes for a trial. It may think for seconds, so nothing is locked, nor written, meanwhile."""
+    """What a trial is to be trained with: what the sampler proposes, or an earlier attempt got, if the study has it.
 
-    def __init__(self, trial: optuna.Trial, space: Space) -> None:
-        self.trial, self.space = trial, space
+    The sampler may think for seconds, so nothing is locked, nor written, meanwhile. The database is believed in nothing
+    that the study does not say: an architecture is a name of code.
+    """
+
+    def __init__(self, trial: optuna.Trial, definition: Study) -> None:
+        self.trial, self.space = trial, definition.space
+        self.free = [] if definition.confirms is None else ["seed"]  # a confirmation trains with seeds of its own
         self.parameters: list[tuple[str, float, Any]] = []
         self.config = Config()
 
     def write(self) -> None:
-        """Asks the sampler, unless an earlier attempt did; may be repeated."""
-        stored = self.trial.user_attrs.get("configuration")
+        """Asks the sampler, unless an earlier attempt did; may be repeated. Raises Unbuildable."""
+        known = self.get_trial(self.trial._trial_id)
+        stored = known.user_attrs.get("configuration")
+        if stored is not None:
+            self.config = self.checked(stored)
+            return
+        _require_queued(self.space, known.system_attrs.get("fixed_params", {}))
         storage = self.trial.storage
         self.trial.storage = self  # type: ignore[assignment]
+        self.parameters = []
         try:
-            self.config = self.space.suggest(self.trial) if stored is None else Config.model_validate(stored)
+            self.config = self.space.suggest(self.trial)
+        except ValidationError as error:
+            raise Unbuildable(f"a configuration that cannot be: {_first(error)}") from error
         finally:
             self.trial.storage = storage
+
+    def checked(self, stored: Any) -> Config:
+        """Returns a stored configuration. Raises Unbuildable when it is none that this study would try."""
+        try:
+            config = Config.model_validate(stored)
+            problem = configuration_problem(self.space, config, self.free)
+        except ValidationError as error:
+            raise Unbuildable(f"a configuration that cannot be: {_first(error)}") from error
+        if problem is not None:
+            raise Unbuildable(f"a configuration that is not of this study: {problem}")
+        return config
 
     def set_trial_param(self, trial_id: int, name: str, value: float, distribution: Any) -> None:
         """Keeps a parameter until it may be written."""
@@ -513,6 +554,41 @@ def _blamed(error: BaseException) -> tuple[str, dict[str, float]] | None:
     if ran_out_of_memory(error):
         return f"out of memory: {error}", OUT_OF_MEMORY
     return None
+
+
+def _require_queued(space: Space, queued: Any) -> None:
+    """Raises Unbuildable unless a trial was queued with values that this study searches."""
+    if not isinstance(queued, dict):
+        raise Unbuildable("queued with something that is no set of values")
+    for name, value in queued.items():
+        problem = chosen_problem(space, name, value)
+        if problem is not None:
+            raise Unbuildable(f"queued with a value that is not of this study: {name} {problem}")
+
+
+def _require_a_generator(study: Study) -> None:
+    """Raises ConfigError when not one architecture of the study is there, so that every trial would fail here."""
+    searched = study.space.searched.get("architecture")
+    missing = None
+    for name in searched.values() if searched else [study.space.fixed.get("architecture", Config().architecture)]:
+        try:
+            generator_class(Config(architecture=str(name)))
+        except ConfigError as error:
+            missing = error
+        except Exception:  # what its module raises, a trial will tell
+            return
+        else:
+            return
+    if missing is not None:
+        raise missing
+
+
+def _first(error: ValidationError) -> str:
+    """The first problem of several, in one line."""
+    one = error.errors()[0]
+    place = ".".join(map(str, one["loc"]))
+    message = one["msg"].removeprefix("Value error, ").replace("Input should be", "should be")
+    return f"{place} {message}" if place else message
 
 
 def _is_finished(storage: RDBStorage, trial: optuna.Trial) -> bool:

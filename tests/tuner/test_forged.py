@@ -1,0 +1,196 @@
+"""What stands in the database and is not of the study: it ends the trial, imports nothing, and ends no worker."""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+import torch
+from optuna.storages import RDBStorage
+from optuna.trial import TrialState, create_trial
+
+from models.config import Config
+from models.errors import ConfigError
+from tuner import confirmation
+from tuner.artifacts import Artifacts
+from tuner.confirmation import companion_name
+from tuner.ledger import Counts, Ledger
+from tuner.space import Space, configuration_problem
+from tuner.study import Study, StudyBudget
+from tuner.worker import work
+
+Small = Callable[..., Study]
+Enter = Callable[[Study], optuna.Study]
+SPACE = Space.of(
+    {
+        "learning_rate": {"type": "float", "low": 1e-3, "high": 1e-1, "log": True},
+        "architecture": {"type": "categorical", "choices": ["rnn", "transformer"]},
+        "heads": {"type": "categorical", "choices": [2, 4], "when": {"architecture": "transformer"}},
+        "dropout": {"type": "int", "low": 0, "high": 0},
+        "hidden_size": 8,
+        "temperature": {"type": "float", "low": 0.3, "high": 1.5},
+        "top_k": 5,
+    }
+)
+SOUND: dict[str, Any] = {"learning_rate": 0.01, "architecture": "rnn", "hidden_size": 8, "top_k": 5}
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({}, None),
+        ({"temperature": 9.0}, None),
+        ({"architecture": "transformer", "heads": 2}, None),
+        ({"architecture": "evil:Class"}, "architecture 'evil:Class' is not among what is searched: rnn, transformer"),
+        ({"architecture": "gru"}, "architecture 'gru' is not among"),
+        ({"learning_rate": 0.2}, "learning_rate 0.2 is not among what is searched: 0.001 to 0.1"),
+        ({"architecture": "transformer", "heads": 1}, "heads 1 is not among"),
+        ({"heads": 2}, "heads is 2, and the study has it at 4"),
+        ({"hidden_size": 65536}, "hidden_size is 65536, and the study has it at 8"),
+        ({"batch_size": 1_048_576}, "batch_size is 1048576, and the study has it at 16"),
+        ({"top_k": 6}, "top_k is 6, and the study has it at 5"),
+        ({"seed": 5}, "seed is 5, and the study has it at 0"),
+    ],
+)
+def test_a_configuration_is_of_its_space_in_every_value(changes: dict[str, Any], problem: str | None) -> None:
+    found = configuration_problem(SPACE, Config.model_validate(SOUND | changes))
+    assert found is None if problem is None else found is not None and found.startswith(problem)
+
+
+def waiting(found: optuna.Study, user: dict[str, Any], system: dict[str, Any] | None = None) -> None:
+    """Queues a trial with attributes, as whoever may write to the database can."""
+    trial = create_trial(state=TrialState.WAITING, user_attrs=user, system_attrs=system or {})
+    found._storage.create_new_trial(found._study_id, template_trial=trial)
+
+
+FORGED: list[tuple[dict[str, Any], dict[str, Any], str]] = [
+    ({"configuration": {"architecture": "planted:Class"}}, {}, "not of this study: "),
+    ({"configuration": {"architecture": "rnn", "hidden_size": 9}}, {}, "not of this study: "),
+    ({"configuration": {"hidden_size": "8"}}, {}, "cannot be: hidden_size"),
+    ({"configuration": {"nonsense": 1}}, {}, "cannot be: nonsense"),
+    ({"configuration": ["rnn"]}, {}, "a configuration that cannot be"),
+    ({}, {"fixed_params": {"architecture": "planted:Class"}}, "architecture 'planted:Class' is not among"),
+    ({}, {"fixed_params": {"learning_rate": 5.0}}, "learning_rate 5.0 is not among"),
+    ({}, {"fixed_params": {"learning_rate": "x"}}, "learning_rate 'x' is not among"),
+    ({}, {"fixed_params": {"hidden_size": 64}}, "hidden_size is fixed at 8"),
+    ({}, {"fixed_params": {"nonsense": 64}}, "nonsense is not searched"),
+    ({}, {"fixed_params": ["nonsense"]}, "no set of values"),
+]
+
+
+@pytest.mark.parametrize(("user", "system", "reason"), FORGED)
+def test_a_waiting_trial_that_is_not_of_the_study_fails_and_the_worker_goes_on(
+    crew: Any,
+    small: Small,
+    enter: Enter,
+    storage: RDBStorage,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    user: dict[str, Any],
+    system: dict[str, Any],
+    reason: str,
+) -> None:
+    (tmp_path / "planted.py").write_text("raise SystemExit('imported')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    study = small(2)
+    found = enter(study)
+    waiting(found, user, system)
+    assert crew.work(study, lambda number, config, rung: 1.0) == ["all 2 trials are finished"]
+    assert Ledger(storage, found._study_id).counts() == Counts(complete=2, fail=1)
+    said = found.trials[0].user_attrs["reason"]
+    assert reason in said
+    assert "\n" not in said
+    assert "traceback" not in found.trials[0].user_attrs
+    assert "planted" not in sys.modules
+
+
+def test_what_a_worker_stored_itself_is_of_the_study_at_the_next_attempt(crew: Any, small: Small, enter: Enter) -> None:
+    study = small(3, parameters={"learning_rate": {"type": "float", "low": 1e-3, "high": 1e-1}, "dropout": 0})
+    found = enter(study)
+    crashed: list[int] = []
+
+    def score(number: int, config: Config, rung: int) -> float:
+        if number not in crashed:
+            crashed.append(number)
+            raise OSError("a moment")
+        return 1.0
+
+    assert crew.work(study, score) == ["all 3 trials are finished"]
+    assert [trial.user_attrs["attempts"] for trial in found.trials] == [2, 2, 2]
+
+
+def run(storage: RDBStorage, study: Study, tmp_path: Path) -> str:
+    return work(
+        storage,
+        study.name,
+        device="cpu",
+        threads=torch.get_num_threads(),
+        artifacts=Artifacts(tmp_path / "artifacts"),
+        requested=threading.Event(),
+        say=lambda words: None,
+        worker_id=study.name,
+    )
+
+
+OWN = """\
+from models.network import Recurrent
+from models.config import Config
+
+class Mine(Recurrent):
+    def __init__(self, config, vocabulary_size):
+        super().__init__(config.model_copy(update={"architecture": "rnn"}), vocabulary_size)
+"""
+
+
+def test_an_own_class_that_is_gone_fails_its_trials_alone_unless_it_is_all_there_is(
+    small: Small, enter: Enter, storage: RDBStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = tmp_path / "lost_and_found.py"
+    module.write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    sizes = {"hidden_size": 8, "batch_size": 8, "sequence_length": 16}
+    choice = {"type": "categorical", "choices": ["rnn", "lost_and_found:Mine"]}
+    dropout = {"type": "float", "low": 0, "high": 0.1}
+    mixed = small(2, pruner="none", parameters=sizes | {"architecture": choice, "dropout": dropout})
+    alone = small(3, parameters=sizes | {"architecture": "lost_and_found:Mine"})
+    found, lonely = enter(mixed), enter(alone)
+    module.unlink()
+    sys.modules.pop("lost_and_found")
+    for name in ("lost_and_found:Mine", "rnn", "rnn"):
+        waiting(found, {}, {"fixed_params": {"architecture": name}})
+    assert run(storage, mixed, tmp_path) == "all 2 trials are finished"
+    assert [trial.state.name for trial in found.trials] == ["FAIL", "COMPLETE", "COMPLETE"]
+    assert found.trials[0].user_attrs["reason"].startswith("architecture lost_and_found:Mine: No module named")
+    with pytest.raises(ConfigError, match=r"^architecture lost_and_found:Mine: No module named"):
+        run(storage, alone, tmp_path)
+    assert lonely.trials == []
+
+
+def test_a_study_whose_every_trial_is_not_of_it_ends(crew: Any, small: Small, enter: Enter) -> None:
+    study = small(100)
+    found = enter(study)
+    for _ in range(7):
+        waiting(found, {"configuration": {"architecture": "planted:Class"}})
+    assert crew.work(study, lambda number, config, rung: 1.0) == ["all of its 5 trials failed"]
+
+
+def test_a_confirmation_trains_its_candidates_with_seeds_of_its_own_and_nothing_else(
+    crew: Any, small: Small, enter: Enter, storage: RDBStorage
+) -> None:
+    study = small(2, parameters=json.loads(json.dumps(small().parameters)) | {"seed": 3})
+    found = enter(study)
+    crew.work(study, lambda number, config, rung: float(number + 1))
+    chosen = confirmation.candidates(found, 1)
+    companion, definition = confirmation.enter(storage, found, study, chosen, 2)
+    waiting(companion, {"configuration": chosen[0].user_attrs["configuration"] | {"hidden_size": 64}})
+    assert definition.name == companion_name(study.name)
+    roomy = definition.model_copy(update={"budget": StudyBudget(trials=3)})
+    assert crew.work(roomy, lambda number, config, rung: float(config.seed)) == ["all that was queued is done"]
+    ends = {trial.number: (trial.state.name, trial.user_attrs["configuration"]["seed"]) for trial in companion.trials}
+    assert ends == {0: ("COMPLETE", 4), 1: ("COMPLETE", 5), 2: ("FAIL", 3)}
