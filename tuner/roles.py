@@ -24,14 +24,27 @@ WORKER = (
 
 DASHBOARD = (
     "SELECT ON ALL TABLES IN SCHEMA {schema}",
-    "INSERT, UPDATE ON study_user_attributes, study_system_attributes, trial_user_attributes, trial_system_attributes",
+    "INSERT, UPDATE ON study_system_attributes, trial_user_attributes, trial_system_attributes",  # but see ROWS
     "INSERT ON trials",  # what an operator enqueues or tries again
     "UPDATE (number, state) ON trials",  # which Optuna fills in after a trial was entered
     "UPDATE (study_id) ON studies",  # to lock a study meanwhile; changing it is refused, for other tables refer to it
-    "UPDATE ON tuner_studies",  # pause, resume, stop
+    "UPDATE (state, forgiven) ON tuner_studies",  # pause, resume, stop
     "USAGE ON ALL SEQUENCES IN SCHEMA {schema}",
 )
 """Of a dashboard and its operators: look, write notes and figures, queue trials and steer studies."""
+
+_OWN_TRIAL = "xmin = pg_current_xact_id()::xid"
+ROWS = {
+    "study_system_attributes": ("true", "starts_with(key, 'dashboard:') OR starts_with(key, 'artifacts:')"),
+    "trial_system_attributes": ("true", "key = 'fixed_params' OR starts_with(key, 'artifacts:')"),
+    "trial_user_attributes": ("true", "key IN ('enqueued', 'retry_of')"),
+    "trials": (_OWN_TRIAL, "state IN ('RUNNING', 'WAITING')"),
+}
+"""The rows of these tables that a dashboard may change, and what it may write there.
+
+Workers believe what a trial's `configuration` says, and a sampler may keep its state, in a form that could be code,
+among the system attributes. Only trials that were entered in the same transaction may change their number and state.
+"""
 
 LATER = {
     "worker": ("SELECT, INSERT, UPDATE ON TABLES", "USAGE ON SEQUENCES"),
@@ -60,7 +73,7 @@ def grant(storage: RDBStorage, roles: list[Role]) -> None:
             for role in roles:
                 if role.password_file is not None:
                     _set_password(connection, role.name, read_password(role.password_file))
-                for statement in _statements(connection, role):
+                for statement in (*_statements(connection, role), *_policies(connection, role)):
                     connection.exec_driver_sql(statement)
     except DBAPIError as error:
         said = str(error.orig).splitlines()[0]
@@ -89,6 +102,23 @@ def _statements(connection: Connection, role: Role) -> Iterator[str]:
         yield f"GRANT {right.format(schema=schema)} TO {name}"
     for right in LATER[role.purpose]:
         yield f"ALTER DEFAULT PRIVILEGES IN SCHEMA {schema} GRANT {right} TO {name}"
+
+
+def _policies(connection: Connection, role: Role) -> Iterator[str]:
+    """Keeps a dashboard to some rows; for everybody else only their rights on a table count."""
+    number = connection.scalar(sql.text("SELECT oid FROM pg_roles WHERE rolname = :name"), {"name": role.name})
+    name = _quoted(connection, role.name)
+    for table, (changed, written) in ROWS.items():
+        yield f"DROP POLICY IF EXISTS tuner_everybody ON {table}"
+        yield f"CREATE POLICY tuner_everybody ON {table} USING (true) WITH CHECK (true)"
+        for what in ("insert", "update"):
+            yield f"DROP POLICY IF EXISTS tuner_{what}_{number} ON {table}"
+        if role.purpose == "dashboard":
+            restricted = f"ON {table} AS RESTRICTIVE FOR {{what}} TO {name}"
+            yield f"CREATE POLICY tuner_insert_{number} {restricted.format(what='INSERT')} WITH CHECK ({written})"
+            check = f"USING ({changed}) WITH CHECK ({written})"
+            yield f"CREATE POLICY tuner_update_{number} {restricted.format(what='UPDATE')} {check}"
+        yield f"ALTER TABLE {table} ENABLE ROW LEVEL SECURITY"
 
 
 def _quoted(connection: Connection, name: str) -> str:

@@ -76,6 +76,8 @@ def test_the_dashboard_role_shows_writes_notes_and_steers(team: dict[str, str], 
         assert len(found.trials) == 4
         save_note(found, "a note")
         save_plotly_graph_object(found, go.Figure(), graph_object_id="figure")
+        save_plotly_graph_object(found, go.Figure(), graph_object_id="figure")
+        storage.set_study_system_attr(found._study_id, "artifacts:1", "{}")
         assert steering.pause(storage, found).startswith("paused")
         assert steering.resume(storage, found).startswith("running")
         assert "trial 4 waits" in steering.enqueue(storage, found, searched, ["learning_rate=0.01"])
@@ -105,6 +107,20 @@ def test_neither_role_can_delete_or_drop(team: dict[str, str], role: str) -> Non
 
 
 CHANGES = [
+    "update study_user_attributes set value_json = '{}' where key = 'study'",
+    "insert into study_user_attributes (study_id, key, value_json) values (1, 'study', '{}')",
+    "insert into study_system_attributes (study_id, key, value_json) values (1, 'cma:optimizer:0', '\"80\"')",
+    "update study_system_attributes set value_json = '[]'",  # the names of objectives among them
+    "update trial_user_attributes set value_json = '{}' where key = 'configuration'",
+    "update trial_user_attributes set value_json = '[]'",
+    "update trial_user_attributes set key = 'retry_of' where key = 'enqueued'; "
+    "insert into trial_user_attributes (trial_id, key, value_json) values (1, 'configuration', '{}')",
+    "insert into trial_system_attributes (trial_id, key, value_json) values (1, 'cma:optimizer:0', '\"80\"')",
+    "insert into trial_system_attributes (trial_id, key, value_json) values (1, 'constraints:memory', '1')"
+    " on conflict (trial_id, key) do update set value_json = '1'",
+    "insert into trials (study_id, state, number) values (1, 'COMPLETE', 99)",
+    "update tuner_studies set active_seconds = 1e9",
+    "update trial_params set param_value = 0",
     "update trials set study_id = 1",
     "update trial_values set value = 0",
     "insert into trial_values (trial_id, objective, value, value_type) values (1, 0, 0, 'FINITE')",
@@ -120,6 +136,45 @@ def test_a_dashboard_cannot_change_results(team: dict[str, str], searched: Study
     board = team["dashboard"]
     assert {change: refusal(board, change) for change in CHANGES} == dict.fromkeys(CHANGES, "InsufficientPrivilege")
     assert refusal(board, "update studies set study_id = study_id + 1000") == "ForeignKeyViolation"
+    for state in ("COMPLETE", "FAIL", "WAITING"):  # the trials of others are not even found to be changed
+        assert changed_rows(board, f"update trials set state = '{state}'") == 0
+    assert changed_rows(team["worker"], "update trials set state = state") == len(searched_trials(team, searched))
+
+
+def changed_rows(url: str, statement: str) -> int:
+    """How many rows a statement changes; they stay as they were."""
+    with open_storage(url) as storage, storage.engine.connect() as connection:
+        return int(connection.execute(sql.text(statement)).rowcount)
+
+
+def searched_trials(team: dict[str, str], study: Study) -> list[Any]:
+    with open_storage(team["owner"]) as storage:
+        return optuna.load_study(study_name=study.name, storage=storage).trials
+
+
+def test_a_dashboard_that_becomes_a_worker_may_do_what_workers_do(team: dict[str, str], searched: Study) -> None:
+    forge = "update trial_user_attributes set value_json = value_json where key = 'configuration'"
+    assert refusal(team["dashboard"], forge) == "InsufficientPrivilege"
+    with open_storage(team["owner"]) as owner:
+        roles.grant(owner, [Role("worker", "board", None)])
+    assert refusal(team["dashboard"], forge) == "done"
+    assert changed_rows(team["dashboard"], forge) > 0
+    with open_storage(team["owner"]) as owner:
+        roles.grant(owner, [Role("dashboard", "board", None)])
+    assert refusal(team["dashboard"], forge) == "InsufficientPrivilege"
+
+
+def test_a_role_that_nobody_granted_for_us_sees_what_its_own_rights_say(
+    team: dict[str, str], searched: Study, ask: Callable[[str], Any]
+) -> None:
+    ask("create role onlooker login")
+    with open_storage(team["owner"]) as owner, owner.engine.begin() as connection:
+        connection.execute(sql.text("grant select on all tables in schema public to onlooker"))
+    with open_storage(team["owner"].replace("tuner@", "onlooker@")) as storage:
+        assert len(optuna.load_study(study_name=searched.name, storage=storage).trials) == 4
+    with open_storage(team["owner"]) as owner, owner.engine.begin() as connection:
+        connection.execute(sql.text("drop owned by onlooker"))
+    ask("drop role onlooker")
 
 
 def refusal(url: str, statement: str) -> str:
