@@ -20,6 +20,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from models.config import DECODING
 from tuner.errors import StudyError
+from tuner.facts import is_told
 from tuner.ledger import RUNNING, Ledger, make_tables, transaction
 from tuner.limits import Limits
 from tuner.ownership import owner_of
@@ -79,7 +80,7 @@ def enter(
             if pair not in there:
                 _queue(companion, trial, pair)
         definition = _definition(study, len(there.keys() | wanted.keys()))
-        companion.set_user_attr("fingerprint", found.user_attrs["fingerprint"])
+        companion.set_user_attr("fingerprint", found.user_attrs.get("fingerprint"))
         companion.set_user_attr("study", definition.stored())
     ledger.set_state(RUNNING)
     return companion, definition
@@ -87,7 +88,7 @@ def enter(
 
 def fresh_seeds(trial: FrozenTrial, count: int) -> list[int]:
     """Returns the seeds that follow the trial's own, as `tuner train --seeds` takes them."""
-    own = int(trial.user_attrs["configuration"]["seed"])
+    own = int(trial.user_attrs["configuration"].get("seed", 0))
     return [(own + offset) % SEEDS for offset in range(1, count + 1)]
 
 
@@ -258,10 +259,11 @@ def _definition(study: Study, trainings: int) -> Study:
 
 
 def _trainings(companion: optuna.Study) -> dict[tuple[int, int], FrozenTrial]:
-    """The companion's trials by candidate and seed, but for those that failed: they are to be tried again."""
-    trials = companion.get_trials(deepcopy=False)
+    """The companion's trials by candidate and seed, but for those that failed or that no worker ended: once more."""
     return {
-        (trial.params["candidate"], trial.params["seed"]): trial for trial in trials if trial.state != TrialState.FAIL
+        (trial.params["candidate"], trial.params["seed"]): trial
+        for trial in companion.get_trials(deepcopy=False)
+        if trial.params.keys() >= {"candidate", "seed"} and trial.state != TrialState.FAIL and not is_told(trial)
     }
 
 

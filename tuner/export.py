@@ -10,6 +10,7 @@ from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
+from pydantic import ValidationError
 
 from models.config import Config, Recipe
 from models.errors import ConfigError, RunError
@@ -17,9 +18,10 @@ from models.files import draft_of, is_stream, optional, reason, require_makeable
 from models.reader import parse, plain, read_text
 from tuner.confirmation import confirmation_of, confirmed_trial
 from tuner.errors import StudyError
+from tuner.facts import is_result, number
 from tuner.notations import OURS, noted
 from tuner.plots import draw_decoding
-from tuner.report import numbered, quality, require_board
+from tuner.report import NO_WORKER, numbered, quality, require_board
 from tuner.study import OBJECTIVES, Study
 
 KEPT = (
@@ -39,13 +41,15 @@ KEPT = (
 """The facts of a trial that its export tells, those that its worker wrote down."""
 
 
-def chosen_trial(study: optuna.Study, number: int | None = None, prefer: str = OBJECTIVES[0]) -> FrozenTrial:
+def chosen_trial(study: optuna.Study, wanted: int | None = None, prefer: str = OBJECTIVES[0]) -> FrozenTrial:
     """Returns the completed trial of that number, or the best one in what is preferred. Raises StudyError."""
-    if number is None:
+    if wanted is None:
         return best_trials(study, prefer)[0]
-    found = numbered(study.get_trials(deepcopy=False), number, study.study_name)
+    found = numbered(study.get_trials(deepcopy=False), wanted, study.study_name)
     if found.state != TrialState.COMPLETE:
-        raise StudyError(f"trial {number} is {found.state.name.lower()}; only a complete one can be exported")
+        raise StudyError(f"trial {wanted} is {found.state.name.lower()}; only a complete one can be exported")
+    if not is_result(found):
+        raise StudyError(f"trial {wanted}: {NO_WORKER}, so that it is no result; there is nothing to export")
     return found
 
 
@@ -59,8 +63,8 @@ def best_trials(study: optuna.Study, prefer: str = OBJECTIVES[0], count: int = 1
         chosen = confirmed_trial(study, board)
         ranked = board if chosen is None else [chosen, *(trial for trial in board if trial is not chosen)]
     else:
-        ranked = [trial for trial in board if trial.user_attrs.get(prefer) is not None]
-        ranked.sort(key=lambda trial: float(trial.user_attrs[prefer]))
+        ranked = [trial for trial in board if number(trial, prefer) is not None]
+        ranked.sort(key=lambda trial: number(trial, prefer) or 0.0)
     if not ranked:
         raise StudyError(f"no trial of study {study.study_name} was long enough to measure its {prefer}")
     if len(ranked) < count:
@@ -83,9 +87,9 @@ def exported(optuna_study: optuna.Study, study: Study, trial: FrozenTrial, path:
     """Returns the file's text: the stored configuration, never rebuilt from today's defaults, and where it is from."""
     facts = trial.user_attrs
     recipe = Recipe(
-        corpus=study.corpus.model_copy(update={"fingerprint": optuna_study.user_attrs["fingerprint"]}),
+        corpus=study.corpus.model_copy(update={"fingerprint": optuna_study.user_attrs.get("fingerprint")}),
         trial=study.trial,
-        parameters=Config.model_validate(facts["configuration"]),
+        parameters=_stored(trial),
         threads=facts["threads"],
         provenance=_provenance(optuna_study, study, trial),
     )
@@ -98,6 +102,18 @@ def exported(optuna_study: optuna.Study, study: Study, trial: FrozenTrial, path:
     return noted(recipe, notation, "\n".join(lines), command)
 
 
+def _stored(trial: FrozenTrial) -> Config:
+    """The configuration that a trial was trained with. Raises StudyError."""
+    try:
+        return Config.model_validate(trial.user_attrs["configuration"])
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise StudyError(
+            f"trial {trial.number}: its stored configuration cannot be: {place}: {first['msg']}"
+        ) from error
+
+
 def training_command(path: Path, device: str | None) -> str:
     """Returns the command that trains an export to the value in it: on a CPU if the trial was trained on one."""
     on = ["--device", "cpu"] if device == "cpu" else []
@@ -106,9 +122,9 @@ def training_command(path: Path, device: str | None) -> str:
 
 def _came_to(study: Study, trial: FrozenTrial) -> list[str]:
     """For a budget in seconds, what this trial made of it: tokens are the same on every machine."""
-    if study.trial.seconds is None or "tokens" not in trial.user_attrs:
+    tokens = trial.user_attrs.get("tokens")
+    if study.trial.seconds is None or tokens is None:
         return []
-    tokens = trial.user_attrs["tokens"]
     return [f"Its {study.trial.seconds:g} seconds came to {tokens} tokens; --tokens {tokens} trains as much anywhere."]
 
 

@@ -17,8 +17,10 @@ from optuna.trial import FrozenTrial, TrialState
 
 from tuner.artifacts import SAMPLES, Artifacts
 from tuner.confirmation import Result, confirmed_trial
+from tuner.facts import is_result, is_told
+from tuner.facts import number as fact
 from tuner.plots import BEYOND, BROKEN, FULL, PRUNED, best_first, outcome, spent
-from tuner.report import quality
+from tuner.report import NO_WORKER, quality
 from tuner.study import Study
 
 FEWEST = 10
@@ -119,7 +121,7 @@ def savings(definition: Study, trials: Iterable[FrozenTrial]) -> Savings:
     whole = float(definition.trial.tokens or definition.trial.seconds or 0)
     ended = [trial for trial in trials if outcome(trial) in (FULL, PRUNED)]
     pruned = [trial for trial in ended if outcome(trial) == PRUNED]
-    left = {trial.number: whole - spent(definition, max(trial.intermediate_values)) for trial in pruned}
+    left = {trial.number: whole - spent(definition, max(trial.intermediate_values, default=0)) for trial in pruned}
     unit = "tokens" if definition.trial.tokens else "seconds"
     paid = sum(spent(definition, max(trial.intermediate_values, default=definition.trial.rungs)) for trial in ended)
     return Savings(len(pruned), paid, sum(left.values()), unit, _seconds(unit, pruned, left))
@@ -128,7 +130,7 @@ def savings(definition: Study, trials: Iterable[FrozenTrial]) -> Savings:
 def _seconds(unit: str, pruned: Sequence[FrozenTrial], left: dict[int, float]) -> float | None:
     if unit == "seconds":
         return sum(left.values())
-    rates = {trial.number: trial.user_attrs.get("tokens_per_second") for trial in pruned}
+    rates = {trial.number: fact(trial, "tokens_per_second") for trial in pruned}
     if not pruned or not all(rates.values()):
         return None
     return sum(left[number] / float(rate or math.inf) for number, rate in rates.items())
@@ -200,6 +202,8 @@ def troubles(trials: Iterable[FrozenTrial]) -> list[Trouble]:
 def _kind(trial: FrozenTrial) -> str | None:
     """The part of a reason that trials share."""
     facts = trial.user_attrs
+    if is_told(trial):
+        return NO_WORKER
     if outcome(trial) in (BEYOND, BROKEN):
         return str(facts.get("reason", "no reason was written down")).partition("\n")[0].partition(":")[0][:100]
     return "crashed, and went on from a checkpoint" if "crashes" in facts and trial.state.is_finished() else None
@@ -247,7 +251,7 @@ def _attached(storage: RDBStorage, kept: Artifacts, trial: FrozenTrial) -> str:
 
 def origins(trials: Iterable[FrozenTrial]) -> list[tuple[dict[str, Any], int]]:
     """Returns where completed trials were trained, as far as it was written down, and how many at each place."""
-    complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
+    complete = [trial for trial in trials if is_result(trial)]
     places = Counter(
         json.dumps({name: trial.user_attrs.get(name) for name in PLACE}, sort_keys=True) for trial in complete
     )

@@ -353,7 +353,8 @@ class Ledger:
         Returns whether it failed.
         """
         with self.held(trial_id, worker_id):
-            crashes = self.storage.get_trial(trial_id).user_attrs.get("crashes", 0) + 1
+            before = self.storage.get_trial(trial_id).user_attrs.get("crashes")
+            crashes = 1 + (before if isinstance(before, int) else 0)
             failed: bool = crashes > retries
             facts = {"crashes": crashes, "traceback": traceback} | ({"reason": reason} if failed else {})
             self.note(trial_id, facts)

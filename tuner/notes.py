@@ -14,7 +14,8 @@ from optuna.trial import FrozenTrial, TrialState
 from models.config import Config, flat
 from models.markdown import code, fenced
 from tuner.confirmation import lines
-from tuner.report import Row, activity, configured, counted, duration, excess, front, quality
+from tuner.facts import is_told, trial_problem
+from tuner.report import NO_WORKER, Row, activity, configured, counted, duration, excess, front, quality
 from tuner.study import Study
 
 WIDTH = 100
@@ -77,6 +78,9 @@ def attached(attachment: str, filename: str) -> dict[str, Any]:
 def trial_note(study: Study, trial: FrozenTrial) -> str:
     """Returns what is known of a trial, from its first rung on: at most some 15,000 characters, usually 1,000."""
     facts = trial.user_attrs
+    problem = trial_problem(facts, trial.system_attrs)
+    if problem is not None:
+        return f"{_headline(study, trial)}\n\nIts attributes are not as workers write them: {code(problem)}\n"
     parts = [_headline(study, trial), *_why(facts), *_facts(facts), *_configuration(trial), *_curve(study, trial)]
     traceback = str(facts.get("traceback", "")).strip()[-TRACEBACK_CHARACTERS:]
     parts += ["What its code said:", shown(traceback)] if traceback else []
@@ -89,10 +93,12 @@ def _headline(study: Study, trial: FrozenTrial) -> str:
     what = {
         TrialState.COMPLETE: f"Complete: {quality(trial):.4f} bits per byte" if trial.values else "Complete",
         TrialState.PRUNED: f"Pruned at rung {rung} of {study.trial.rungs}" if rung else "Ended before its first rung",
-        TrialState.FAIL: "Failed",
+        TrialState.FAIL: "Failed" if trial.user_attrs.get("reason") else f"Failed: {NO_WORKER}",
         TrialState.RUNNING: f"Running, rung {rung} of {study.trial.rungs}",
         TrialState.WAITING: "Waiting for a worker",
     }[trial.state]
+    if is_told(trial):
+        return f"**{what}**\n\n**No result**: {NO_WORKER}; never the best trial"
     beyond = ", ".join(f"{code(name)} by {by:.0%}" for name, by in excess(trial).items())
     return f"**{what}**" + (f"\n\n**Infeasible**: exceeds {beyond}; never the best trial" if beyond else "")
 
@@ -109,7 +115,7 @@ def _facts(facts: dict[str, Any]) -> list[str]:
         "memory": _number(facts.get("peak_memory_bytes"), " MiB", 2**20),
         "trained on": _number(facts.get("tokens"), " tokens"),
         "for": _number(facts.get("training_seconds"), " s"),
-        "worker": code(_value(facts["worker"])) if "worker" in facts else "",
+        "worker": code(_value(facts["worker"])) if facts.get("worker") else "",
         "attempts": _number(facts.get("attempts") if facts.get("attempts", 1) != 1 else None),
         "crashes": _number(facts.get("crashes")),
         "retry of trial": _number(facts.get("retry_of")),
@@ -119,7 +125,7 @@ def _facts(facts: dict[str, Any]) -> list[str]:
 
 
 def _configuration(trial: FrozenTrial) -> list[str]:
-    whole = flat(trial.user_attrs.get("configuration", {}))
+    whole = flat(trial.user_attrs.get("configuration") or {})
     searched = trial.params
     fixed = {name: value for name, value in whole.items() if name not in searched and value != USUAL.get(name)}
     rows = [(code(_value(name)), code(_value(value)), "searched") for name, value in searched.items()]
@@ -154,11 +160,16 @@ def sparkline(values: Sequence[float]) -> str:
 
 
 def _measures(facts: dict[str, Any]) -> list[str]:
-    if "text" not in facts:
+    if facts.get("text") is None or facts.get("text_divergence") is None:
         return []
     written = {"text_divergence": facts["text_divergence"], **facts["text"]}
     human = {"text_divergence": 0, **facts["human_text"]}
-    rows = [(title, f"{written[name]:.4g}", f"{human[name]:.4g}") for name, title in MEASURES.items()]
+    known = {name: (written.get(name), human.get(name)) for name in MEASURES}
+    rows = [
+        (MEASURES[name], f"{own:.4g}", f"{theirs:.4g}")
+        for name, (own, theirs) in known.items()
+        if None not in (own, theirs)
+    ]
     return [_table(("measure", "this model", "people"), rows)]
 
 
@@ -230,8 +241,9 @@ def _workers(now: Row) -> list[str]:
 
 
 def _board(now: Row, board: Sequence[FrozenTrial]) -> list[str]:
-    beyond = now.counts.complete - len(board)
+    beyond = now.counts.complete - now.told - len(board)
     infeasible = [f"Beyond the limits, and not listed: {counted(beyond, 'completed trial')}."] if beyond > 0 else []
+    infeasible += [f"Ended by no worker, and not listed: {counted(now.told, 'trial')}."] if now.told else []
     if not board:
         return infeasible or ["No trial is complete yet."]
     best = front(list(board)) if len(now.study.objectives) > 1 else board

@@ -13,7 +13,8 @@ from optuna.storages import RDBStorage
 from sqlalchemy import Connection
 
 from models.errors import ConfigError
-from tuner import ledger
+from tuner import ledger, report
+from tuner.facts import study_problem
 from tuner.ledger import Counts, Worker
 from tuner.report import FAILED_SHOWN, Row, Snapshot
 from tuner.study import Study, renamed, stored_study
@@ -25,25 +26,38 @@ _STUDIES = sql.text(
     " LEFT JOIN study_user_attributes AS confirmation"
     " ON confirmation.study_id = studies.study_id AND confirmation.key = 'confirmation' ORDER BY study_name"
 )
-_COUNTS = sql.text("SELECT study_id, lower(CAST(state AS text)), count(*) FROM trials GROUP BY study_id, state")
 # The CASE keeps what is no number from being read as one.
 _FEASIBLE = (
     " NOT EXISTS (SELECT 1 FROM trial_system_attributes AS attributes WHERE attributes.trial_id = trials.trial_id"
-    " AND CASE WHEN starts_with(key, 'constraints:') THEN CAST(value_json AS float) > 0 ELSE false END)"
+    " AND CASE WHEN NOT starts_with(key, 'constraints:') THEN false"
+    r" WHEN value_json ~ '^-?[0-9]{1,99}(\.[0-9]{1,99})?([eE][-+]?[0-9]{1,2})?$' THEN CAST(value_json AS float) > 0"
+    " ELSE true END)"
+)
+# What `facts.is_result` asks for, but for the kinds of a worker's facts. Infinity is kept as NULL.
+_FACT = " EXISTS (SELECT 1 FROM trial_user_attributes AS facts WHERE facts.trial_id = trials.trial_id AND facts.key = "
+_RESULT = (
+    f" CAST(state AS text) = 'COMPLETE' AND {_FACT} 'configuration') AND {_FACT} 'threads' AND value_json <> 'null')"
+    " AND NOT EXISTS (SELECT 1 FROM trial_values AS others WHERE others.trial_id = trials.trial_id"
+    " AND (others.value IS NULL OR others.value = 'NaN'))"
+)
+_COUNTS = sql.text(
+    "SELECT study_id, lower(CAST(state AS text)), count(*), count(results.trial_id) FROM trials"
+    f" LEFT JOIN (SELECT trial_id FROM trials WHERE {_RESULT}) AS results USING (trial_id) GROUP BY study_id, state"
 )
 # Optuna's own minimum knows nothing of limits.
 _BEST = sql.text(
     "SELECT DISTINCT ON (study_id) study_id, number, value FROM trials JOIN trial_values USING (trial_id)"
-    f" WHERE CAST(state AS text) = 'COMPLETE' AND objective = 0 AND value IS NOT NULL AND {_FEASIBLE}"
+    f" WHERE objective = 0 AND {_RESULT} AND {_FEASIBLE}"
     " ORDER BY study_id, value, number"
 )
 _BOARD = sql.text(
     "SELECT trials.trial_id, first.value AS first, coalesce(second.value, 'infinity') AS second FROM trials"
     " JOIN trial_values AS first ON first.trial_id = trials.trial_id AND first.objective = 0"
     " LEFT JOIN trial_values AS second ON second.trial_id = trials.trial_id AND second.objective = 1"
-    f" WHERE study_id = :study AND CAST(state AS text) = 'COMPLETE' AND {_FEASIBLE}"
-    " ORDER BY first.value NULLS LAST, second.value, number"  # infinity is kept as NULL
+    f" WHERE study_id = :study AND {_RESULT} AND {_FEASIBLE}"
+    " ORDER BY first.value, second.value, number"
 )
+_RESULTS = sql.text(f"SELECT count(*) FROM trials WHERE study_id = :study AND {_RESULT}")
 _ENDED = sql.text(
     "SELECT trial_id FROM trials WHERE study_id = :study AND CAST(state AS text) NOT IN ('RUNNING', 'WAITING')"
 )
@@ -64,7 +78,8 @@ def all_rows(storage: RDBStorage) -> list[Row]:
         studies = connection.execute(_STUDIES).all()
         if not studies:
             return []  # and perhaps no table of ours
-        counts, best = _counts(connection), {row.study_id: row for row in connection.execute(_BEST)}
+        counts, told = _counts(connection)
+        best = {row.study_id: row for row in connection.execute(_BEST)}
         books = {row.study_id: row for row in connection.execute(ledger.studies.select())}
         workers = _workers(connection)
     readable = [
@@ -80,9 +95,10 @@ def all_rows(storage: RDBStorage) -> list[Row]:
             books[number].active_seconds,
             books[number].state,
             study_id=number,
-            confirmation=None if confirmation is None else json.loads(confirmation),
+            confirmation=None if confirmation is None else _confirmation(confirmation),
             best=best[number].value if number in best else None,
             best_trial=best[number].number if number in best else None,
+            told=told[number],
         )
         for number, study, confirmation in readable
         if number in books
@@ -108,19 +124,22 @@ def in_short(storage: RDBStorage, study_id: int, study: Study, most: int) -> Sna
     with storage.engine.begin() as connection:
         ranked = connection.execute(_BOARD, {"study": study_id}).all()
         failed = connection.execute(_FAILED, {"study": study_id, "most": FAILED_SHOWN}).scalars().all()
+        results = connection.execute(_RESULTS, {"study": study_id}).scalar_one()
         counts = book.counts(connection)
     several = len(study.objectives) > 1
     chosen = _front(ranked) if several else [row.trial_id for row in ranked[:most]]
     trials = [storage.get_trial(trial_id) for trial_id in (*chosen, *reversed(failed))]
+    board = report.leaderboard(trials)
     return Snapshot(
         study,
         counts,
         book.alive(),
         book.active_seconds(),
         book.state(),
-        best=trials[0] if chosen else None,
+        best=board[0] if board else None,
         trials=trials,
-        infeasible=counts.complete - len(ranked),
+        infeasible=results - len(ranked),
+        told=counts.complete - results,
     )
 
 
@@ -160,11 +179,20 @@ def _is_ours(text: str) -> bool:
     return text.lstrip().startswith("{")
 
 
-def _counts(connection: Connection) -> dict[int, dict[str, int]]:
+def _confirmation(text: str) -> dict[str, Any] | None:
+    """What a confirmation found, in JSON; None for what is none."""
+    found = json.loads(text)
+    return found if study_problem({"confirmation": found}) is None else None
+
+
+def _counts(connection: Connection) -> tuple[dict[int, dict[str, int]], dict[int, int]]:
+    """How many trials of each study are in which state, and how many were completed by no worker."""
     found: dict[int, dict[str, int]] = defaultdict(dict)
-    for study, state, count in connection.execute(_COUNTS):
+    told: dict[int, int] = defaultdict(int)
+    for study, state, count, results in connection.execute(_COUNTS):
         found[study][state] = count
-    return found
+        told[study] += count - results if state == "complete" else 0
+    return found, told
 
 
 def _workers(connection: Connection) -> dict[int, list[Worker]]:

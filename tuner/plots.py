@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from optuna.trial import FrozenTrial, TrialState
 
 from models.config import Config
+from tuner.facts import is_result
 from tuner.report import is_feasible, leaderboard, quality
 from tuner.space import Categorical, Searched, Value
 from tuner.study import Study
@@ -87,7 +88,7 @@ def dashboard_figures(definition: Study, trials: list[FrozenTrial]) -> dict[str,
 
 def best_first(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
     """Returns the completed trials that exceed no limit, the best one first."""
-    return [trial for trial in leaderboard(trials) if math.isfinite(quality(trial))]
+    return leaderboard(trials)
 
 
 def last_value(trial: FrozenTrial) -> float | None:
@@ -106,7 +107,7 @@ def outcome(trial: FrozenTrial) -> str | None:
     if last_value(trial) is None or trial.state == TrialState.FAIL:
         return BROKEN
     if trial.state == TrialState.COMPLETE:
-        return FULL
+        return FULL if is_result(trial) else BROKEN
     return BROKEN if "reason" in trial.user_attrs else PRUNED
 
 
@@ -471,7 +472,7 @@ def quality_and_diversity(trials: list[FrozenTrial]) -> go.Figure | None:
     None when no trial was long enough to know. Further right is closer to what people wrote, further down less
     monotonous (Caccia et al. 2018).
     """
-    shown = [trial for trial in best_first(trials) if "decoding_curve" in trial.user_attrs][:SHOWN]
+    shown = [trial for trial in best_first(trials) if _has_curve(trial)][:SHOWN]
     if not shown:
         return None
     figure = _figure()
@@ -627,13 +628,20 @@ def _short(number: float) -> float:
     return float(f"{number:.6g}")
 
 
+def _has_curve(trial: FrozenTrial) -> bool:
+    """Whether what a model writes was measured at some temperatures, and at the chosen one."""
+    facts = trial.user_attrs
+    measured = all(facts.get(name) for name in ("decoding_curve", "text", "human_text"))
+    return measured and isinstance(facts["configuration"].get("temperature"), int | float)
+
+
 def draw_decoding(trial: FrozenTrial, folder: Path) -> None:
     """Draws divergence, and quality against diversity, over temperature into a run folder; nothing without a curve.
 
     Raises OSError.
     """
     facts = trial.user_attrs
-    if "decoding_curve" not in facts:
+    if not _has_curve(trial):
         return
     from models.report import new_figure, write_picture
 

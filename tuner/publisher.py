@@ -7,6 +7,7 @@ and a study of 10,000 trials is not read anew with all of its notes at every gla
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import sys
@@ -21,7 +22,7 @@ import optuna
 from optuna.storages import RDBStorage
 from optuna.storages._cached_storage import _CachedStorage
 from optuna.study._frozen import FrozenStudy
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 from optuna_dashboard import _app, save_plotly_graph_object
 from psycopg2.errors import InsufficientPrivilege, ReadOnlySqlTransaction
 
@@ -99,7 +100,9 @@ class Publisher(threading.Thread):
         serialize, get_trials = _app.serialize_study_detail, _app.get_trials
         _app.serialize_study_detail = lambda *arguments: self.detail(serialize, *arguments)
         # It would read all trials of a study every ten seconds, those that ended long ago, too.
-        _app.get_trials = lambda cache, storage, study_id: get_trials(cache, self.trials, study_id)
+        _app.get_trials = lambda cache, storage, study_id: list(
+            map(_presentable, get_trials(cache, self.trials, study_id))
+        )
         try:
             yield
         finally:
@@ -156,6 +159,16 @@ class Publisher(threading.Thread):
                 raise
             self.may_write = False
             print("The dashboard may not write to this database: figures are not drawn.", file=sys.stderr)
+
+
+def _presentable(trial: FrozenTrial) -> FrozenTrial:
+    """A trial as the dashboard can show it: of one that was told to be complete without a number it shows nothing."""
+    values, is_complete = trial.values or [], trial.state == TrialState.COMPLETE
+    if not any(map(math.isnan, values)) and (values or not is_complete):
+        return trial
+    shown = copy.copy(trial)
+    shown.state, shown.values = TrialState.FAIL, None
+    return shown
 
 
 def _best(board: list[FrozenTrial], objectives: int) -> list[FrozenTrial]:

@@ -18,8 +18,12 @@ from rich.text import Text
 
 from models import terminal
 from tuner.errors import StudyError
+from tuner.facts import is_result, is_told, number
 from tuner.ledger import RUNNING, Counts, Ledger, Worker
 from tuner.study import Study, defined
+
+NO_WORKER = "no worker wrote this end"
+"""What is said of a trial that was ended from outside, as by Optuna's `tell`: it is no result."""
 
 FAILED_SHOWN = 5
 """Failed trials that are named without being asked for."""
@@ -34,6 +38,8 @@ class Standing:
     workers: list[Worker]
     active_seconds: float
     state: str = RUNNING
+    told: int = 0
+    """Trials that are complete though no worker wrote so."""
 
     @property
     def spent(self) -> float:
@@ -83,7 +89,7 @@ def snapshot(storage: RDBStorage, optuna_study: optuna.Study, study: Study) -> S
     """Reads the study's state; finished trials are read from the database once."""
     ledger = Ledger(storage, optuna_study._study_id)
     trials = optuna_study.get_trials(deepcopy=False)
-    board = leaderboard(trials)
+    board, told = leaderboard(trials), sum(map(is_told, trials))
     return Snapshot(
         study,
         ledger.counts(),
@@ -92,7 +98,8 @@ def snapshot(storage: RDBStorage, optuna_study: optuna.Study, study: Study) -> S
         ledger.state(),
         best=board[0] if board else None,
         trials=trials,
-        infeasible=sum(trial.state == TrialState.COMPLETE for trial in trials) - len(board),
+        infeasible=sum(trial.state == TrialState.COMPLETE for trial in trials) - told - len(board),
+        told=told,
     )
 
 
@@ -106,8 +113,8 @@ def current(storage: RDBStorage, optuna_study: optuna.Study) -> Snapshot:
 
 
 def leaderboard(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
-    """Returns the completed trials that keep the study's limits, the best one first."""
-    good = [trial for trial in trials if trial.state == TrialState.COMPLETE and is_feasible(trial)]
+    """Returns the trials that workers completed and that keep the study's limits, the best one first."""
+    good = [trial for trial in trials if is_result(trial) and is_feasible(trial)]
     return sorted(good, key=lambda trial: (quality(trial), trial.number))
 
 
@@ -118,7 +125,7 @@ def is_feasible(trial: FrozenTrial) -> bool:
 
 def excess(trial: FrozenTrial) -> dict[str, float]:
     """Returns by how much of itself each limit is exceeded (`limits.mark`), those that are."""
-    return {name: by for name, by in trial.constraints.items() if by > 0}
+    return {name: by for name, by in trial.constraints.items() if isinstance(by, int | float) and by > 0}
 
 
 def require_board(trials: Sequence[FrozenTrial], study_name: str) -> list[FrozenTrial]:
@@ -126,11 +133,16 @@ def require_board(trials: Sequence[FrozenTrial], study_name: str) -> list[Frozen
     board = leaderboard(trials)
     if board:
         return board
-    complete = sum(trial.state == TrialState.COMPLETE for trial in trials)
+    complete = sum(map(is_result, trials))
     if complete:
         raise StudyError(
             f"study {study_name} has {counted(complete, 'completed trial')}, but none that keeps its limits; "
             f"raise them in a study of another name, or export one all the same with --trial"
+        )
+    told = sum(map(is_told, trials))
+    if told:
+        raise StudyError(
+            f"study {study_name} has no completed trial: no worker wrote the end of {counted(told, 'trial')}"
         )
     raise StudyError(f"study {study_name} has no completed trial yet; look again with `tuner status`")
 
@@ -141,12 +153,12 @@ def quality(trial: FrozenTrial) -> float:
     return float(trial.values[0])
 
 
-def numbered(trials: list[FrozenTrial], number: int, study_name: str) -> FrozenTrial:
+def numbered(trials: list[FrozenTrial], wanted: int, study_name: str) -> FrozenTrial:
     """Returns the trial of that number. Raises StudyError."""
-    if 0 <= number < len(trials):
-        return trials[number]
+    if 0 <= wanted < len(trials):
+        return trials[wanted]
     there = f"it has 0 to {len(trials) - 1}" if trials else "it has none yet"
-    raise StudyError(f"study {study_name} has no trial {number}; {there}")
+    raise StudyError(f"study {study_name} has no trial {wanted}; {there}")
 
 
 def front(trials: list[FrozenTrial]) -> list[FrozenTrial]:
@@ -166,13 +178,13 @@ def described(trial: FrozenTrial, study: Study, best: FrozenTrial | None) -> str
     reason = terminal.line(str(trial.user_attrs.get("reason", "")).partition("\n")[0])
     beyond = f"  exceeds {exceeded(trial)}" if not is_feasible(trial) else ""
     what = {
-        TrialState.COMPLETE: f"complete  {shown}{beyond}",
+        TrialState.COMPLETE: f"complete  {shown}{beyond}{f'  {NO_WORKER}' if is_told(trial) else ''}",
         TrialState.PRUNED: f"pruned    {reason or f'{shown} at rung {rungs}/{study.trial.rungs}'}",
-        TrialState.FAIL: f"failed    {reason}",
+        TrialState.FAIL: f"failed    {reason or NO_WORKER}",
     }.get(trial.state, trial.state.name.lower())
     star = "  * best so far" if best is not None and best.number == trial.number else ""
-    attempts = trial.user_attrs.get("attempts", 1)
-    again = f"  ({attempts} attempts)" if attempts > 1 else ""
+    attempts = number(trial, "attempts") or 1
+    again = f"  ({attempts:.0f} attempts)" if attempts > 1 else ""
     return f"trial {trial.number:>3}  {what}  {configured(trial)}{again}{star}"
 
 
@@ -227,7 +239,8 @@ def states(now: Snapshot) -> str:
     done = f"{counts.finished}/{now.study.trials}" if now.study.trials is not None else str(counts.finished)
     rest = {"failed": counts.fail, "waiting": counts.waiting}
     others = "".join(f", {count} {state}" for state, count in rest.items() if count)
-    infeasible = f" of which {now.infeasible} beyond the limits" if now.infeasible else ""
+    apart = {"beyond the limits": now.infeasible, "ended by no worker": now.told}
+    infeasible = "".join(f" of which {count} {what}" for what, count in apart.items() if count)
     asked = f"  {now.state}" if now.state != RUNNING and now.spent < 1 else ""
     left = "" if now.seconds_left is None else f"  about {duration(now.seconds_left)} left"
     return f"{done} trials  ({counts.complete} complete{infeasible}, {counts.pruned} pruned{others}){asked}{left}"
@@ -262,14 +275,13 @@ def leaderboard_table(now: Snapshot, rows: int = 5) -> Table:
         table.add_column(column, justify="left" if column == "configuration" else "right")
     several = len(now.study.objectives) > 1
     for trial in front(now.trials) if several else leaderboard(now.trials)[:rows]:
-        facts = trial.user_attrs
-        divergence = facts.get("text_divergence")
+        divergence = number(trial, "text_divergence")
         table.add_row(
             str(trial.number),
             f"{quality(trial):.4f}",
             "-" if divergence is None else f"{divergence:.4f}",
-            f"{facts.get('parameter_count', 0):,}",
-            f"{facts.get('tokens_per_second', 0):,}",
+            f"{number(trial, 'parameter_count') or 0:,}",
+            f"{number(trial, 'tokens_per_second') or 0:,}",
             configured(trial),
         )
     return table

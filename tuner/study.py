@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from ruamel.yaml.comments import CommentedMap
 
 from models.config import SCHEMA, Budget, Corpus, flat, resolve_path
+from models.errors import ConfigError
 from models.reader import Problem, dump, parse, read_text, require_schema, validate
 from tuner import search
 from tuner.errors import StudyError
@@ -155,7 +156,9 @@ def parse_study(text: str, name: str, default_name: str, rehearsed: bool = False
 
 
 def stored_study(values: dict[str, Any]) -> Study:
-    """Returns the study that `Study.stored` gave."""
+    """Returns the study that `Study.stored` gave. Raises ConfigError for anything else."""
+    if not isinstance(values, dict):
+        raise ConfigError("the stored study: is no mapping")
     return parse_study(dump(values), "the stored study", "")
 
 
@@ -181,6 +184,8 @@ def load_study(storage: RDBStorage, name: str) -> optuna.Study:
     """Returns a study of the tuner; raises StudyError that lists the ones there are."""
     import optuna
 
+    from tuner.facts import study_problem
+
     try:
         study = optuna.load_study(study_name=name, storage=storage)
     except KeyError:
@@ -191,6 +196,9 @@ def load_study(storage: RDBStorage, name: str) -> optuna.Study:
         raise StudyError(f"no study {name!r} in this database; {there}") from None
     if not is_ours(study.user_attrs):
         raise StudyError(f"study {name!r} was not made by the tuner")
+    problem = study_problem(study.user_attrs)
+    if problem is not None:
+        raise StudyError(f"study {name!r}: its attributes are not as the tuner writes them: {problem}")
     return study
 
 

@@ -18,6 +18,7 @@ from typing import Any
 
 import optuna
 import torch
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 from pydantic import ValidationError
@@ -254,6 +255,8 @@ class Worker:
             return
         except Away:
             raise
+        except UpdateFinishedTrialError:
+            self.say(f"trial {number} was ended by somebody else; what was trained of it is dropped")
         except Pruned:
             self.failures.clear()
             if not self._end(trial, TrialState.PRUNED, {}):
@@ -360,7 +363,7 @@ class Worker:
         """Runs an errand about the worker's trial; None, and a word about it, when the trial is another's by now."""
         try:
             return self.courier.ask(errand, patience)
-        except (LostLease, Gone) as error:
+        except (LostLease, Gone, UpdateFinishedTrialError) as error:
             self.say(str(error))
             return None
 

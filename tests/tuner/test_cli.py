@@ -22,6 +22,7 @@ from optuna.trial import TrialState
 from models.config import Config
 from models.reader import parse, plain
 from models.run import read_recipe
+from tests.tuner.conftest import complete
 from tuner import cli, supervision
 from tuner.ledger import Ledger
 from tuner.study import Study, stored_study
@@ -556,7 +557,7 @@ def test_status_of_all_studies_and_of_one(
     found = enter(study)
     foreign = optuna.create_study(storage=storage, study_name="a foreign one")
     for value in (2.5, 2.25):
-        found.tell(found.ask({"learning_rate": optuna.distributions.FloatDistribution(0, 1)}), value)
+        complete(found, found.ask({"learning_rate": optuna.distributions.FloatDistribution(0, 1)}), value)
     found.tell(found.ask(), state=TrialState.PRUNED)
     failed = found.ask()
     failed.set_user_attr("reason", "KeyError: '[/b]'")

@@ -17,6 +17,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from models.config import Config
 from models.run import read_recipe, score_test, train_run
+from tests.tuner.conftest import WRITTEN, complete
 from tuner import confirmation
 from tuner.artifacts import Artifacts
 from tuner.confirmation import candidates, conclude, confirmed_trial, enter, fresh_seeds, judged, lines
@@ -33,14 +34,15 @@ Small = Callable[..., Study]
 
 
 def candidate(number: int, parameters: int = 100, reported: float = 2.0, seed: int = 0) -> FrozenTrial:
-    facts = {"configuration": Config(seed=seed).model_dump(mode="json"), "parameter_count": parameters}
+    config = Config(seed=seed).model_dump(mode="json")
+    facts = WRITTEN | {"configuration": config, "parameter_count": parameters}
     trial = create_trial(value=reported, user_attrs=facts)
     trial.number = number
     return trial
 
 
 def training(value: float | None) -> FrozenTrial:
-    return create_trial(state=PRUNED) if value is None else create_trial(value=value)
+    return create_trial(state=PRUNED) if value is None else create_trial(value=value, user_attrs=WRITTEN)
 
 
 def judge(values: dict[int, list[float | None]], parameters: dict[int, int] | None = None) -> dict[str, Any]:
@@ -105,7 +107,8 @@ class Confirming:
         self.storage, self.study, self.found, self.crew = storage, study, found, crew
         for number in range(complete):
             trial = found.ask({"learning_rate": FloatDistribution(1e-3, 1e-1, log=True)})
-            trial.set_user_attr("configuration", Config(learning_rate=0.01 * (1 + number)).model_dump(mode="json"))
+            values = study.space.fixed | {"learning_rate": 0.01 * (1 + number), "architecture": "gru"}
+            trial.set_user_attr("configuration", Config.model_validate(values).model_dump(mode="json"))
             trial.set_user_attr("threads", 1)
             found.tell(trial, 1.0 + number / 10)
 
@@ -193,7 +196,7 @@ def test_the_chosen_trial_is_the_best_one_until_the_study_finds_better_ones(conf
     assert [trial.number for trial in best_trials(confirming.found)] == [1, 0, 2, 3]
     assert confirmation.stored(confirming.found, candidates(confirming.found, 2), 2) is not None
     assert confirmation.stored(confirming.found, candidates(confirming.found, 2), 3) is None
-    confirming.found.tell(confirming.found.ask(), 0.5)
+    complete(confirming.found, confirming.found.ask(), 0.5)
     assert confirmed_trial(confirming.found, best_trials(confirming.found)) is None
     assert best_trials(confirming.found)[0].number == 4
 

@@ -18,7 +18,11 @@ import optuna
 import pytest
 from click.testing import CliRunner, Result
 from optuna.storages import RDBStorage
+from optuna.trial import TrialState
+from optuna_dashboard import wsgi
+from werkzeug.wrappers import Request
 
+from tests.tuner.conftest import WRITTEN
 from tests.tuner.doors import PASSWORD, QUICK, USERS, Answer, Client, said_on, served, written
 from tuner import cli, dashboard, report
 from tuner.artifacts import Artifacts
@@ -29,6 +33,7 @@ from tuner.storage import open_storage
 from tuner.study import Study
 from tuner.web import attempts, users
 from tuner.web.attempts import Attempts
+from tuner.web.gate import CHANGES, is_served
 from tuner.web.pages import safe_next
 from tuner.web.sessions import Sessions, session_key
 from tuner.web.users import Users, parse_password, parse_users
@@ -344,6 +349,60 @@ def test_an_operator_may_change_what_optunas_dashboard_changes(
     path = f"/api/studies/{found._study_id}"
     assert locked.ask("PUT", f"{path}/note", note, Cookie=operator, Content_Type="application/json").status == 204
     assert json.loads(locked.get(path, Cookie=operator).text)["note"]["body"] == "promising"
+
+
+CLOSED = [
+    ("POST", "/api/studies"),
+    ("POST", "/api/trials/{trial}/tell"),
+    ("POST", "/api/trials/{trial}/tell/"),
+    ("POST", "/api/trials/{trial}/user-attrs"),
+    ("POST", "/api/studies/{study}/{trial}/skip"),
+    ("POST", "/api/studies/{study}/preference"),
+    ("POST", "/api/studies/{study}/preference/1"),
+    ("DELETE", "/api/studies/{study}/preference/1"),
+    ("PUT", "/api/studies/{study}/preference_feedback_component"),
+    ("POST", "/api/llm/trial_filter_query"),
+    ("POST", "/incompatible-rdb-schema"),
+]
+
+
+@pytest.mark.parametrize(("method", "path"), CLOSED)
+def test_what_workers_alone_do_is_closed_to_operators_too(
+    locked: Client, unlocked: Client, operator: str, found: optuna.Study, method: str, path: str
+) -> None:
+    trial = found.ask()
+    where = path.format(study=found._study_id, trial=trial._trial_id)
+    body = json.dumps({"state": "Complete", "values": [0.0001], "user_attrs": {"configuration": {}}, "study_name": "x"})
+    for client, login in ((locked, {"Cookie": operator}), (unlocked, {})):
+        answer = client.ask(method, where, body, Content_Type="application/json", **login)
+        assert answer.status == 403
+        assert "Workers alone do this" in answer.text
+    assert found.trials[-1].state == TrialState.RUNNING
+    assert found.trials[-1].user_attrs == {}
+
+
+def test_every_change_that_optunas_dashboard_offers_is_decided_on(storage: RDBStorage) -> None:
+    offered = {(route.method, route.rule) for route in wsgi(storage).routes if route.method in CHANGES}  # type: ignore[attr-defined]
+    names = {"study_id:int": "1", "trial_id:int": "2", "history_id": "x", "artifact_id:re:[0-9a-fA-F-]+": "0a-1"}
+    served = set()
+    for method, rule in offered:
+        path = rule
+        for name, value in names.items():
+            path = path.replace(f"<{name}>", value)
+        assert "<" not in path
+        if is_served(Request({"REQUEST_METHOD": method, "PATH_INFO": path})):
+            served.add((method, path))
+    assert served == {
+        ("POST", "/api/studies/1/rename"),
+        ("DELETE", "/api/studies/1"),
+        ("PUT", "/api/studies/1/note"),
+        ("PUT", "/api/studies/1/2/note"),
+        ("POST", "/api/artifacts/1"),
+        ("POST", "/api/artifacts/1/2"),
+        ("DELETE", "/api/artifacts/1/0a-1"),
+        ("DELETE", "/api/artifacts/1/2/0a-1"),
+    }
+    assert len(offered) == 20
 
 
 def test_programs_send_name_and_password_where_programs_ask(locked: Client) -> None:
@@ -705,7 +764,9 @@ def test_the_page_shows_the_best_trials_and_the_workers(
 ) -> None:
     found = enter(small())
     rates = {"learning_rate": optuna.distributions.FloatDistribution(1e-3, 1e-1, log=True)}
-    found.add_trial(optuna.trial.create_trial(params={"learning_rate": 0.003}, distributions=rates, value=1.25))
+    found.add_trial(
+        optuna.trial.create_trial(params={"learning_rate": 0.003}, distributions=rates, value=1.25, user_attrs=WRITTEN)
+    )
     ledger = Ledger(storage, found._study_id)
     ledger.join("w<1>", "host<b>", 1, "cuda:0", 1)
     page = locked.get(page_of(found), Cookie=reader).text

@@ -1,8 +1,9 @@
-"""What stands in the database and is not of the study: it ends the trial, imports nothing, and ends no worker."""
+"""What stands in the database and no worker wrote: it imports nothing, ends no worker, and is never a result."""
 
 from __future__ import annotations
 
 import json
+import math
 import sys
 import threading
 from collections.abc import Callable
@@ -12,17 +13,25 @@ from typing import Any
 import optuna
 import pytest
 import torch
+from click.testing import CliRunner, Result
+from optuna.distributions import FloatDistribution
 from optuna.storages import RDBStorage
 from optuna.trial import TrialState, create_trial
+from optuna_dashboard import wsgi
+from werkzeug.test import Client
 
 from models.config import Config
-from models.errors import ConfigError
-from tuner import confirmation
+from models.errors import ConfigError, UserError
+from tuner import cli, confirmation, notes, report
 from tuner.artifacts import Artifacts
 from tuner.confirmation import companion_name
+from tuner.facts import is_result
 from tuner.ledger import Counts, Ledger
+from tuner.publisher import Publisher
 from tuner.space import Space, configuration_problem
-from tuner.study import Study, StudyBudget
+from tuner.study import Study, StudyBudget, load_study
+from tuner.web.pages import application
+from tuner.web.shield import Shield
 from tuner.worker import work
 
 Small = Callable[..., Study]
@@ -194,3 +203,136 @@ def test_a_confirmation_trains_its_candidates_with_seeds_of_its_own_and_nothing_
     assert crew.work(roomy, lambda number, config, rung: float(config.seed)) == ["all that was queued is done"]
     ends = {trial.number: (trial.state.name, trial.user_attrs["configuration"]["seed"]) for trial in companion.trials}
     assert ends == {0: ("COMPLETE", 4), 1: ("COMPLETE", 5), 2: ("FAIL", 3)}
+
+
+# Ends that no worker wrote.
+
+Tuner = Callable[..., Result]
+
+
+@pytest.fixture
+def tuner(data_folder: Path, tmp_path: Path) -> Tuner:
+    """The command, on the database and the artifacts of this test."""
+    places = ["--data-folder", str(data_folder)]
+
+    def run(*arguments: str) -> Result:
+        kept = ["--artifacts", str(tmp_path / "artifacts")]
+        more = kept if arguments[0] in ("export", "report", "sample", "backup", "confirm") else []
+        return CliRunner().invoke(cli.commands, [*arguments, *places, *more])
+
+    return run
+
+
+ENDS: dict[str, Callable[[RDBStorage, optuna.Trial], object]] = {
+    "a value too good": lambda storage, trial: trial.study.tell(trial, 0.0001),
+    "infinity": lambda storage, trial: trial.study.tell(trial, -math.inf),
+    "no number": lambda storage, trial: storage.set_trial_state_values(
+        trial._trial_id, TrialState.COMPLETE, [math.nan]
+    ),
+    "a complete one without value": lambda storage, trial: storage.set_trial_state_values(
+        trial._trial_id, TrialState.COMPLETE
+    ),
+    "failed": lambda storage, trial: trial.study.tell(trial, state=TrialState.FAIL),
+    "pruned with a value": lambda storage, trial: storage.set_trial_state_values(
+        trial._trial_id, TrialState.PRUNED, [0.0001]
+    ),
+}
+
+
+def said_by(done: Result) -> str:
+    """What a command tells a person, who never sees a traceback."""
+    assert done.exception is None or isinstance(done.exception, UserError), done.exception
+    return done.output if done.exception is None else str(done.exception)
+
+
+@pytest.mark.parametrize("end", ENDS)
+@pytest.mark.parametrize("results", [0, 1])
+def test_an_end_that_no_worker_wrote_is_named_and_never_a_result(
+    crew: Any, small: Small, enter: Enter, storage: RDBStorage, tuner: Tuner, tmp_path: Path, end: str, results: int
+) -> None:
+    study = small(results or 1)
+    found = enter(study)
+    if results:
+        crew.work(study, lambda number, config, rung: 2.0)
+    told = found.ask({"learning_rate": FloatDistribution(1e-3, 1e-1, log=True)})
+    ENDS[end](storage, told)
+    output = tmp_path / "best.yaml"
+    for command in (
+        ["status"], ["status", study.name], ["status", study.name, "--json"], ["status", study.name, "--failed"],
+        ["report", study.name, "-o", str(tmp_path / "report.html")],
+        ["backup", study.name, "-o", str(tmp_path / "study.tar")],
+    ):  # fmt: skip
+        done = tuner(*command)
+        assert done.exit_code == 0, (command, done.output, done.exception)
+    listed = json.loads(tuner("status", study.name, "--json").stdout)["study"]
+    assert listed["best"] == ({"trial": 0, "value": 2.0} if results else None)
+    assert [one["trial"] for one in listed["leaderboard"]] == [0] * results
+    is_complete = storage.get_trial(told._trial_id).state == TrialState.COMPLETE
+    assert listed["trials"]["ended_by_no_worker"] == int(is_complete)
+    done = tuner("export", study.name, "-o", str(output))
+    assert ("trial 0, 2.0000" if results else "has no completed trial") in said_by(done)
+    for command in ("export", "sample"):
+        said = said_by(tuner(command, study.name, "--trial", str(told.number)))
+        assert ("no worker wrote this end" if is_complete else "only a complete one") in said
+    assert "give a smaller --top" in (said := said_by(tuner("confirm", study.name, "--top", "2"))) or not results, said
+    publisher = Publisher(storage)
+    publisher.publish()
+    with publisher.shown():
+        answer = Client(Shield(wsgi(storage), lambda: False)).get(f"/api/studies/{found._study_id}")
+    assert answer.status_code == 200, answer.text
+    sent = json.loads(answer.text)
+    assert [one["number"] for one in sent["best_trials"]] == [0] * results
+    if is_complete:
+        assert "no worker wrote this end" in sent["trials"][told.number]["note"]["body"]
+        assert "Ended by no worker, and not listed: 1 trial." in sent["note"]["body"]
+        html = (tmp_path / "report.html").read_text()
+        assert "no worker wrote this end" in html
+        assert " of which 1 ended by no worker" in tuner("status", study.name).output
+    application(storage, None, "k" * 32, print).test_client().get(f"/tuner/{found._study_id}").get_data(as_text=True)
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_a_trial_that_is_ended_under_a_worker_is_dropped_and_the_worker_goes_on(
+    crew: Any, small: Small, enter: Enter, storage: RDBStorage, end: str
+) -> None:
+    study = small(3)
+    found = enter(study)
+
+    def score(number: int, config: Config, rung: int) -> float:
+        if number == 0 and rung == 2:
+            trial = optuna.Trial(found, found.get_trials(deepcopy=False)[0]._trial_id)
+            ENDS[end](storage, trial)
+        return 1.0
+
+    assert crew.work(study, score) == ["all 3 trials are finished"]
+    assert any("trial 0 was ended by somebody else" in words for words in crew.said)
+    assert not is_result(found.trials[0])
+    assert [trial.number for trial in report.leaderboard(found.trials)] == [
+        trial.number for trial in found.trials if trial.number > 0 and trial.state == TrialState.COMPLETE
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("threads", "x"), ("tokens_per_second", [1]), ("parameter_count", "many"), ("configuration", []),
+        ("text_divergence", {}), ("text", 1), ("decoding_curve", "x"), ("attempts", "x"), ("attempts", -1),
+        ("crashes", []), ("versions", 3), ("peak_memory_bytes", 1e400), ("reason", {}),
+    ],
+)  # fmt: skip
+def test_facts_of_a_wrong_kind_are_no_workers(
+    crew: Any, small: Small, enter: Enter, storage: RDBStorage, tuner: Tuner, tmp_path: Path, name: str, value: Any
+) -> None:
+    study = small(2, pruner="none")
+    found = enter(study)
+    crew.work(study, lambda number, config, rung: 2.0 + number)
+    Ledger(storage, found._study_id).note(found.trials[0]._trial_id, {name: value})
+    found = load_study(storage, study.name)  # what is finished is read once
+    assert [trial.number for trial in report.leaderboard(found.get_trials())] == [1]
+    for command in (["status", study.name], ["status", study.name, "--json"], ["status", study.name, "--failed"]):
+        done = tuner(*command)
+        assert done.exit_code == 0, (command, done.output, done.exception)
+    done = tuner("report", study.name, "-o", str(tmp_path / "report.html"))
+    assert done.exit_code == 0, (done.output, done.exception)
+    assert "trial 1, " in tuner("export", study.name, "-o", str(tmp_path / "best.yaml")).output
+    assert "Its attributes are not as workers write them" in notes.trial_note(study, found.get_trials()[0])

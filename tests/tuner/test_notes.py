@@ -13,6 +13,7 @@ from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from models.markdown import code, fenced
+from tests.tuner.conftest import WRITTEN
 from tuner.ledger import Counts, Ledger, Worker
 from tuner.notes import BEGIN, END, SAMPLES, joined, samples_kept, shown, sparkline, study_note, trial_note
 from tuner.report import Row
@@ -32,6 +33,7 @@ FACTS = {"parameter_count": 12345, "tokens_per_second": 678, "peak_memory_bytes"
 
 def made(state: TrialState = TrialState.COMPLETE, rungs: int = 3, **facts: Any) -> FrozenTrial:
     system = facts.pop("system", {})
+    facts = WRITTEN | facts
     value = 2.5 if state == TrialState.COMPLETE else None
     curve = {rung: 3.0 - rung / 10 for rung in range(1, rungs + 1)}
     distribution = CategoricalDistribution(["gru", EVIL])

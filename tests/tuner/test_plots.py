@@ -10,6 +10,7 @@ import pytest
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from models.config import Config
+from tests.tuner.conftest import WRITTEN
 from tuner import plots
 from tuner.study import Study
 
@@ -45,7 +46,8 @@ def trial(
         params=values,
         distributions={name: study.space.searched[name].distribution() for name in values},
         intermediate_values=dict(enumerate(rungs, start=1)),
-        user_attrs={"training_seconds": 3.0 + number, "tokens_per_second": 1000 - number, "parameter_count": 100}
+        user_attrs=WRITTEN
+        | {"training_seconds": 3.0 + number, "tokens_per_second": max(1, 1000 - number), "parameter_count": 100}
         | facts,
         system_attrs={} if excess is None else {"constraints:memory": excess},
     )

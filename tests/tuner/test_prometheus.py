@@ -9,6 +9,7 @@ from optuna.trial import TrialState
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_open
 from prometheus_client.parser import text_string_to_metric_families as parse
 
+from tests.tuner.conftest import complete
 from tuner import overview, prometheus
 from tuner.ledger import Activity, Ledger
 from tuner.study import Study
@@ -22,7 +23,7 @@ def ended(found: optuna.Study, value: float, **constraints: float) -> None:
     trial = found.ask(fixed_distributions=RATES)
     for name, by in constraints.items():
         trial.set_constraint(name, by)
-    found.tell(trial, value)
+    complete(found, trial, value)
 
 
 def samples(storage: RDBStorage, study: str) -> dict[tuple[str, ...], float]:

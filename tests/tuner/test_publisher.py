@@ -14,6 +14,7 @@ from optuna.storages import RDBStorage
 from optuna_dashboard import save_note, wsgi
 from werkzeug.test import Client
 
+from tests.tuner.conftest import complete
 from tuner import plots
 from tuner.ledger import Ledger
 from tuner.limits import mark
@@ -53,7 +54,7 @@ def begun(small: Callable[..., Study], enter: Callable[[Study], optuna.Study]) -
         trial.report(value + 0.5, 1)
         if value == 1.0:
             mark(trial, {"memory": 0.5})
-        study.tell(trial, value)
+        complete(study, trial, value)
     study.ask(LEARNING_RATE).report(4.25, 1)
     return study
 
@@ -91,7 +92,7 @@ def test_notes_follow_the_study_and_nothing_is_written_for_them(
     publisher.publish()
     Ledger(storage, begun._study_id).join("somebody", "a-host", 1, "cuda:3", 1)
     trial = begun.ask(LEARNING_RATE)
-    begun.tell(trial, 1.5)
+    complete(begun, trial, 1.5)
     publisher.publish()
     board = page(begun)["note"]["body"]
     assert board.index(f"trials?numbers={trial.number})") < board.index("trials?numbers=1)")
@@ -110,7 +111,7 @@ def test_what_a_person_writes_stays(
     for place, before in (("note", shown["note"]), (f"{trial['trial_id']}/note", trial["note"])):
         body = {"version": before["version"] + 1, "body": "Mine.\n\n" + before["body"]}
         assert client.put(f"/api/studies/{begun._study_id}/{place}", json=body).status_code == 204
-    begun.tell(begun.ask(LEARNING_RATE), 1.25)
+    complete(begun, begun.ask(LEARNING_RATE), 1.25)
     publisher.publish()
     after = page(begun)
     for note in (after["note"], after["trials"][1]["note"]):
@@ -179,7 +180,7 @@ def test_a_user_who_may_only_read_sees_notes_and_is_told_once(
         with open_storage(url) as readable:
             publisher = Publisher(readable)
             publisher.publish()
-            begun.tell(begun.ask(LEARNING_RATE), 1.5)
+            complete(begun, begun.ask(LEARNING_RATE), 1.5)
             publisher.publish()
             assert "1.5000" in publisher.known[begun._study_id].note
         assert len(capsys.readouterr().err.splitlines()) == 1

@@ -11,6 +11,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from rich.console import Console
 from rich.text import Text
 
+from tests.tuner.conftest import WRITTEN, complete
 from tuner import report, watching
 from tuner.errors import StudyError
 from tuner.ledger import Counts, Worker
@@ -30,7 +31,7 @@ def trial(number: int, state: TrialState, value: float | None = None, **facts: A
         params={"learning_rate": 0.0123449},
         distributions={"learning_rate": LEARNING_RATE},
         intermediate_values=rungs,
-        user_attrs=facts,
+        user_attrs=WRITTEN | facts,
     )
     made.number = number
     return made
@@ -88,7 +89,7 @@ def test_a_trial_beyond_the_limits_is_on_no_board_and_is_named_as_such(small: Ca
 
 def test_of_two_objectives_the_front_is_what_nothing_beats(small: Callable[..., Study]) -> None:
     rows = [(1.0, 5.0), (2.0, 3.0), (2.0, 4.0), (3.0, 3.0), (4.0, 1.0), (1.0, 5.0), (1.0, 6.0)]
-    trials = [optuna.trial.create_trial(values=list(values)) for values in rows]
+    trials = [optuna.trial.create_trial(values=list(values), user_attrs=WRITTEN) for values in rows]
     for number, one in enumerate(trials):
         one.number = number
     assert [one.number for one in report.front(trials)] == [0, 5, 1, 4]
@@ -206,13 +207,13 @@ def test_a_watcher_tells_each_trial_once_in_the_order_they_ended(
 ) -> None:
     study = small(4)
     found = enter(study)
-    found.tell(found.ask({"learning_rate": LEARNING_RATE}), 9.0)  # before the watch
+    complete(found, found.ask({"learning_rate": LEARNING_RATE}), 9.0)  # before the watch
     asked = [found.ask({"learning_rate": LEARNING_RATE}) for _ in range(3)]
     with Watcher(storage, found, study) as watcher:
         watcher.look()
         assert capsys.readouterr().out == ""
-        found.tell(asked[2], 2.0)
-        found.tell(asked[0], 3.0)
+        complete(found, asked[2], 2.0)
+        complete(found, asked[0], 3.0)
         watcher.look()
         watcher.look()
         assert [line.split()[1] for line in capsys.readouterr().out.splitlines()] == ["3", "1"]

@@ -16,6 +16,7 @@ from optuna_dashboard import wsgi
 from schemathesis import GenerationMode
 from schemathesis.schemas import APIOperation
 
+from tests.tuner.conftest import complete
 from tests.tuner.doors import USERS, Client, served, written
 from tuner import entry
 from tuner.server import attached
@@ -141,7 +142,7 @@ def client(
         for study in (small(), small()):
             found = entry.enter(own, study)
             for value in (1.0, 2.0):
-                found.tell(found.ask({"x": optuna.distributions.FloatDistribution(0, 1)}), value)
+                complete(found, found.ask({"x": optuna.distributions.FloatDistribution(0, 1)}), value)
             found.ask()
         with served(own, folder, users_file=written(folder / "users", USERS)) as client:
             yield client

@@ -25,6 +25,7 @@ from optuna.trial import TrialState
 from sqlalchemy import event
 from sqlalchemy.exc import OperationalError
 
+from tests.tuner.conftest import complete
 from tuner import overview, status
 from tuner.errors import StudyError
 from tuner.ledger import Ledger
@@ -45,7 +46,7 @@ def begun(storage: RDBStorage, small: Callable[..., Study], enter: Callable[[Stu
         trial = study.ask(LEARNING_RATE)
         if value == 1.0:
             mark(trial, {"memory": 0.5})
-        study.tell(trial, value)
+        complete(study, trial, value)
     study.tell(study.ask(), state=TrialState.PRUNED)
     study.tell(study.ask(), state=TrialState.FAIL)
     study.ask()
@@ -86,7 +87,7 @@ def test_the_front_in_short_is_the_front(
         trial = found.ask()
         if values == (0.5, 0.5):
             mark(trial, {"memory": 0.5})
-        found.tell(trial, values)
+        complete(found, trial, values)
     short = overview.in_short(storage, found._study_id, study, 1)
     assert [trial.number for trial in short.trials] == [trial.number for trial in front(found.trials)] == [0, 5, 1, 4]
 
@@ -118,11 +119,10 @@ def test_a_study_for_machines(storage: RDBStorage, begun: optuna.Study) -> None:
     assert document.keys() == {"schema", "time", "reachable", "study"}
     assert study["trials"] == {
         "finished": 4, "budget": 10, "complete": 3, "pruned": 1, "running": 1, "waiting": 1, "failed": 1,
-        "infeasible": 1,
+        "infeasible": 1, "ended_by_no_worker": 1,
     }  # fmt: skip
     assert study["best"] == {"trial": 1, "value": 2.0}
-    assert [one["trial"] for one in study["leaderboard"]] == [1, 2]
-    assert study["leaderboard"][1]["values"] == [None]  # infinity is no number of JSON
+    assert [one["trial"] for one in study["leaderboard"]] == [1]  # infinity is no result
     assert study["leaderboard"][0]["parameters"].keys() == {"learning_rate"}
     assert study["workers"][0]["host"] == "a-host"
     assert study["workers"][0]["seen_seconds_ago"] >= 0
@@ -148,7 +148,7 @@ def test_where_there_is_no_terminal_only_what_changed_is_printed(
     assert line.endswith("running, 4/10 trials finished, 1 failed, 1 workers, best 2.0000 in trial 1")
     watcher.look()
     assert capsys.readouterr().out == ""
-    begun.tell(begun.ask(LEARNING_RATE), 1.5)
+    complete(begun, begun.ask(LEARNING_RATE), 1.5)
     watcher.look()
     assert "5/10 trials finished, 1 failed, 1 workers, best 1.5000" in capsys.readouterr().out
     one = Watcher(storage, begun, definition(begun), board=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode
@@ -26,6 +27,14 @@ LOOKS = ("GET", "HEAD")
 CHANGES = ("POST", "PUT", "DELETE")
 OPEN = ("/login", "/login/style.css", "/healthz")
 """What is served without a login."""
+
+_STUDY, _FILE = "/api/studies/[0-9]{1,10}", "/api/artifacts/[0-9]{1,10}(?:/[0-9]{1,10})?"
+_SERVED = {
+    "POST": re.compile(rf"{_STUDY}/rename|{_FILE}"),
+    "PUT": re.compile(rf"{_STUDY}(?:/[0-9]{{1,10}})?/note"),
+    "DELETE": re.compile(rf"{_STUDY}|{_FILE}/[0-9A-Fa-f-]+"),
+}
+"""What may be changed by way of Optuna's dashboard; it offers more, such as to end a trial that a worker trains."""
 
 MOST_BYTES = 8 * 2**20
 """The largest request: a file that a person adds to a trial in Optuna's dashboard."""
@@ -81,6 +90,8 @@ class Gate:
             return _login(request)
         if request.method in CHANGES and not user.may_change and request.path != "/logout":
             return answer(request.path, 403, f"{user.name} may only look; an operator may do this.")
+        if request.method in CHANGES and not is_ours(request.path) and not is_served(request):
+            return answer(request.path, 403, "Workers alone do this, or nobody: see docs/dashboard.md.")
         request.environ[USER] = user
         return None
 
@@ -121,6 +132,11 @@ def is_ours(path: str) -> bool:
     return path in ("/login", "/login/style.css", "/logout", "/healthz", "/metrics", "/tuner") or path.startswith(
         "/tuner/"
     )
+
+
+def is_served(request: Request) -> bool:
+    """Whether a change is one that operators may ask of Optuna's dashboard."""
+    return _SERVED[request.method].fullmatch(request.path) is not None
 
 
 def is_foreign(request: Request) -> bool:

@@ -22,7 +22,7 @@ from models.errors import UserError
 from tuner import overview, prometheus, report, steering
 from tuner.courier import is_outage
 from tuner.errors import StudyError
-from tuner.study import Study, defined, is_ours
+from tuner.study import Study, defined, is_ours, load_study
 from tuner.web.answers import TITLES, answer
 from tuner.web.gate import USER, Lock, cookie_name
 from tuner.web.users import ANYBODY, User
@@ -65,7 +65,7 @@ class Service:
         found = optuna.load_study(study_name=name, storage=self.storage)
         if not is_ours(found.user_attrs):
             abort(404, "This study was not made by the tuner.")
-        return found, defined(found)
+        return load_study(self.storage, name), defined(found)
 
 
 def _service() -> Service:
@@ -233,6 +233,8 @@ def _unless_away(error: Exception) -> Response:
     """Says that the database is away, or what was wrong with a request; our own mistakes go on to the log."""
     if is_outage(error):
         return answer(request.path, 503, "It does not answer; training goes on and waits for it, and so can you.")
+    if isinstance(error, UserError):
+        return answer(request.path, 400, str(error))
     if not isinstance(error, HTTPException):
         raise error
     if error.code not in TITLES:  # such as a redirect
