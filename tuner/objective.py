@@ -61,9 +61,8 @@ class Objective:
         device: str,
         artifacts: Artifacts,
         checkpoint_seconds: float = CHECKPOINT_SECONDS,
-        say: Callable[[str], None] = lambda text: None,
     ) -> None:
-        self.say = say
+        self.say: Callable[[str], None] = lambda text: None
         self.study, self.fingerprint, self.device, self.artifacts = study, fingerprint, device, artifacts
         self.checkpoint_seconds = checkpoint_seconds
         self._corpora: dict[tuple[str, int], EncodedCorpus] = {}

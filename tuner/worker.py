@@ -116,7 +116,7 @@ def work(
     _require_a_generator(definition)
     with optional("files that nobody needs are not deleted", say):
         sweep_artifacts(study, artifacts)
-    objective = Objective(definition, study.user_attrs["fingerprint"], device, artifacts, checkpoint_seconds, say)
+    objective = Objective(definition, study.user_attrs["fingerprint"], device, artifacts, checkpoint_seconds)
     worker = Worker(study, definition, objective, storage, threads, requested, say, worker_id, Lifeline(supervisor))
     return worker.run()
 
@@ -157,6 +157,12 @@ class Worker:
         self.failures: list[str] = []
         self.lost_device: BaseException | None = None
         self.lifeline = lifeline or Lifeline()
+        objective.say = self._say_of_text
+
+    def _say_of_text(self, text: str) -> None:
+        """Says what the objective says while it reads the text, here and in the status of the study."""
+        self.activity = Activity(self.activity.trial, text)
+        self.say(text)
 
     def run(self) -> str:
         """Takes trials until there is nothing more to do; returns why."""

@@ -1229,3 +1229,15 @@ def test_a_process_that_was_stopped_is_known() -> None:
         process.kill()
         process.wait()
     assert not Lifeline(process.pid).stands_still
+
+
+def test_how_far_an_encoding_is_stands_in_the_status(
+    crew: Any, small: Small, enter: Enter, storage: RDBStorage, tmp_path: Path
+) -> None:
+    study = small(1)
+    found = enter(study)
+    objective = Objective(study, found.user_attrs["fingerprint"], "cpu", Artifacts(tmp_path))
+    said: list[str] = []
+    one = Worker(found, study, objective, storage, 1, threading.Event(), said.append, "one")
+    objective.say("corpus squares.txt: encoding in word tokens: 12%, 1.5 MB/s")
+    assert one.activity.doing == said[0] == "corpus squares.txt: encoding in word tokens: 12%, 1.5 MB/s"
