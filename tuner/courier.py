@@ -101,8 +101,11 @@ class Courier:
     def _note_away(self, error: Exception) -> None:
         if self._away_since is None:
             self._away_since = time.monotonic()
-            what = "is busy" if is_busy(error) else "is away"
-            self._say(f"the database {what}, training goes on and waits for it ({_first_line(error)})")
+            said = _first_line(error)
+            if "lock timeout" in said:
+                self._say(f"another session keeps the database busy, training goes on and waits for it ({said})")
+            else:
+                self._say(f"the database is away, training goes on and waits for it ({said})")
 
     def _note_back(self) -> None:
         if self._away_since is not None:
@@ -119,11 +122,6 @@ def is_outage(error: BaseException | None) -> bool:
             return True
         error = error.__cause__
     return False
-
-
-def is_busy(error: BaseException) -> bool:
-    """Whether an outage is but another session that keeps a lock for too long."""
-    return "lock timeout" in _first_line(error)
 
 
 def _first_line(error: BaseException) -> str:

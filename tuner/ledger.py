@@ -43,7 +43,7 @@ RUNNING, PAUSED, STOPPED = "running", "paused", "stopped"
 
 GONE = "the study was deleted"
 
-_CLAIM_LOCK = 5206127
+CLAIM_LOCK = 5206127
 _CREATE_LOCK = 5206128
 
 _metadata = sql.MetaData()
@@ -291,7 +291,7 @@ class Ledger:
     def alone(self) -> Iterator[None]:
         """Keeps others from claiming or queueing trials of the study while the block does."""
         with transaction(self.storage) as connection:
-            _lock(connection, _CLAIM_LOCK, self.study_id)
+            _lock(connection, CLAIM_LOCK, self.study_id)
             yield
 
     def take(
@@ -303,7 +303,7 @@ class Ledger:
         Raises Gone.
         """
         with self._transaction() as connection:
-            _lock(connection, _CLAIM_LOCK, self.study_id)
+            _lock(connection, CLAIM_LOCK, self.study_id)
             counts = self.counts(connection)
             orphan = self._orphan(connection)
             ended = self._ended(connection, counts, trials, hours)

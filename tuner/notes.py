@@ -224,7 +224,8 @@ def _budget(now: Row) -> str:
     bar = f"`{'█' * filled}{'░' * (20 - filled)}` {now.spent:.0%}: {', '.join(spent)}"
     left = "" if now.seconds_left is None else f", about {duration(now.seconds_left)} left"
     numbers = ", ".join(f"{count:,} {state}" for state, count in states.items())
-    return f"**{now.condition.capitalize()}**{left}\n\n{bar} ({numbers})"
+    blocked = "" if now.blocked is None else f"\n\n{shown(str(now.blocked))}"
+    return f"**{now.condition.capitalize()}**{left}\n\n{bar} ({numbers}){blocked}"
 
 
 def _workers(now: Row) -> list[str]:

@@ -14,6 +14,7 @@ from sqlalchemy import Connection
 
 from models.errors import ConfigError
 from tuner import ledger, report
+from tuner.blockage import blockages
 from tuner.facts import study_problem
 from tuner.ledger import Counts, Worker
 from tuner.report import FAILED_SHOWN, Row, Snapshot
@@ -82,6 +83,7 @@ def all_rows(storage: RDBStorage) -> list[Row]:
         best = {row.study_id: row for row in connection.execute(_BEST)}
         books = {row.study_id: row for row in connection.execute(ledger.studies.select())}
         workers = _workers(connection)
+        blocked = blockages(connection, workers)
     readable = [
         (number, renamed(definition(text), name), result)
         for number, name, text, result in studies
@@ -94,6 +96,7 @@ def all_rows(storage: RDBStorage) -> list[Row]:
             workers[number],
             books[number].active_seconds,
             books[number].state,
+            blocked.get(number),
             study_id=number,
             confirmation=None if confirmation is None else _confirmation(confirmation),
             best=best[number].value if number in best else None,
@@ -126,6 +129,8 @@ def in_short(storage: RDBStorage, study_id: int, study: Study, most: int) -> Sna
         failed = connection.execute(_FAILED, {"study": study_id, "most": FAILED_SHOWN}).scalars().all()
         results = connection.execute(_RESULTS, {"study": study_id}).scalar_one()
         counts = book.counts(connection)
+        workers = [worker for _, worker in ledger.living(connection, ledger.workers.c.study_id == study_id)]
+        blocked = blockages(connection, {study_id: workers}).get(study_id)
     several = len(study.objectives) > 1
     chosen = _front(ranked) if several else [row.trial_id for row in ranked[:most]]
     trials = [storage.get_trial(trial_id) for trial_id in (*chosen, *reversed(failed))]
@@ -133,9 +138,10 @@ def in_short(storage: RDBStorage, study_id: int, study: Study, most: int) -> Sna
     return Snapshot(
         study,
         counts,
-        book.alive(),
+        workers,
         book.active_seconds(),
         book.state(),
+        blocked,
         best=board[0] if board else None,
         trials=trials,
         infeasible=results - len(ranked),

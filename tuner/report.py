@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from models import terminal
+from tuner.blockage import Blockage
 from tuner.errors import StudyError
 from tuner.facts import is_result, is_told, number
 from tuner.ledger import RUNNING, Counts, Ledger, Worker
@@ -38,6 +39,7 @@ class Standing:
     workers: list[Worker]
     active_seconds: float
     state: str = RUNNING
+    blocked: Blockage | None = None
     told: int = 0
     """Trials that are complete though no worker wrote so."""
 
@@ -229,6 +231,8 @@ def progress(now: Snapshot) -> RenderableType:
     if now.best is not None:
         best = f"best: {quality(now.best):.4f} bits per byte, trial {now.best.number}  {configured(now.best)}"
         lines.append(Text(best, style="green"))
+    if now.blocked is not None:
+        lines.append(Text(terminal.line(str(now.blocked)), style="yellow"))
     lines.append(worker_table(now.workers))
     return Group(*lines)
 

@@ -84,6 +84,7 @@ def _standing(now: Standing) -> Document:
         "spent": now.spent,
         "seconds_left": now.seconds_left,
         "workers": [_worker(worker) for worker in now.workers],
+        "blocked": None if now.blocked is None else asdict(now.blocked),
     }
 
 

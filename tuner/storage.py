@@ -3,6 +3,7 @@
 import os
 import random
 import re
+import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -32,7 +33,7 @@ CREATION_LOCK = 7083725462  # any number will do that all our processes, and nob
 
 # What libpq is told unless the URL says otherwise: a dead server or network is noticed within half a minute.
 CONNECTION = {
-    "application_name": "textgen-tuner",
+    "application_name": "textgen-tuner",  # and which process, see `session_name`
     "connect_timeout": "10",
     "keepalives_idle": "10",
     "keepalives_interval": "10",
@@ -150,7 +151,7 @@ def upgrade(url: str | None, data_folder: Path | None = None) -> tuple[str, str]
     """
     name = describe(url, data_folder)
     with _address(url, data_folder) as address, _explaining(name):
-        settings = {key: value for key, value in CONNECTION.items() if key not in address.query}
+        settings = _settings(address)
         with _engine(address, settings).connect() as connection:
             _require_version(connection)
             if not _is_created(connection):
@@ -165,6 +166,16 @@ def upgrade(url: str | None, data_folder: Path | None = None) -> tuple[str, str]
                 storage.upgrade()
             storage.engine.dispose()
     return before, after
+
+
+def session_name(process: int, host: str) -> str:
+    """Returns what the server calls the sessions of a process: all that others are told who may not see more."""
+    return f"{CONNECTION['application_name']} {process} {host}"[:63]
+
+
+def _settings(address: URL) -> dict[str, str]:
+    ours = CONNECTION | {"application_name": session_name(os.getpid(), socket.gethostname())}
+    return {key: value for key, value in ours.items() if key not in address.query}
 
 
 def hide_password(url: str) -> str:
@@ -196,7 +207,7 @@ def _parse(url: str) -> URL:
 
 
 def _connect(address: URL, name: str) -> RDBStorage:
-    settings = {key: value for key, value in CONNECTION.items() if key not in address.query}
+    settings = _settings(address)
     engine = _engine(address, settings)
 
     def connect() -> RDBStorage:
@@ -264,7 +275,7 @@ def _require_quiet(connection: Connection) -> None:
     """Raises StorageError while somebody else is in the database: an upgrade changes the tables under their feet."""
     others = sqlalchemy.text(
         "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
-        " AND application_name = :name AND backend_type = 'client backend'"
+        " AND starts_with(application_name, :name) AND backend_type = 'client backend'"
     )
     name = {"name": CONNECTION["application_name"]}
     end = time.monotonic() + FAREWELL_SECONDS

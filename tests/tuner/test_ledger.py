@@ -375,7 +375,7 @@ def test_a_trial_that_its_slow_owner_completes_in_this_moment_is_not_taken_over(
 
 def test_a_lease_lasts_from_the_claim_and_not_from_the_question(desk: Desk, ask: Callable[[str], Any]) -> None:
     """A claim may wait long for its lock."""
-    lock = f"({books._CLAIM_LOCK}, {desk.study._study_id})"
+    lock = f"({books.CLAIM_LOCK}, {desk.study._study_id})"
     desk.of("ada")
     ask(f"select pg_advisory_lock{lock}")
     claims: list[Claim] = []

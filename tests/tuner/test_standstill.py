@@ -1,8 +1,11 @@
 """A worker that stands still, or whose connection is lost, in the middle of a question: nobody else waits for long."""
 
+import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,10 +19,12 @@ from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 from sqlalchemy.exc import DBAPIError
 
+from tuner import blockage, overview
 from tuner import ledger as books
 from tuner.courier import Courier, is_outage
 from tuner.ledger import Activity, Claim, Ledger
-from tuner.study import Study
+from tuner.storage import open_storage
+from tuner.study import Study, defined
 
 WORKER = """
 import os, signal, sys, time
@@ -182,3 +187,41 @@ def test_a_claim_whose_connection_is_lost_leaves_no_trial_behind(
     claim = answer(lambda: ours.take(study, "ours", None, None))
     assert claim.trial.number == 0
     assert [trial.state for trial in study.trials] == [TrialState.RUNNING]
+
+
+@pytest.mark.parametrize("reader", ["tuner", "nosy"])
+def test_who_keeps_a_study_waiting_is_shown(
+    data_folder: Path,
+    storage: RDBStorage,
+    study: optuna.Study,
+    ours: Ledger,
+    ask: Callable[[str], Any],
+    monkeypatch: pytest.MonkeyPatch,
+    reader: str,
+) -> None:
+    """Also to a role that sees nothing of the statistics of others."""
+    monkeypatch.setattr(blockage, "LONG_SECONDS", 0.0)
+    worker = ours.join(study.study_name, socket.gethostname(), os.getpid(), "cpu", 1)
+    ask("do $$ begin create role nosy; exception when duplicate_object then null; end $$")
+    ask("grant select on all tables in schema public to nosy")
+
+    def blocked() -> blockage.Blockage | None:
+        with storage.engine.connect() as connection:
+            connection.execute(sql.text(f"set local role {reader}"))
+            workers = [one for _, one in books.living(connection, books.workers.c.study_id == study._study_id)]
+            return blockage.blockages(connection, {study._study_id: workers}).get(study._study_id)
+
+    assert blocked() is None
+    with open_storage(None, data_folder) as other:
+        waiting = threading.Thread(target=lambda: Ledger(other, study._study_id).take(study, "other", None, None))
+        with ours.alone():
+            waiting.start()
+            while not ask("select count(*) from pg_locks where not granted and waitstart is not null"):
+                assert waiting.is_alive()
+            found = blocked()
+            told = str(overview.in_short(storage, study._study_id, defined(study), 5).blocked)
+        waiting.join(30)
+    assert found is not None
+    assert (found.worker, found.process, found.host) == (worker, os.getpid(), socket.gethostname())
+    assert f" s for worker {worker} (process {os.getpid()} on {socket.gethostname()}, " in told
+    assert blocked() is None

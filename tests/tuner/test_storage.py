@@ -307,7 +307,7 @@ def test_a_server_without_a_connection_left_is_waited_for(
 
 
 def test_a_server_that_goes_away_later_is_told_in_one_line(server: Server, database: str) -> None:
-    ending = "select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'textgen-tuner'"
+    ending = "select pg_terminate_backend(pid) from pg_stat_activity where application_name like 'textgen-tuner%'"
 
     def interrupted() -> None:
         with open_storage(server.url(database)) as opened, opened.engine.begin() as connection:
