@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import math
 import os
 import re
@@ -71,7 +72,6 @@ LONGEST_SECONDS = 1e9
 
 SECONDS = Finite(min=0, max=LONGEST_SECONDS, min_open=True)
 HOURS = Finite(min=0, max=LONGEST_SECONDS // 3600, min_open=True)
-NUMBER = Finite()
 MOST_THREADS, MOST_SEEDS = 4096, 1000
 
 
@@ -237,18 +237,20 @@ def writing(command: Command) -> Command:
             click.option(
                 "--length", default=400, show_default=True, type=click.IntRange(min=1), help="Tokens to write."
             ),
-            click.option("--temperature", type=NUMBER, help="0 takes the most probable token; default: as exported."),
+            click.option("--temperature", type=float, help="0 takes the most probable token; default: as exported."),
             click.option("--top-k", type=int, help="Draw among the k most probable tokens only."),
-            click.option("--top-p", type=NUMBER, help="Draw among the fewest tokens of this total probability."),
-            click.option("--min-p", type=NUMBER, help="Leave out tokens less probable than this part of the best one."),
-            click.option("--repetition-penalty", type=NUMBER, help="Above 1 makes tokens of the text less probable."),
+            click.option("--top-p", type=float, help="Draw among the fewest tokens of this total probability."),
+            click.option("--min-p", type=float, help="Leave out tokens less probable than this part of the best one."),
+            click.option("--repetition-penalty", type=float, help="Above 1 makes tokens of the text less probable."),
             click.option(
                 "--stop", multiple=True, callback=_require_texts, help="End before this text; may be repeated."
             ),
             click.option(
                 "--beams", type=click.IntRange(min=1), help="Search the most probable text with so many beams."
             ),
-            click.option("--length-penalty", type=NUMBER, help="Above 1 makes beams favour longer texts; default: 1."),
+            click.option(
+                "--length-penalty", type=Finite(), help="Above 1 makes beams favour longer texts; default: 1."
+            ),
             click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="The same seed gives the same text."),
             click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:0, ..."),
         ]
@@ -356,6 +358,8 @@ def _open_streams() -> None:
             descriptor = os.open(os.devnull, os.O_RDWR)
             os.dup2(descriptor, number)
             setattr(sys, name, os.fdopen(number, "r" if number == 0 else "w"))
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a name that is no text, or a terminal that has no such letters
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _end_unheard(error: OSError) -> NoReturn:
