@@ -43,16 +43,6 @@ FEWEST_CONFIRMED, SHORT_SEEDS = 3, 2
 """Completed trials from which on `run` confirms the best of them, and the fresh seeds it takes for each."""
 
 
-def _with_password(context: click.Context, parameter: click.Parameter, url: str | None) -> str | None:
-    """The URL with the password that lies in a file, as secrets of containers do."""
-    file = os.environ.get("TUNER_STORAGE_PASSWORD_FILE")
-    if url is None or not file:
-        return url
-    from tuner.storage import with_password
-
-    return with_password(url, _Folder(path_type=Path).convert(file, parameter, context))
-
-
 def _place(context: click.Context, parameter: click.Parameter, place: str | None) -> str | None:
     """A bucket, or a folder."""
     if place is None or place.startswith("s3://"):
@@ -67,7 +57,6 @@ _storage = click.option(
     "--storage",
     envvar="TUNER_STORAGE",
     metavar="URL",
-    callback=_with_password,
     help="postgresql://user:password@host/database instead of the embedded PostgreSQL. [env: TUNER_STORAGE; the"
     " password may lie in the file that TUNER_STORAGE_PASSWORD_FILE names]",
 )
@@ -87,6 +76,9 @@ class _Folder(click.Path):
             self.fail(f"{value}: the folder you stand in was deleted; change to another", parameter, context)
 
 
+_password_file = click.option(
+    "--storage-password-file", type=_Folder(path_type=Path), envvar="TUNER_STORAGE_PASSWORD_FILE", hidden=True
+)
 _data = click.option(
     "--data-folder",
     type=_Folder(path_type=Path),
@@ -161,8 +153,8 @@ def _gathered(name: str, kind: type[Places | Crew], options: list[Callable[..., 
     return decorate
 
 
-_database = _gathered("places", Places, [_storage, _data])
-_places = _gathered("places", Places, [_storage, _data, _artifacts])
+_database = _gathered("places", Places, [_storage, _password_file, _data])
+_places = _gathered("places", Places, [_storage, _password_file, _data, _artifacts])
 _crew = _gathered("crew", Crew, [_workers, _devices, _per_device, _threads, _grace, _checkpoint_seconds])
 
 
@@ -812,7 +804,7 @@ def upgrade(places: Places) -> None:
     """Bring the tables of an older Optuna to the version of this one. Make backups and end all workers before."""
     from tuner.storage import upgrade as upgrade_tables
 
-    before, after = upgrade_tables(places.storage, places.data_folder)
+    before, after = upgrade_tables(places.address, places.data_folder)
     done = f"is up to date ({after})" if before == after else f"was upgraded from {before} to {after}"
     click.echo(f"{_described(places)} {done}")
 

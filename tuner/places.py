@@ -31,13 +31,24 @@ class Places:
     storage: str | None
     data_folder: Path | None
     artifacts: str | None = None
+    storage_password_file: Path | None = None
+    """Where the password of the URL is, if it is not in it; no environment and no command line ever has it then."""
+
+    @property
+    def address(self) -> str | None:
+        """The URL with its password. Raises StorageError."""
+        from tuner.storage import with_password
+
+        if self.storage is None or self.storage_password_file is None:
+            return self.storage
+        return with_password(self.storage, self.storage_password_file)
 
     @contextmanager
     def opened(self) -> Iterator[RDBStorage]:
         """The database, while the block runs. Raises StorageError."""
         from tuner.storage import open_storage
 
-        with open_storage(self.storage, self.data_folder) as opened:
+        with open_storage(self.address, self.data_folder) as opened:
             yield opened
 
     @contextmanager
@@ -45,7 +56,7 @@ class Places:
         """The database, or None where there is none yet; makes nothing. Raises StorageError."""
         from tuner.storage import open_existing
 
-        with open_existing(self.storage, self.data_folder) as opened:
+        with open_existing(self.address, self.data_folder) as opened:
             yield opened
 
     def artifacts_of(self, found: optuna.Study) -> Artifacts:
@@ -141,9 +152,11 @@ class Crew:
 
 
 def environment(places: Places, crew: Crew) -> dict[str, str]:
-    """Returns what worker processes are told by their environment: a command line would show the password to all."""
+    """Returns what workers are told by their environment: a command line would show a URL's password to all."""
+    password_file = places.storage_password_file
     given = {
         "TUNER_STORAGE": places.storage,
+        "TUNER_STORAGE_PASSWORD_FILE": None if password_file is None else password_file.absolute(),
         "TUNER_DATA": places.data_folder,
         "TUNER_ARTIFACTS": places.artifacts,
         "TUNER_CHECKPOINT_SECONDS": crew.checkpoint_seconds,

@@ -64,6 +64,15 @@ def command_lines() -> bytes:
     return found
 
 
+def environments(running: Any) -> bytes:
+    """The environments of a command and of all processes that it started."""
+    tree = [psutil.Process(running.process.pid)]
+    tree += tree[0].children(recursive=True)
+    found = b"".join(Path(f"/proc/{process.pid}/environ").read_bytes() for process in tree)
+    assert found.count(b"TUNER_STORAGE_PASSWORD_FILE=") == len(tree) >= 3
+    return found
+
+
 def test_a_password_is_in_no_log_error_note_export_process_list_or_artifact(place: Any, owner: Any) -> None:
     Fragile(place, "segmentation fault")
     port, coded = server.PORT, quote(PASSWORD, safe="")
@@ -77,6 +86,7 @@ def test_a_password_is_in_no_log_error_note_export_process_list_or_artifact(plac
     lines = command_lines()
     assert b"fragile" in lines
     assert not shows(lines)
+    assert not shows(environments(running))
     ask(owner, "alter role careful nologin")
     ask(owner, "select pg_terminate_backend(pid) from pg_stat_activity where usename = 'careful'")
     logs = place.artifacts / "fragile" / "logs"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from tuner import entry, roles, steering
 from tuner.errors import StorageError
 from tuner.ledger import Ledger
 from tuner.objectives import Tuned
+from tuner.places import Crew, Places, environment
 from tuner.roles import Role
 from tuner.storage import open_storage, upgrade, with_password
 from tuner.study import Study
@@ -230,6 +232,20 @@ def test_a_password_comes_from_a_file_unless_the_url_has_one(tmp_path: Path) -> 
         with_password("postgresql://ada@host/studies", file)
     with pytest.raises(StorageError, match="nowhere: the password cannot be read: No such file"):
         with_password("postgresql://ada@host/studies", tmp_path / "nowhere")
+
+
+def test_workers_are_told_where_the_password_is_and_not_what_it_is(tmp_path: Path) -> None:
+    file = tmp_path / "password"
+    file.write_text("p@ss\n")
+    crew = Crew(1, "cpu", None, 1, 10.0, 30.0)
+    places = Places("postgresql://ada@host/studies", None, None, Path("password"))
+    told = environment(places, crew)
+    assert told["TUNER_STORAGE"] == "postgresql://ada@host/studies"
+    assert told["TUNER_STORAGE_PASSWORD_FILE"] == str(Path.cwd() / "password")
+    assert dataclasses.replace(places, storage_password_file=file).address == "postgresql://ada:p%40ss@host/studies"
+    own = "postgresql://ada:own@host/studies"
+    assert environment(Places(own, None), crew)["TUNER_STORAGE"] == own
+    assert Places(None, None, None, file).address is None
 
 
 def test_tables_of_an_older_optuna_are_upgraded_when_nobody_is_there(fresh_url: str, small: Small) -> None:
