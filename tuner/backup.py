@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import uuid
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -12,24 +13,31 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from itertools import groupby, islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import optuna
 import sqlalchemy as sql
 from optuna.artifacts.exceptions import ArtifactNotFound
-from optuna.distributions import distribution_to_json, json_to_distribution
+from optuna.distributions import (
+    BaseDistribution,
+    check_distribution_compatibility,
+    distribution_to_json,
+    json_to_distribution,
+)
 from optuna.storages import RDBStorage
 from optuna.storages._rdb import models
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from sqlalchemy import Connection
 from sqlalchemy.exc import DataError, IntegrityError
 
+from models import terminal
 from models.errors import ConfigError
 from tuner import ledger
 from tuner.archive import ID, PARTS, Reader, Writer, reading, writing
 from tuner.artifacts import CHECKPOINT, RUN_FILE, Artifacts, Owner
 from tuner.confirmation import CONFIRMS, companion_name, companion_of
 from tuner.errors import StudyError, WorkerError
+from tuner.facts import study_problem, system_problem, trial_problem
 from tuner.ownership import KEY, new_owner, write_owner
 from tuner.study import Study, name_problem, stored_study
 
@@ -76,8 +84,15 @@ class _Line(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
+LONGEST_WORDS = 500
+"""Characters of what is said of a damaged backup: parts of it may be in there."""
+
+MOST_ATTEMPTS = 10_000
+"""Workers that can have had a trial: each may have left a checkpoint, which is looked for."""
+
 _SMALL = Field(ge=0, lt=2**31)
 _KEY = Field(max_length=models.MAX_INDEXED_STRING_LENGTH, pattern=r"^[^\x00]*\z")
+_Key = Annotated[str, _KEY]
 
 
 class StudyLine(_Line):
@@ -88,7 +103,7 @@ class StudyLine(_Line):
     trials: int = _SMALL
     state: Literal["running", "paused", "stopped"]
     forgiven: int = _SMALL
-    active_seconds: float = Field(ge=0, allow_inf_nan=False)
+    active_seconds: float = Field(ge=0, le=1e10)
 
 
 class AttributeLine(_Line):
@@ -122,12 +137,12 @@ class TrialLine(_Line):
     state: Literal["RUNNING", "COMPLETE", "PRUNED", "FAIL", "WAITING"]
     started: str | None
     ended: str | None
-    attempt: int | None = Field(None, ge=0, lt=2**31)
+    attempt: int | None = Field(None, ge=0, le=MOST_ATTEMPTS)
     values: list[Float]
     rungs: list[Rung]
     parameters: list[Parameter]
-    user: dict[str, Any]
-    system: dict[str, Any]
+    user: dict[_Key, Any]
+    system: dict[_Key, Any]
 
 
 @dataclass
@@ -394,6 +409,7 @@ class _Part:
         self.ids: list[int] = []
         self.unfinished: set[int] = set()
         self.renamed: dict[str, str] = {}
+        self.searched: dict[str, BaseDistribution] = {}
         lines = list(self._lines(StudyLine, "study.json"))
         if len(lines) != 1:
             raise self._damaged(f"study.json has {len(lines)} lines instead of one")
@@ -409,7 +425,12 @@ class _Part:
     ) -> None:
         """Writes the study; files are written last, when everything else is known to be right."""
         names = {part: owner.folder for part, owner in owners.items()}
-        study_id = self._restore_study(connection, names[self.part])
+        name = names[self.part]
+        problem = name_problem(name)
+        if problem is not None:
+            raise self._damaged(f"name: {problem}")
+        self.searched = self._distributions()
+        study_id = self._restore_study(connection, name)
         kept = place(owners[self.part])
         undo.append(kept.release)
         self._rename_attachments(kept)
@@ -430,6 +451,23 @@ class _Part:
             with suppress(ArtifactNotFound), store.open_reader(name):
                 self.renamed[name] = str(uuid.uuid4())
 
+    def _distributions(self) -> dict[str, BaseDistribution]:
+        """What the study searches: samplers compare all trials by it."""
+        lines = self._lines(AttributeLine, "attributes.jsonl")
+        definition = next((line.value for line in lines if _is_definition(line)), None)
+        if definition is None:
+            raise self._damaged("it has no definition")
+        study = self._study(definition)
+        if self.study.directions != ["MINIMIZE"] * len(study.objectives):
+            raise self._damaged(f"directions: should be MINIMIZE for {' and '.join(study.objectives)}")
+        return {name: searched.distribution() for name, searched in study.space.searched.items()}
+
+    def _study(self, values: Any) -> Study:
+        try:
+            return stored_study(values)
+        except (ConfigError, TypeError) as error:
+            raise self._damaged(" ".join(str(error).split())) from error
+
     def _restore_study(self, connection: Connection, name: str) -> int:
         if connection.scalar(sql.select(_studies.c.study_id).where(_studies.c.study_name == name)) is not None:
             raise _exists(name)
@@ -447,6 +485,7 @@ class _Part:
         for line in self._lines(TrialLine, "trials.jsonl"):
             if line.number != len(self.ids) + len(batch):
                 raise self._damaged(f"trial {line.number} stands in the place of {len(self.ids) + len(batch)}")
+            self._require_sound(line)
             batch.append(line)
             if len(batch) == BATCH:
                 self._restore_batch(connection, study_id, batch)
@@ -454,6 +493,17 @@ class _Part:
         self._restore_batch(connection, study_id, batch)
         if len(self.ids) != self.study.trials:
             raise self._damaged(f"{len(self.ids)} of {self.study.trials} trials are in it")
+
+    def _require_sound(self, line: TrialLine) -> None:
+        """Raises StudyError for what no worker and no Optuna writes, and what would break those who read it."""
+        place = f"trial {line.number}"
+        if len(line.values) not in (0, len(self.study.directions)):
+            raise self._damaged(f"{place}: {len(line.values)} values instead of {len(self.study.directions)}")
+        if (line.ended is None) != (line.state in UNFINISHED):
+            raise self._damaged(f"{place}: ended: {line.ended} does not go with state {line.state}")
+        problem = trial_problem(line.user, line.system)
+        if problem is not None:
+            raise self._damaged(f"{place}: {problem}")
 
     def _restore_batch(self, connection: Connection, study_id: int, batch: list[TrialLine]) -> None:
         ids = _new_ids(connection, len(batch))
@@ -493,29 +543,32 @@ class _Part:
                 connection.execute(table.insert(), some)
 
     def _restore_attributes(self, connection: Connection, study_id: int, names: dict[str, str]) -> None:
-        described = False
         lines = self._lines(AttributeLine, "attributes.jsonl")
         while batch := list(islice(lines, BATCH)):
             rows: dict[str, list[dict[str, Any]]] = {"user": [], "system": []}
             for line in batch:
-                if line.of == "user" and line.key == "study":
-                    line.value, described = self._definition(line.value, names), True
+                if _is_definition(line):
+                    line.value = self._definition(line.value, names)
+                key = self._key(line)
+                self._require_kind(line)
                 if self._is_kept(line.key) and not (line.of == "user" and line.key in _OURS):
-                    row = {"study_id": study_id, "key": self._key(line), "value_json": json.dumps(line.value)}
+                    row = {"study_id": study_id, "key": key, "value_json": json.dumps(line.value)}
                     rows[line.of].append(row)
             for of, some in rows.items():
                 if some:
                     connection.execute(_study_attributes[of].insert(), some)
-        if not described:
-            raise self._damaged("it has no definition")
+
+    def _require_kind(self, line: AttributeLine) -> None:
+        """Raises StudyError for an attribute of the study that is not of its kind."""
+        user = line.of == "user"
+        problem = study_problem({line.key: line.value}) if user else system_problem(line.key, line.value)
+        if problem is not None:
+            raise self._damaged(f"attributes: {problem if user else f'{line.key[:100]}: {problem}'}")
 
     def _definition(self, values: Any, names: dict[str, str]) -> Any:
         """The study as its file described it, under its new name."""
         confirms = {"confirms": names[PARTS[0]]} if self.part == PARTS[1] else {}
-        try:
-            return stored_study(values | {"name": names[self.part]} | confirms).stored()
-        except (ConfigError, TypeError) as error:
-            raise self._damaged(str(error)) from error
+        return self._study({**self._study(values).stored(), "name": names[self.part], **confirms}).stored()
 
     def _restore_files(self, kept: Artifacts, undo: list[Callable[[], None]], told: Told) -> None:
         store = kept.attachments()
@@ -538,9 +591,11 @@ class _Part:
         # A worker of the old database may still have a running trial there; here it waits for one.
         state = "WAITING" if line.state == "RUNNING" else line.state
         try:
-            start, end = (time and datetime.fromisoformat(time) for time in (line.started, line.ended))
+            start, end = (None if time is None else datetime.fromisoformat(time) for time in (line.started, line.ended))
         except ValueError as error:
             raise self._damaged(f"trial {line.number}: {error}") from error
+        if not all(time is None or (time.tzinfo is None and 2000 <= time.year < 2200) for time in (start, end)):
+            raise self._damaged(f"trial {line.number}: started {line.started}, ended {line.ended}: no times of a trial")
         return {
             "number": line.number,
             "state": optuna.trial.TrialState[state],
@@ -550,9 +605,11 @@ class _Part:
 
     def _parameter_row(self, one: Parameter) -> dict[str, Any]:
         try:
-            distribution = json_to_distribution(json.dumps(one.distribution))
+            distribution = _distribution(one)
+            if one.name in self.searched:
+                check_distribution_compatibility(self.searched[one.name], distribution)
             fits = distribution._contains(one.value)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError, AttributeError, Warning) as error:
             raise self._damaged(f"the distribution of {one.name}: {error}") from error
         if not fits:
             raise self._damaged(f"{one.name} is outside its range")
@@ -587,12 +644,22 @@ class _Part:
             raise self._damaged(str(error)) from error
 
     def _damaged(self, what: str) -> StudyError:
-        return self.file.damaged(f"{self.part}: {what}")
+        return self.file.damaged(f"{self.part}: {terminal.line(' '.join(what.split()))[:LONGEST_WORDS]}")
 
 
 _RungKind = models.TrialIntermediateValueModel.TrialIntermediateValueType
 _PAST = datetime(1970, 1, 1, tzinfo=UTC)
 _KINDS = {told: kind for kind, told in _WORDS.items()}
+
+
+def _distribution(one: Parameter) -> BaseDistribution:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # of choices that are no plain values
+        return json_to_distribution(json.dumps(one.distribution))
+
+
+def _is_definition(line: AttributeLine) -> bool:
+    return line.of == "user" and line.key == "study"
 
 
 def _stored(value: Any, kinds: Any, column: str) -> dict[str, Any]:

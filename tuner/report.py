@@ -26,6 +26,9 @@ from tuner.study import Study, defined
 NO_WORKER = "no worker wrote this end"
 """What is said of a trial that was ended from outside, as by Optuna's `tell`: it is no result."""
 
+LONGEST_SECONDS = 1e12
+"""The longest time that is shown, some 30,000 years: a budget may be any number."""
+
 FAILED_SHOWN = 5
 """Failed trials that are named without being asked for."""
 
@@ -313,7 +316,7 @@ def counted(number: int, what: str) -> str:
 
 def duration(seconds: float) -> str:
     """Seconds as h:mm:ss."""
-    return str(timedelta(seconds=round(seconds)))
+    return str(timedelta(seconds=round(min(seconds, LONGEST_SECONDS))))
 
 
 def _short(value: Any) -> str:
