@@ -235,6 +235,11 @@ def test_a_file_that_others_may_read_is_warned_of(tmp_path: Path) -> None:
     Door(users_file=written(tmp_path / "users", USERS, 0o640)).users(pytest.fail)
 
 
+def test_a_secret_of_a_container_is_as_open_as_it_must_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tuner.web.users.MOUNTED", tmp_path)
+    Door(users_file=written(tmp_path / "users", USERS, 0o644)).users(pytest.fail)
+
+
 def test_users_come_from_a_file_the_environment_and_a_secret_together(tmp_path: Path) -> None:
     door = Door(
         users_file=written(tmp_path / "users", USERS),

@@ -20,6 +20,9 @@ FEWEST_CHARACTERS = 8
 HASHED_AT_ONCE = 2
 """Passwords hashed at the same time: each takes 32 MiB and a tenth of a second, and strangers can ask for it."""
 
+MOUNTED = Path("/run/secrets")
+"""Where a container finds its secrets: as open as they must be to be read there, in a folder that its host closes."""
+
 _LINE = re.compile(rf"({NAME}):({READER}|{OPERATOR}):(scrypt:([0-9]{{1,7}}):([0-9]{{1,2}}):([0-9]{{1,2}})\$\S+\$\S+)")
 _MOST_MEMORY = 2**28
 
@@ -129,8 +132,8 @@ def read_text(path: Path) -> str:
 
 
 def warn_if_open(path: Path, say: Callable[[str], None]) -> None:
-    """Warns of a file of secrets that every user of this machine may read."""
-    if os.name == "posix" and path.stat().st_mode & 0o004:
+    """Warns of a file of secrets that every user of this machine may read; of a container's, its host takes care."""
+    if os.name == "posix" and path.parent != MOUNTED and path.stat().st_mode & 0o004:
         say(f"{path}: every user of this machine may read it; chmod 640 keeps it to you and your group")
 
 
