@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from models.files import written_whole
+from models.files import reason, require_plain, written_whole
 from models.network import State
+
+_FLOATS = re.compile("B?F[0-9]+")
+"""What safetensors calls the formats of floating-point numbers."""
 
 
 class BadCheckpoint(Exception):
@@ -45,18 +49,25 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
         raise OSError(0, str(error), str(path)) from error
 
 
-def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Returns the tensors and facts of a checkpoint; raises BadCheckpoint when it is damaged."""
+def read_checkpoint(path: Path, most: int | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Returns the tensors and facts of a checkpoint; raises BadCheckpoint when it is damaged, or of more bytes."""
     try:
+        require_plain(path, most)
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise BadCheckpoint(f"{path}: not readable as a checkpoint ({error})") from error
+    except (OSError, SafetensorError, MemoryError) as error:
+        raise BadCheckpoint(f"{path}: not readable as a checkpoint ({reason(error)})") from error
     facts = metadata.get("facts", "{}")
     if metadata.get("digest") != _digest(tensors, facts):
         raise BadCheckpoint(f"{path}: damaged, its digest does not match")
-    return tensors, json.loads(facts)
+    try:
+        known = json.loads(facts)
+    except (ValueError, RecursionError) as error:
+        raise BadCheckpoint(f"{path}: its facts cannot be read") from error
+    if not isinstance(known, dict):
+        raise BadCheckpoint(f"{path}: its facts are none")
+    return tensors, known
 
 
 def weights(model: nn.Module) -> dict[str, Tensor]:
@@ -76,6 +87,30 @@ def load_weights(model: nn.Module, saved: dict[str, Tensor]) -> None:
         raise ValueError(f"weights of another model: {', '.join(differing)}")
     for name, tensor in own.items():
         tensor.copy_(saved[name])
+
+
+def require_weights(path: Path, model: nn.Module) -> None:
+    """Raises ValueError unless a safetensors file holds the weights of `model`, which may be on the meta device.
+
+    Only names, shapes and kinds of numbers are looked at: neither the file nor the model takes memory.
+    """
+    require_plain(path)
+    with safe_open(path, framework="pt") as file:
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+        found = {
+            name: (tuple(one.get_shape()), _FLOATS.match(one.get_dtype()) is not None) for name, one in slices.items()
+        }
+    own = {name: (tuple(tensor.shape), tensor.is_floating_point()) for name, tensor in weights(model).items()}
+    if found != own:
+        differing = sorted({name for name, _ in found.items() ^ own.items()})
+        raise ValueError(f"weights of another model: {', '.join(differing)[:200]}")
+
+
+def require_finite(model: nn.Module) -> None:
+    """Raises ValueError when a weight is no finite number: nothing can be written with it."""
+    for name, parameter in model.named_parameters():
+        if not parameter.isfinite().all():
+            raise ValueError(f"{name} holds numbers that are not finite")
 
 
 def detached(state: State) -> State:

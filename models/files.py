@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
@@ -89,6 +90,15 @@ def is_running(process: int) -> bool:
     with suppress(OSError, IndexError):  # Linux tells
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
     return True
+
+
+def require_plain(path: Path, most: int | None = None) -> None:
+    """Raises OSError unless `path` is a file, of at most so many bytes: one from elsewhere may be anything."""
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError(errno.EINVAL, "it is no file", str(path))
+    if most is not None and found.st_size > most:
+        raise OSError(errno.EFBIG, f"it has {found.st_size:,} bytes, more than {most:,}", str(path))
 
 
 def is_stream(path: Path) -> bool:

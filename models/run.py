@@ -18,12 +18,12 @@ from torch import nn
 
 from models import sampling, tokenizers
 from models.board import EVENTS, board, require_tensorboard
-from models.checkpoint import as_written, load_weights, weights, write_tensors
+from models.checkpoint import as_written, load_weights, require_finite, require_weights, weights, write_tensors
 from models.config import ARCHITECTURES, SCHEMA, Budget, Config, Recipe, flat, resolve_path
 from models.corpus import EncodedCorpus, load_corpus, require_room
 from models.distributed import ALONE, FailedElsewhere, Team
-from models.errors import ChangedCorpusError, ConfigError, RunError
-from models.files import optional, reason, sweep, written_whole
+from models.errors import ChangedCorpusError, ConfigError, RunError, UserError
+from models.files import optional, reason, require_plain, sweep, written_whole
 from models.metrics import Score
 from models.network import build, generator_class
 from models.reader import dump, parse, read_text, require_schema, validate
@@ -42,6 +42,8 @@ DRAFTS = tuple(f".{name}" for name in OWN)
 """How the names of files begin that are still being written."""
 
 CHECKPOINT_SECONDS = 60.0
+LARGEST_CONFIG = 2**20
+"""Bytes of the largest configuration that a run folder may hold."""
 
 
 def read_recipe(path: Path) -> Recipe:
@@ -295,14 +297,33 @@ def load(folder: str | Path, device: str = "auto") -> Run:
         raise RunError(f"{folder}: {', '.join(missing)} missing; restore it, or train into another folder")
     if missing:
         raise RunError(f"{folder}: no complete run, {', '.join(missing)} missing; finish it with `train --resume`")
+    try:
+        require_plain(folder / CONFIG, LARGEST_CONFIG)
+    except OSError as error:
+        raise RunError(f"{folder / CONFIG}: cannot be read ({reason(error)})") from error
     recipe = read_recipe(folder / CONFIG)
     tokenizer = tokenizers.load(folder / TOKENIZER)
-    model = build(recipe.parameters, tokenizer.vocabulary_size)
     try:
+        _require_weights(folder / MODEL, recipe.parameters, tokenizer.vocabulary_size)
+        model = build(recipe.parameters, tokenizer.vocabulary_size)
         load_weights(model, load_file(folder / MODEL))
-    except (OSError, SafetensorError, ValueError) as error:
-        raise RunError(f"{folder / MODEL}: does not hold the weights of {CONFIG} ({error})") from error
+        require_finite(model)
+    except (OSError, SafetensorError, ValueError, MemoryError) as error:
+        raise RunError(f"{folder / MODEL}: does not hold the weights of {CONFIG} ({reason(error)})") from error
     return Run(recipe, tokenizer, model.to(usable_device(device)).eval())
+
+
+def _require_weights(path: Path, config: Config, vocabulary_size: int) -> None:
+    """Raises ValueError or OSError when the file cannot be that model's, before either takes memory."""
+    try:
+        with torch.device("meta"):
+            model = build(config, vocabulary_size)
+    except UserError:
+        raise
+    except Exception:  # one of the user's own that can only be built for real
+        require_plain(path)
+        return
+    require_weights(path, model)
 
 
 def score_test(folder: Path, device: str = "auto") -> Score | None:

@@ -19,6 +19,7 @@ import tokenizers
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from models.errors import ConfigError, RunError
+from models.files import require_plain
 
 Ids: TypeAlias = npt.NDArray[np.int32]
 CodePoints: TypeAlias = npt.NDArray[np.uint32]
@@ -28,6 +29,14 @@ HALVES = 16
 
 LONG = 1_000_000
 """Characters of a line above which it is cut."""
+
+
+LARGEST = 2**28
+"""Bytes of the largest file of a vocabulary; one of a million entries has a third of that."""
+
+_PLAIN = ("normalizer", "post_processor", "truncation", "padding", "added_tokens")
+"""What byte pairs of ours do not have. A file from elsewhere may hold patterns there that take for ever, or texts that
+grow without end."""
 
 
 class Tokenizer(BaseModel, ABC):
@@ -212,7 +221,16 @@ class BytePair(Tokenizer):
 
     @model_validator(mode="after")
     def _spells_every_byte(self) -> Self:
+        splitting = self.tokenizer.get("pre_tokenizer")
+        if (
+            any(map(self.tokenizer.get, _PLAIN))
+            or not isinstance(splitting, dict)
+            or splitting.get("type") != "ByteLevel"
+        ):
+            raise ValueError("does more than byte pairs")
         try:
+            if sorted(self._library.get_vocab().values()) != list(range(self._library.get_vocab_size())):
+                raise ValueError("its ids are not 0, 1, 2, ...")
             complete = {bytes([byte]) for byte in range(256)} <= set(self._bytes)
         except Exception as error:  # the library raises nothing narrower
             raise ValueError(f"is no byte-level tokenizer: {error}") from error
@@ -249,6 +267,7 @@ def load(path: Path) -> Tokenizer:
     """Reads what `save` wrote; RunError if `path` is missing, damaged or of another format."""
     kinds = Annotated[Byte | Character | Word | BytePair, Field(discriminator="kind")]
     try:
+        require_plain(path, LARGEST)
         return TypeAdapter[Tokenizer](kinds).validate_json(path.read_bytes())
     except OSError as error:
         problem = error.strerror or str(error)

@@ -33,7 +33,7 @@ from models.config import Budget, Config
 from models.corpus import EncodedCorpus, require_room
 from models.distributed import ALONE, Team
 from models.errors import DeviceError
-from models.files import optional
+from models.files import optional, reason
 from models.metrics import LANE, PIECE, WARM_UP, HeldOut, Score, evaluate, evaluate_part, lanes_of, pieces_of
 from models.network import State, build
 from models.optimizers import build_optimizers, relative_learning_rate, set_learning_rate
@@ -58,6 +58,10 @@ FEWEST_AT_LAST = 32_768
 
 READ_TWICE = 2.0
 """Tokens read for each that is scored, where each is read with as much context again."""
+
+
+MOST_FOLD, MOST_MORE = 16, 2**30
+"""Bytes of the largest checkpoint that is read: so many times the weights', and so many more for carried states."""
 
 
 class Diverged(Exception):
@@ -134,8 +138,8 @@ def train(
     the loss is not finite. A checkpoint that cannot be used is a warning, and the run starts over.
     """
     require_room(corpus, config.batch_size, config.sequence_length)
-    training = Training(config, corpus, budget, usable_device(device), micro_batch, team, whole, between)
-    training.load_first(checkpoints)
+    usable = usable_device(device)
+    training = _begun(checkpoints, lambda: Training(config, corpus, budget, usable, micro_batch, team, whole, between))
     for evaluation in training.evaluations:
         on_evaluation(evaluation)
     while not training.finished:
@@ -150,6 +154,19 @@ def train(
         with optional("the test split is not scored") if team.size == 1 else nullcontext():
             trained = replace(trained, test=training.test_score())
     return trained
+
+
+def _begun(checkpoints: Sequence[Path], begin: Callable[[], Training]) -> Training:
+    """A training that goes on from the first checkpoint that can be used; says which cannot."""
+    training = begin()
+    for path in checkpoints:
+        try:
+            training.load(path)
+            break
+        except BadCheckpoint as error:
+            warnings.warn(f"checkpoint ignored: {error}", stacklevel=3)
+            training = begin()  # a part of it may have been taken over
+    return training
 
 
 class Training:
@@ -399,18 +416,10 @@ class Training:
         if self.team.leads:
             write_checkpoint(path, tensors, self._facts())
 
-    def load_first(self, paths: Sequence[Path]) -> None:
-        """Goes on from the first checkpoint that can be used; says which cannot."""
-        for path in paths:
-            try:
-                self.load(path)
-                break
-            except BadCheckpoint as error:
-                warnings.warn(f"checkpoint ignored: {error}", stacklevel=2)
-
     def load(self, path: Path) -> None:
-        """Goes on from a checkpoint of the same run; raises BadCheckpoint, and changes nothing then."""
-        tensors, facts = read_checkpoint(path)
+        """Goes on from a checkpoint of the same run; raises BadCheckpoint, after which this training is of no use."""
+        own_bytes = sum(tensor.numel() * tensor.element_size() for tensor in weights(self.model).values())
+        tensors, facts = read_checkpoint(path, MOST_FOLD * own_bytes + MOST_MORE)
         own = {name: value for name, value in self._facts().items() if name in ("format", "config", "budget", "corpus")}
         for name, value in own.items():
             if facts.get(name) != value:
@@ -421,7 +430,10 @@ class Training:
             load_weights(self.model, under("model.", tensors))
         except ValueError as error:
             raise BadCheckpoint(f"{path}: {error}") from error
-        self._restore(tensors, facts)
+        try:
+            self._restore(tensors, facts)
+        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            raise BadCheckpoint(f"{path}: holds something else than this training ({reason(error)})") from error
 
     def _facts(self) -> dict[str, Any]:
         return {
@@ -469,8 +481,11 @@ class Training:
         for number, optimizer in enumerate(self.optimizers):
             restored = optimizer.state_dict()
             restored["state"] = {}
+            owners = [parameter for group in optimizer.param_groups for parameter in group["params"]]
             for key, moment in under(f"optimizer.{number}.", tensors).items():
                 index, name = key.split(".", 1)
+                if moment.numel() != 1 and moment.shape != owners[int(index)].shape:
+                    raise ValueError(f"optimizer.{number}.{key} has another shape than its weights")
                 restored["state"].setdefault(int(index), {})[name] = moment
             optimizer.load_state_dict(restored)
         self.best_weights = under("best.", tensors) or None
@@ -507,7 +522,10 @@ class Training:
             return
         whole = [tensors[str(index)].to(self.device) for index in range(len(tensors))]
         if len(self.states) == self.team.size == 1:
-            self.states = [filled(self._state_of(self.rows), iter(whole))]
+            shape = self._state_of(self.rows)
+            if [tensor.shape for tensor in whole] != [tensor.shape for tensor in flat(shape)]:
+                raise ValueError("the carried state has another shape")
+            self.states = [filled(shape, iter(whole))]
             return
         dimensions, first = batch_dimensions(self.model, self.device), self.team.rank * self.rows
         for number in range(len(self.states)):

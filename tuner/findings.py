@@ -230,7 +230,7 @@ def _sample(storage: RDBStorage, kept: Artifacts | None, trial: FrozenTrial) -> 
         texts = [{"prompt": str(one["prompt"]), "text": str(one["text"])} for one in records]
     except OSError as error:
         return Sample(trial, [], f"they are not where the artifacts are looked for ({error.strerror or error})")
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return Sample(trial, [], "their file is damaged")
     return Sample(trial, texts, "" if texts else "it was too short, or its text too small, to write any")
 

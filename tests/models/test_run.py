@@ -544,3 +544,66 @@ def test_a_notebooks_backend_that_is_not_installed_costs_nothing(recipe: Recipe,
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
     assert "Warning" not in done.stderr
     assert sorted(content(tmp_path / "run")) == FILES
+
+
+# Files from elsewhere.
+
+
+def sparse(path: Path) -> None:
+    with path.open("wb") as file:
+        file.truncate(2**33)
+
+
+def pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def integers(path: Path) -> None:
+    save_file({name: tensor.int() for name, tensor in load_file(path).items()}, path)
+
+
+def not_finite(path: Path) -> None:
+    save_file({name: tensor * float("nan") for name, tensor in load_file(path).items()}, path)
+
+
+def overlapping(path: Path) -> None:
+    size = int.from_bytes(path.read_bytes()[:8], "little")
+    header = json.loads(path.read_bytes()[8 : 8 + size])
+    first = next(iter(header.values()))["data_offsets"]
+    text = json.dumps({name: one | {"data_offsets": first} for name, one in header.items()}).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + path.read_bytes()[8 + size :])
+
+
+def enormous(path: Path) -> None:
+    path.write_text(
+        path.read_text().replace("hidden_size: 8", "hidden_size: 65536").replace("layers: 1", "layers: 128")
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "spoil"),
+    [
+        ("model.safetensors", lambda path: path.write_bytes((2**40).to_bytes(8, "little") + b"{}")),
+        ("model.safetensors", lambda path: path.write_bytes(path.read_bytes()[:-10])),
+        ("model.safetensors", overlapping),
+        ("model.safetensors", integers),
+        ("model.safetensors", not_finite),
+        ("model.safetensors", pipe),
+        ("tokenizer.json", sparse),
+        ("tokenizer.json", pipe),
+        ("tokenizer.json", lambda path: path.write_text("[" * 1_000_000)),
+        ("tokenizer.json", lambda path: path.write_text('{"kind": "byte-pair", "tokenizer": {"pre_tokenizer": {}}}')),
+        ("config.yaml", sparse),
+        ("config.yaml", pipe),
+        ("config.yaml", enormous),
+    ],
+)
+def test_a_run_folder_from_elsewhere_gets_its_line_and_takes_no_memory(
+    folder: Path, name: str, spoil: Callable[[Path], Any]
+) -> None:
+    spoil(folder / name)
+    with pytest.raises(RunError) as caught:
+        load(folder, "cpu")
+    assert str(folder) in str(caught.value)
+    assert "\n" not in str(caught.value)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -200,3 +201,31 @@ def test_the_bytes_of_tokens_are_those_of_the_text(kind: str) -> None:
     assert len(tokenizer.token_bytes) == tokenizer.vocabulary_size
     assert tokenizer.token_bytes[tokenizer.encode(text)].sum() == len(text.encode())
     assert tokenizer.token_bytes[tokenizer.end_of_text] == 0
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"normalizer": {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 1000}},
+        {"pre_tokenizer": {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated", "invert": False}},
+        {"pre_tokenizer": None},
+        {"added_tokens": [{"id": 9_999_999, "content": "<x>", "special": True}]},
+        {"truncation": {"max_length": 1}},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_byte_pairs_from_elsewhere_do_nothing_but_pair_bytes(tmp_path: Path, change: dict[str, Any]) -> None:
+    learned = learn("byte-pair", "hello world " * 50, 300).model_dump()
+    learned["tokenizer"] |= change
+    (tmp_path / "tokenizer.json").write_text(json.dumps(learned))
+    with pytest.raises(RunError, match="does more than byte pairs"):
+        load(tmp_path / "tokenizer.json")
+
+
+def test_byte_pairs_whose_ids_have_gaps_are_refused(tmp_path: Path) -> None:
+    learned = learn("byte-pair", "hello world " * 50, 300).model_dump()
+    vocabulary = learned["tokenizer"]["model"]["vocab"]
+    vocabulary[max(vocabulary, key=vocabulary.__getitem__)] = 2**31
+    (tmp_path / "tokenizer.json").write_text(json.dumps(learned))
+    with pytest.raises(RunError, match="its ids are not 0, 1, 2"):
+        load(tmp_path / "tokenizer.json")

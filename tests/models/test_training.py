@@ -1,6 +1,7 @@
 """Training: repeatable to the bit, stopped and resumed without a trace, within its budget, and as good as can be."""
 
 import math
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from models import metrics, optimizers, training
 from models.batches import Streams, Windows
-from models.checkpoint import BadCheckpoint, read_checkpoint, weights
+from models.checkpoint import BadCheckpoint, read_checkpoint, weights, write_checkpoint
 from models.config import Budget, Config
 from models.corpus import EncodedCorpus
 from models.errors import CorpusError, DeviceError
@@ -224,6 +225,59 @@ def test_a_checkpoint_of_another_run_is_warned_of_and_ignored(
     monkeypatch.setattr(training, "CHECKPOINT_FORMAT", training.CHECKPOINT_FORMAT + 1)
     with pytest.warns(UserWarning, match=r"checkpoint ignored: .*another format"):
         train(small(), rhyme, steps(8), checkpoints=[checkpoint])
+
+
+def facts(**changes: Any) -> Callable[[dict[str, Tensor], dict[str, Any]], None]:
+    return lambda tensors, known: known.update(changes)
+
+
+def without(prefix: str) -> Callable[[dict[str, Tensor], dict[str, Any]], None]:
+    def change(tensors: dict[str, Tensor], known: dict[str, Any]) -> None:
+        for name in [name for name in tensors if name.startswith(prefix)]:
+            del tensors[name]
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        facts(evaluations=[{}]),
+        facts(evaluations=3),
+        without("random.cpu"),
+        without("loss_sum"),
+        without("state.0"),
+        lambda tensors, known: known.pop("step"),
+        lambda tensors, known: tensors.update({"random.cpu": torch.zeros(3)}),
+        lambda tensors, known: tensors.update({"optimizer.0.x": torch.zeros(3)}),
+        lambda tensors, known: tensors.update({"optimizer.0.0.exp_avg": torch.zeros(3)}),
+    ],
+)
+def test_a_checkpoint_that_is_whole_and_holds_something_else_changes_nothing(
+    checkpoint: Path, rhyme: EncodedCorpus, change: Callable[[dict[str, Tensor], dict[str, Any]], Any]
+) -> None:
+    """Such as one that somebody wrote by hand, with a digest that is right."""
+    tensors, known = read_checkpoint(checkpoint)
+    change(tensors, known)
+    write_checkpoint(checkpoint, tensors, known)
+    with pytest.warns(UserWarning, match=r"checkpoint ignored: .*holds something else"):
+        trained = train(small(), rhyme, steps(8), checkpoints=[checkpoint])
+    assert_same(trained, train(small(), rhyme, steps(8)))
+
+
+def too_large(path: Path) -> None:
+    with path.open("wb") as file:
+        file.truncate(2**40)
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir, too_large])
+def test_a_checkpoint_that_is_no_file_or_far_too_large_is_passed_over(
+    rhyme: EncodedCorpus, tmp_path: Path, make: Callable[[Path], Any]
+) -> None:
+    path = tmp_path / "checkpoint"
+    make(path)
+    with pytest.warns(UserWarning, match=r"checkpoint ignored: .*not readable as a checkpoint \(it (is no file|has)"):
+        train(small(), rhyme, steps(8), checkpoints=[path])
 
 
 def test_the_first_sound_checkpoint_is_used(checkpoint: Path, rhyme: EncodedCorpus, tmp_path: Path) -> None:
