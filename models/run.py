@@ -254,7 +254,8 @@ class Run:
         self, prompt: str = "", length: int = 200, *, seed: int | None = None, stop: Sequence[str] = (), **decoding: Any
     ) -> Iterator[str]:
         """Yields the text of `generate` while it is written."""
-        return sampling.stream(self.model, self.tokenizer, prompt, length, self._config(decoding), seed, stop)
+        start = prompt or self.opening
+        return sampling.stream(self.model, self.tokenizer, start, length, self._config(decoding), seed, stop)
 
     def generate_batch(
         self,
@@ -267,7 +268,8 @@ class Run:
     ) -> list[str]:
         """Returns a text for each prompt, all written at once."""
         config = self._config(decoding)
-        return sampling.generate_batch(self.model, self.tokenizer, prompts, length, config, seed, stop)
+        starts = [prompt or self.opening for prompt in prompts]
+        return sampling.generate_batch(self.model, self.tokenizer, starts, length, config, seed, stop)
 
     def beam_search(
         self,
@@ -281,7 +283,21 @@ class Run:
     ) -> str:
         """Returns the most probable text that `beams` ways at once find; of `decoding` only the penalty counts."""
         config = self._config(decoding)
-        return sampling.beam_search(self.model, self.tokenizer, prompt, length, config, beams, length_penalty, stop)
+        start = prompt or self.opening
+        return sampling.beam_search(self.model, self.tokenizer, start, length, config, beams, length_penalty, stop)
+
+    @property
+    def opening(self) -> str:
+        """What a text without a prompt goes on from, unseen: a line break, where the corpus is one text.
+
+        Such a corpus has no end of text, so a model never learned to begin behind one. It is the first character of
+        the vocabulary where that has no line break, and nothing, the end of another document, where there are many.
+        """
+        source = self.recipe.corpus
+        documents = source.field is not None or (source.path is not None and not Path(source.path).suffix)
+        if documents or len(self.tokenizer.encode("\n")) == 1:
+            return "" if documents else "\n"
+        return getattr(self.tokenizer, "characters", "")[:1]
 
     def _config(self, decoding: dict[str, Any]) -> Config:
         return Config.model_validate(self.recipe.parameters.model_dump() | decoding)

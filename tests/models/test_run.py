@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from models.config import Budget, Config, Corpus, Recipe
 from models.errors import ConfigError, CorpusError, DeviceError, RunError, UserError
 from models.files import draft_of
 from models.run import load, read_recipe, train_run
+from models.tokenizers import learn
 from models.training import Evaluation, Trained, Training
 
 FILES = [
@@ -170,6 +172,19 @@ def test_a_loaded_run_writes_as_configured_unless_told_otherwise(folder: Path) -
         loaded.generate(top_k=0)
     with pytest.raises(ConfigError, match="length 0"):
         loaded.generate(length=0)
+
+
+def test_without_a_prompt_a_text_begins_where_the_model_knows_one(folder: Path) -> None:
+    """The corpus is one file, which holds no end of text; in the other two each document ends with one."""
+    loaded = load(folder)
+    expected = loaded.generate("\n", 20, seed=1)
+    assert loaded.generate("", 20, seed=1) == loaded.generate_batch([""], 20, seed=1)[0] == expected
+    assert loaded.beam_search("", 20) == loaded.beam_search("\n", 20)
+    for corpus in (Corpus(path="texts"), Corpus(path="texts.jsonl", field="text")):
+        many = replace(loaded, recipe=loaded.recipe.model_copy(update={"corpus": corpus}))
+        assert many.opening == ""
+    letters = replace(loaded, tokenizer=learn("character", "ab", 300))
+    assert letters.opening == "a"
 
 
 def test_a_run_that_is_not_there_or_not_finished_names_its_remedy(recipe: Recipe, tmp_path: Path) -> None:
