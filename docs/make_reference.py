@@ -108,11 +108,11 @@ else is refused, because results would no longer compare: give the changed study
 
 <<section corpus>>
 
-A folder means all files in it, at any depth, in the order of their names; each file is a document. So is each line of a
-`.jsonl` or `.ndjson` file and each item of a list in a `.json` file, in a folder, too: `field` then says where their text
-is. Hidden files, checkpoints (`.safetensors`, `.pt`, `.ckpt`, ...), locks, backups and links to folders are passed over, and
-`tuner check` says which. Tables, PDFs, office documents, web pages, pictures and compressed files are refused by name, with
-what to do. Text is split in this order, not shuffled: its end is the test split, which no trial
+A folder means all files in it, at any depth, in the order of their names; each file is a document. So is each line of
+a `.jsonl` or `.ndjson` file and each item of a list in a `.json` file, in a folder, too: `field` then says where their
+text is. Hidden files, checkpoints (`.safetensors`, `.pt`, `.ckpt`, ...), locks, backups and links to folders are
+passed over, and `tuner check` says which. Tables, PDFs, office documents, web pages, pictures and compressed files are
+refused by name, with what to do. Text is split in this order, not shuffled: its end is the test split, which no trial
 reads, only `tuner train` and `tuner confirm` at their end.
 
 `python-docs` is 0.5 MB of English (Python's own help; it differs between versions of Python). `markov` is a random
@@ -139,11 +139,11 @@ The learning rate's schedule follows this budget. Rungs are in tokens or seconds
 vary. At each rung but the last a weak trial may be pruned.
 
 Looking costs little: the rungs before the last together about a tenth of the training's work, the last one at most a
-fifth (but 4,096 and 32,768 tokens are read in any case). So the last rung reads all of the validation split where that has
-at most a quarter as many tokens as the trial trains on, which is the rule for texts of a few megabytes. Of a larger one it
-reads pieces of 512 tokens, spread over all of it and at the same places for all trials; the trial's attribute
-`validation_part`, which exports have too, tells how much that was. With seconds, the number of tokens is the one that
-the trial's own speed allows. `tuner train` and `tuner confirm` read all of the split at their end.
+fifth (but 4,096 and 32,768 tokens are read in any case). So the last rung reads all of the validation split where that
+has at most a quarter as many tokens as the trial trains on, which is the rule for texts of a few megabytes. Of a
+larger one it reads pieces of 512 tokens, spread over all of it and at the same places for all trials; the trial's
+attribute `validation_part`, which exports have too, tells how much that was. With seconds, the number of tokens is the
+one that the trial's own speed allows. `tuner train` and `tuner confirm` read all of the split at their end.
 
 ## budget
 
