@@ -25,6 +25,9 @@ PROMPT = 32
 MOST = 512
 """Most prompts that are cut out of a held-out text."""
 
+MOST_FOR_CHARACTER = 8
+"""Tokens that a character takes at most: four bytes of UTF-8 in two halves each."""
+
 AT_ONCE = {"cpu": 256, "cuda": 2048}
 """Texts written in one batch."""
 
@@ -59,7 +62,7 @@ class Continuations:
         length = max(1, min(LENGTH, characters_left // (2 * places)))
         stride = (len(text) - prompt) // (2 * places)
         begins = prompt + stride * np.arange(2 * places)
-        parts = [tokenizer.decode(text[begin : begin + stride]) for begin in begins] + [""]
+        parts = [_beginning(tokenizer, text[begin : begin + stride], length) for begin in begins] + [""]
         pieces = [(one + following)[:length] for one, following in pairwise(parts)]
         per_character = max(len(text) / max(characters, 1), 1 / len(text))
         slack = 1.0 if per_character >= 1 else 1.2  # tokens of several characters differ in length
@@ -125,3 +128,10 @@ class Continuations:
     def measures(self, texts: Sequence[str]) -> dict[str, float]:
         """Returns the `measures` of texts written after these prompts."""
         return measures([text[: self.length] for text in texts], self.human)
+
+
+def _beginning(tokenizer: Tokenizer, tokens: Any, length: int) -> str:
+    """Returns the text of some tokens, or of a long text's only what its first `length` characters need."""
+    few = tokens[: MOST_FOR_CHARACTER * length + MOST_FOR_CHARACTER]
+    text = tokenizer.decode(few)
+    return text if len(few) == len(tokens) or len(text) > length else tokenizer.decode(tokens)

@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from models import continuations
 from models.config import Config
 from models.continuations import LENGTH, Continuations
 from models.network import build
@@ -33,6 +34,21 @@ def test_texts_follow_their_prompts_and_do_not_meet(kind: str) -> None:
         assert TEXT.index(human, max(0, at - LENGTH // 4)) >= at - LENGTH // 4  # dense text may reach over a little
         at = TEXT.index(human, max(0, at - LENGTH // 4)) + LENGTH
         at = TEXT.index(other, at - LENGTH // 2) + LENGTH
+
+
+@every_kind
+def test_of_a_long_text_only_what_is_compared_is_decoded(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With characters that the vocabulary does not hold: eight tokens each."""
+    text = (TEXT + "\U0001f469 \U0001f680" * 60) * 60
+    monkeypatch.setattr(continuations, "MOST", 8)
+    decoded: list[int] = []
+    tokenizer = learn(kind, TEXT, 400)
+    own = type(tokenizer).decode
+    monkeypatch.setattr(type(tokenizer), "decode", lambda self, ids: (decoded.append(len(ids)), own(self, ids))[1])
+    found = Continuations.of(tokenizer, tokenizer.encode(text), len(text))
+    assert sum(decoded) < len(tokenizer.encode(text)) / 2
+    monkeypatch.setattr(continuations, "MOST_FOR_CHARACTER", len(text))
+    assert Continuations.of(tokenizer, tokenizer.encode(text), len(text)).all == found.all
 
 
 @every_kind
