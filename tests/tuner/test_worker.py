@@ -791,7 +791,7 @@ def test_a_takeover_is_noticed_by_the_next_beat(
 class SimpleTraining:
     """As much of a training as a worker looks at."""
 
-    tokens, seconds, progress = 1, 1.0, 0.5
+    tokens, seconds, progress, steps_next = 1, 1.0, 0.5, True
 
     def __init__(self, config: Config) -> None:
         self.config = config
