@@ -237,7 +237,8 @@ def _start(place: Slot, arguments: Sequence[str], environment: Mapping[str, str]
 
 def variables(place: Slot) -> dict[str, str]:
     """Returns the environment of a process in a place."""
-    given = {**os.environ, "OMP_NUM_THREADS": str(place.threads)}
+    # Threads that wait asleep: where others use the cores, those that spin keep the ones they wait for from running.
+    given = {"OMP_WAIT_POLICY": "passive", **os.environ, "OMP_NUM_THREADS": str(place.threads)}
     if place.visible is not None:
         given["CUDA_VISIBLE_DEVICES"] = place.visible  # before torch starts: it would touch every GPU
     return given

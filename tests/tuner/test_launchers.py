@@ -192,6 +192,16 @@ def test_a_device_that_is_not_there_is_refused(gpus: Callable[[int], None], devi
     assert str(caught.value).startswith(message)
 
 
+@pytest.mark.parametrize("own", [None, "active"])
+def test_threads_of_a_worker_wait_asleep_unless_the_user_wants_them_to_spin(
+    own: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    if own is not None:
+        monkeypatch.setenv("OMP_WAIT_POLICY", own)
+    assert launchers.variables(Slot("cpu", 2, ""))["OMP_WAIT_POLICY"] == (own or "passive")
+
+
 def test_small_models_share_a_device(gpus: Callable[[int], None], monkeypatch: pytest.MonkeyPatch) -> None:
     gpus(2)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
