@@ -27,9 +27,10 @@ from rich.console import Console
 from rich.text import Text
 
 from tuner.errors import StudyError
-from tuner.report import Snapshot, current, described, progress
+from tuner.report import Snapshot, current
 from tuner.storage import open_storage
 from tuner.study import load_study
+from tuner.tables import described, progress
 
 PICTURES = Path(__file__).parent / "pictures"
 STUDY = "quickstart"

@@ -20,7 +20,8 @@ import click
 from models import __main__ as single
 from models.errors import RunError
 from tuner.errors import StorageError, StudyError, WorkerError
-from tuner.places import Crew, Places
+from tuner.locations import Places
+from tuner.places import Crew
 
 if TYPE_CHECKING:
     import optuna
@@ -447,11 +448,11 @@ def _watch(opened: RDBStorage, chosen: tuple[optuna.Study, Study] | None) -> Non
 
 def _show_studies(opened: RDBStorage) -> None:
     from models.terminal import lines
-    from tuner import overview, report
+    from tuner import overview, tables
 
     rows, problems = overview.rows(opened), overview.unreadable(opened)
     if rows:
-        _show(report.studies_table(rows))
+        _show(tables.studies_table(rows))
     elif not problems:
         click.echo("No studies yet. Start one: tuner run quickstart")
     for problem in problems:
@@ -459,16 +460,16 @@ def _show_studies(opened: RDBStorage) -> None:
 
 
 def _show_study(opened: RDBStorage, found: optuna.Study, study: Study, failed: bool) -> None:
-    from tuner import overview, report
+    from tuner import overview, report, tables
     from tuner.watching import BOARD_ROWS, details
 
     if failed:
         now = report.snapshot(opened, found, study)
-        click.echo("\n\n".join(report.failures(now)) or f"No trial of study {study.name} failed.")
+        click.echo("\n\n".join(tables.failures(now)) or f"No trial of study {study.name} failed.")
         return
     now = overview.in_short(opened, found._study_id, study, BOARD_ROWS)
-    _show(report.progress(now), "", *details(found, now))
-    for line in report.failed_lines(now):
+    _show(tables.progress(now), "", *details(found, now))
+    for line in tables.failed_lines(now):
         click.echo(line)
 
 
@@ -953,12 +954,22 @@ def _elsewhere(corpus_path: Path | None) -> list[str]:
     return ["--corpus", str(corpus_path)] if corpus_path else []
 
 
-def _supervise(supervisor: Supervisor, *work: Any) -> str:
+def _supervise(
+    supervisor: Supervisor,
+    found: optuna.Study,
+    study: Study,
+    kept: Artifacts,
+    slots: list[Slot],
+    begins: str,
+    arguments: list[str],
+) -> str:
     """Lets workers work until their study ends; returns why it ended. A person who stops it learns how to go on."""
     from tuner.supervision import Interrupted
+    from tuner.watching import Watcher
 
     try:
-        return supervisor.supervise(*work)
+        view = Watcher(supervisor.storage, found, study)
+        return supervisor.supervise(found, study, kept, slots, begins, arguments, view)
     except Interrupted as stopped:
         click.echo(f"Stopped; {stopped}. Go on with the same command: {_same_command()}", err=True)
         sys.exit(STOPPED)
@@ -1044,7 +1055,8 @@ def _finish(
 ) -> None:
     """Exports the best trial and its run, and shows what came out."""
     from tuner.export import chosen_trial, exported, write_new
-    from tuner.report import current, described, leaderboard_table
+    from tuner.report import current
+    from tuner.tables import described, leaderboard_table
 
     now = current(storage, found)
     if now.best is None:

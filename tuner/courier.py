@@ -10,10 +10,8 @@ from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NoAnswer
 from typing import Any, TypeVar
 
-from sqlalchemy.exc import DBAPIError, OperationalError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
-
 from tuner.ledger import BEAT_SECONDS
+from tuner.outages import is_outage
 
 Result = TypeVar("Result")
 _Errand = tuple[Callable[[], Any], "Future[Any]"]
@@ -111,17 +109,6 @@ class Courier:
         if self._away_since is not None:
             self._say(f"the database is back after {time.monotonic() - self._away_since:.0f} s")
             self._away_since = None
-
-
-def is_outage(error: BaseException | None) -> bool:
-    """Whether an error says that the database cannot be reached, rather than that it was asked something wrong."""
-    while error is not None:
-        if isinstance(error, OperationalError | PoolTimeout):
-            return True
-        if isinstance(error, DBAPIError) and error.connection_invalidated:
-            return True
-        error = error.__cause__
-    return False
 
 
 def _first_line(error: BaseException) -> str:

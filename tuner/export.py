@@ -17,10 +17,10 @@ from models.errors import ConfigError, RunError
 from models.files import draft_of, is_stream, optional, reason, require_makeable, sweep, written_whole
 from models.reader import parse, plain, read_text
 from tuner.confirmation import confirmation_of, confirmed_trial
+from tuner.decoding_plot import draw_decoding
 from tuner.errors import StudyError
 from tuner.facts import is_result, number
 from tuner.notations import OURS, noted
-from tuner.plots import draw_decoding
 from tuner.report import NO_WORKER, numbered, quality, require_board
 from tuner.study import OBJECTIVES, Study
 

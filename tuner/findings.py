@@ -19,7 +19,7 @@ from tuner.artifacts import SAMPLES, Artifacts
 from tuner.confirmation import Result, confirmed_trial
 from tuner.facts import is_result, is_told
 from tuner.facts import number as fact
-from tuner.plots import BEYOND, BROKEN, FULL, PRUNED, best_first, outcome, spent
+from tuner.outcomes import BEYOND, BROKEN, FULL, PRUNED, best_first, outcome, spent
 from tuner.report import NO_WORKER, quality
 from tuner.study import Study
 

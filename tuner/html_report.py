@@ -23,7 +23,7 @@ from optuna.trial import FrozenTrial
 from models.files import is_stream
 from models.reader import dump
 from tuner import export as exports
-from tuner import findings, plots
+from tuner import findings, outcomes, plots
 from tuner.artifacts import Artifacts
 from tuner.report import duration, quality, snapshot
 from tuner.space import Categorical, Searched
@@ -45,7 +45,7 @@ EDGE = 0.02
 def report(storage: RDBStorage, found: optuna.Study, definition: Study, kept: Artifacts | None) -> str:
     """Returns the report as HTML; `kept` is where texts of the models are looked for, if that can be reached."""
     now = snapshot(storage, found, definition)
-    board, best = plots.best_first(now.trials), findings.best(found, now.trials)
+    board, best = outcomes.best_first(now.trials), findings.best(found, now.trials)
     drawn, missing = _figures(definition, now.trials)
     ahead = (
         plots.front(board, lambda trial: (quality(trial), trial.values[-1])) if len(definition.objectives) > 1 else []

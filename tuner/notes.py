@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict
 from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
 from models.config import Config, flat
 from models.markdown import code, fenced
+from tuner.attachments import SAMPLES
 from tuner.confirmation import lines
 from tuner.facts import is_told, trial_problem
-from tuner.report import NO_WORKER, Row, activity, configured, counted, duration, excess, front, quality
+from tuner.report import NO_WORKER, Row, counted, duration, excess, front, quality
 from tuner.study import Study
+from tuner.tables import activity, configured
 
 WIDTH = 100
 """Characters in a line of a sample."""
 
-SAMPLES = "tuner:samples"
-"""The system attribute of a trial that holds some of its texts: the dashboard lists user attributes, one by one."""
-
-PROMPT_CHARACTERS, TEXT_CHARACTERS = 300, 1_000
-"""The most that is kept of a sample in the database; the whole of it lies with the artifacts."""
 
 TRACEBACK_CHARACTERS, REASON_CHARACTERS = 3_000, 500
 CURVE_ROWS = 12
@@ -55,21 +50,6 @@ def joined(written: str, ours: str) -> str:
     """Returns a note with what a person has written in the dashboard, if anything, and below it what we say now."""
     own = re.sub(rf"{re.escape(BEGIN)}.*{re.escape(END)}", "", written, flags=re.DOTALL).strip()
     return "\n\n".join([*([own] if own else []), BEGIN, ours.strip(), END])
-
-
-def samples_kept(samples: Sequence[dict[str, str]]) -> dict[str, Any]:
-    """Returns the system attributes in which some texts of a completed trial are kept for its note."""
-    short = [{"prompt": one["prompt"][-PROMPT_CHARACTERS:], "text": one["text"][:TEXT_CHARACTERS]} for one in samples]
-    return {SAMPLES: short} if short else {}
-
-
-def attached(attachment: str, filename: str) -> dict[str, Any]:
-    """Returns the system attribute that shows a kept file (`Artifacts.attach`) beside a trial."""
-    from optuna.artifacts import ArtifactMeta
-    from optuna.artifacts._upload import ARTIFACTS_ATTR_PREFIX
-
-    meta = ArtifactMeta(attachment, filename, "application/jsonl", None)
-    return {ARTIFACTS_ATTR_PREFIX + attachment: json.dumps(asdict(meta))}
 
 
 # A trial.

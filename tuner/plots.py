@@ -9,22 +9,34 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from html import escape
-from pathlib import Path
 from statistics import quantiles
 from typing import TYPE_CHECKING, Any
 
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 
 from models.config import Config
-from tuner.facts import is_result
-from tuner.report import is_feasible, leaderboard, quality
+from tuner.decoding_plot import has_curve
+from tuner.outcomes import (
+    BEYOND,
+    BROKEN,
+    FULL,
+    PRUNED,
+    best_first,
+    best_so_far,
+    in_order_of_end,
+    last_value,
+    outcome,
+    ranked,
+    selected,
+    spent,
+)
+from tuner.report import quality
 from tuner.space import Categorical, Searched, Value
 from tuner.study import Study
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-PICTURE = "decoding.svg"
 
 SHOWN = 3
 """Trials in a figure of the best ones."""
@@ -62,7 +74,6 @@ COSTS = {
 }
 """What a trial costs: fact -> its axis, and 1 where less is better or -1 where more is."""
 
-FULL, PRUNED, BEYOND, BROKEN = "trained to the end", "pruned", "did not fit", "failed or diverged"
 MARKS: dict[str, dict[str, Any]] = {
     FULL: {"color": COLOURS[0], "size": 7, "opacity": 0.85},
     PRUNED: {"color": COLOURS[4], "size": 6, "opacity": 0.6},
@@ -86,54 +97,10 @@ def dashboard_figures(definition: Study, trials: list[FrozenTrial]) -> dict[str,
     return {name: figure for name, figure in drawn.items() if figure is not None}
 
 
-def best_first(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
-    """Returns the completed trials that exceed no limit, the best one first."""
-    return leaderboard(trials)
-
-
-def last_value(trial: FrozenTrial) -> float | None:
-    """Returns the bits per byte a trial came to, at its end or at its last rung; None without a finite one."""
-    rungs = trial.intermediate_values
-    value = trial.values[0] if trial.values else rungs[max(rungs)] if rungs else None
-    return value if value is not None and math.isfinite(value) else None
-
-
-def outcome(trial: FrozenTrial) -> str | None:
-    """Returns how a trial ended, one of MARKS; None while it has not."""
-    if not trial.state.is_finished():
-        return None
-    if not is_feasible(trial):
-        return BEYOND
-    if last_value(trial) is None or trial.state == TrialState.FAIL:
-        return BROKEN
-    if trial.state == TrialState.COMPLETE:
-        return FULL if is_result(trial) else BROKEN
-    return BROKEN if "reason" in trial.user_attrs else PRUNED
-
-
 def architecture(definition: Study) -> Callable[[FrozenTrial], str]:
     """Returns what tells the architecture of a trial, searched or fixed."""
     default = definition.space.fixed.get("architecture", Config().architecture)
     return lambda trial: str(trial.params.get("architecture", default))
-
-
-def ranked(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
-    """Returns trials trained to the end, the best one first, and then the others by what they came to."""
-    return sorted(trials, key=_rank)
-
-
-def _rank(trial: FrozenTrial) -> tuple[bool, float]:
-    value = last_value(trial)
-    return outcome(trial) != FULL, math.inf if value is None else value
-
-
-def selected(ranks: list[FrozenTrial], most: int) -> list[FrozenTrial]:
-    """Returns all of the ranked trials, or of too many the best half of `most` and an even sample of the others."""
-    if len(ranks) <= most:
-        return ranks
-    best, others = ranks[: most // 2], ranks[most // 2 :]
-    step = len(others) / (most - len(best))
-    return best + [others[int(index * step)] for index in range(most - len(best))]
 
 
 # Figures of a whole study.
@@ -157,25 +124,6 @@ def history(definition: Study, trials: list[FrozenTrial]) -> go.Figure | None:
         figure.add_scatter(x=xs, y=ys, mode="lines", line=line, name="best so far", hoverinfo="x+y")
     figure.update_xaxes(title="trials ended")
     return _finish(figure, "What trials came to, in the order they ended", PLACED + _part(shown, ended, "trials"), axis)
-
-
-def in_order_of_end(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
-    """Returns the trials that have ended, the earliest first."""
-    ended = [trial for trial in trials if trial.state.is_finished()]
-    return sorted(ended, key=lambda one: (_instant(one), one.number))
-
-
-def best_so_far(ended: Sequence[FrozenTrial]) -> list[tuple[int, float]]:
-    """Returns how many trials had ended at each new best value, and that value."""
-    steps: list[tuple[int, float]] = []
-    for count, trial in enumerate(ended, start=1):
-        if outcome(trial) == FULL and (not steps or quality(trial) < steps[-1][1]):
-            steps.append((count, quality(trial)))
-    return steps
-
-
-def _instant(trial: FrozenTrial) -> float:
-    return math.inf if trial.datetime_complete is None else trial.datetime_complete.timestamp()
 
 
 def learning_curves(definition: Study, trials: list[FrozenTrial]) -> go.Figure | None:
@@ -234,12 +182,6 @@ def _add_curves(
         legendgroup=name,
         showlegend=legend,
     )
-
-
-def spent(definition: Study, rung: int) -> float:
-    """Returns the tokens, or else the seconds, that a trial has spent at a rung."""
-    budget = definition.trial.tokens or definition.trial.seconds or 0
-    return round(budget * rung / definition.trial.rungs, 3)
 
 
 def slices(definition: Study, trials: list[FrozenTrial]) -> dict[str, go.Figure]:
@@ -472,7 +414,7 @@ def quality_and_diversity(trials: list[FrozenTrial]) -> go.Figure | None:
     None when no trial was long enough to know. Further right is closer to what people wrote, further down less
     monotonous (Caccia et al. 2018).
     """
-    shown = [trial for trial in best_first(trials) if _has_curve(trial)][:SHOWN]
+    shown = [trial for trial in best_first(trials) if has_curve(trial)][:SHOWN]
     if not shown:
         return None
     figure = _figure()
@@ -626,40 +568,3 @@ def shown_value(value: Any) -> str:
 def _short(number: float) -> float:
     """A number without digits that nobody can see."""
     return float(f"{number:.6g}")
-
-
-def _has_curve(trial: FrozenTrial) -> bool:
-    """Whether what a model writes was measured at some temperatures, and at the chosen one."""
-    facts = trial.user_attrs
-    measured = all(facts.get(name) for name in ("decoding_curve", "text", "human_text"))
-    return measured and isinstance(facts["configuration"].get("temperature"), int | float)
-
-
-def draw_decoding(trial: FrozenTrial, folder: Path) -> None:
-    """Draws divergence, and quality against diversity, over temperature into a run folder; nothing without a curve.
-
-    Raises OSError.
-    """
-    facts = trial.user_attrs
-    if not _has_curve(trial):
-        return
-    from models.report import new_figure, write_picture
-
-    curve, text, human = facts["decoding_curve"], facts["text"], facts["human_text"]
-    temperatures = [point["temperature"] for point in curve]
-    chosen = facts["configuration"]["temperature"]
-    figure = new_figure(9, 4)
-    left, right = figure.subplots(1, 2)
-    left.plot(temperatures, [point["divergence"] for point in curve], marker=".")
-    left.axvline(chosen, linestyle=":", label=f"chosen: {chosen:g}")
-    left.set(xlabel="temperature", ylabel="text divergence (0: as people differ)")
-    right.plot([point["bleu"] for point in curve], [point["self_bleu"] for point in curve], marker=".")
-    for point in curve:
-        right.annotate(f"{point['temperature']:g}", (point["bleu"], point["self_bleu"]))
-    right.plot(text["bleu"], text["self_bleu"], "*", label="chosen", markersize=12)
-    right.plot(human["bleu"], human["self_bleu"], "x", label="people")
-    right.set(xlabel="BLEU (more is closer)", ylabel="self-BLEU (more is more monotonous)")
-    for axes in (left, right):
-        axes.legend()
-        axes.grid(alpha=0.3)
-    write_picture(figure, folder / PICTURE)

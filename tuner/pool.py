@@ -13,8 +13,8 @@ from contextlib import suppress
 from optuna.storages import RDBStorage
 
 from tuner import lifeline, overview
-from tuner.courier import is_outage
 from tuner.ledger import RUNNING
+from tuner.outages import is_outage
 from tuner.report import Row
 
 LOOK_SECONDS = 2.0

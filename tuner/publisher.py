@@ -27,8 +27,8 @@ from optuna_dashboard import _app, save_plotly_graph_object
 from psycopg2.errors import InsufficientPrivilege, ReadOnlySqlTransaction
 
 from tuner import notes, overview, plots
-from tuner.courier import is_outage
 from tuner.ledger import Counts
+from tuner.outages import is_outage
 from tuner.report import Row, front, leaderboard
 from tuner.study import Study, is_ours, renamed
 

@@ -17,8 +17,8 @@ from optuna.storages import RDBStorage
 from sqlalchemy import URL, Connection, Engine
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
-from tuner.courier import is_outage
 from tuner.errors import StorageError
+from tuner.outages import is_outage
 from tuner.server import attached, default_folder
 
 SCHEMES = ("postgresql", "postgres", "postgresql+psycopg2")

@@ -3,26 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
+from typing import Protocol
 
 import optuna
 from optuna.storages import RDBStorage
 
 from models.stopping import stop_requests
 from tuner.artifacts import Artifacts
-from tuner.courier import is_outage
 from tuner.errors import WorkerError
 from tuner.launchers import Death, Slot, Team
 from tuner.ledger import Gone, Ledger, LostLease, forget_deleted
 from tuner.lifeline import Lifeline
 from tuner.limits import OUT_OF_MEMORY, mark
-from tuner.places import Crew, Places, environment
+from tuner.locations import Places
+from tuner.outages import is_outage
+from tuner.places import Crew, environment
 from tuner.report import Snapshot, current
 from tuner.server import default_folder, revive
 from tuner.study import Study
-from tuner.watching import Watcher
 
 REFRESH_SECONDS = 1.0
+
+
+class Watcher(Protocol):
+    """What shows a study to the person who waits for its end."""
+
+    study: Study
+
+    def say(self, text: str) -> None:
+        """Prints a line."""
+
+    def look(self) -> bool:
+        """Looks at the study and shows it; returns False when the database is away. Raises Gone."""
 
 
 class Interrupted(Exception):
@@ -45,15 +58,16 @@ class Supervisor:
         slots: Sequence[Slot],
         begins: str,
         arguments: Sequence[str],
+        view: AbstractContextManager[Watcher],
     ) -> str:
-        """Runs workers until the study ends; returns why it ended.
+        """Runs workers until the study ends, shown by `view`; returns why it ended.
 
         Raises Interrupted after Ctrl-C, when they have saved their trials, WorkerError when all of them failed, and
         Gone when the study was deleted.
         """
         logs = kept.folder / "logs"
         told = environment(self.places, self.crew)
-        with stop_requests() as requested, Watcher(self.storage, found, study) as watcher:
+        with stop_requests() as requested, view as watcher:
             watcher.say(f"study {study.name}: {begins}")
             arguments = [*arguments, "--study-id", str(found._study_id)]
             team = Team(slots, arguments, told, logs, _undertaker(self.storage, found, study), watcher.say)

@@ -15,12 +15,13 @@ from rich.live import Live
 from rich.text import Text
 
 from models import terminal
-from tuner import overview, report
+from tuner import overview, tables
 from tuner.confirmation import lines
-from tuner.courier import is_outage
 from tuner.ledger import RUNNING
-from tuner.report import Row, Snapshot, configured, described, duration, progress, quality
+from tuner.outages import is_outage
+from tuner.report import Row, Snapshot, duration, quality
 from tuner.study import Study
+from tuner.tables import configured, described, progress
 
 PLAIN_SECONDS = 30.0
 """How often plain output says how far a study is, when no trial ends."""
@@ -119,7 +120,7 @@ class StudiesWatcher(View):
     def show(self) -> None:
         rows = overview.rows(self.storage)
         if self.is_live:
-            self.live.update(report.studies_table(rows), refresh=True)
+            self.live.update(tables.studies_table(rows), refresh=True)
             return
         for row in rows:
             told = _row_line(row)
@@ -132,7 +133,7 @@ def details(found: optuna.Study, now: Snapshot) -> list[RenderableType]:
     """What is shown of a study below its progress: its best trials and what a confirmation found."""
     confirmed = found.user_attrs.get("confirmation")
     found_out = [] if confirmed is None else [Text("\n" + terminal.lines("\n".join(lines(confirmed))))]
-    return [report.leaderboard_table(now), *found_out]
+    return [tables.leaderboard_table(now), *found_out]
 
 
 def survives_outages(look: Callable[[], object]) -> bool:

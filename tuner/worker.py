@@ -29,7 +29,7 @@ from models.failures import lost_device, ran_out_of_memory
 from models.files import optional
 from models.network import generator_class
 from models.training import Diverged, Evaluation, Training
-from tuner import notes, search
+from tuner import attachments, search
 from tuner.artifacts import SAMPLES, Artifacts
 from tuner.courier import PATIENCE_SECONDS, Away, Courier, Result
 from tuner.errors import LostDeviceError, StorageError, WorkerError
@@ -301,9 +301,9 @@ class Worker:
             if _is_finished(self.storage, trial):
                 return  # this errand was cut off after its work was done
             self.ledger.note(trial._trial_id, outcome.facts | {"configuration": outcome.config.model_dump(mode="json")})
-            texts = notes.samples_kept(outcome.samples)
+            texts = attachments.samples_kept(outcome.samples)
             if outcome.attachment is not None:
-                texts |= notes.attached(outcome.attachment, SAMPLES)
+                texts |= attachments.attached(outcome.attachment, SAMPLES)
             self.ledger.note(trial._trial_id, texts, "system")
             for name, searched in self.definition.space.decoded.items():
                 self._set_parameter(trial, name, getattr(outcome.config, name), searched.distribution())

@@ -12,9 +12,10 @@ import pytest
 from optuna.trial import TrialState
 
 from tuner.artifacts import Artifacts, Owner, artifacts_of
+from tuner.checkpoints import Checkpoints
 from tuner.errors import WorkerError
-from tuner.objective import Checkpoints, Objective
-from tuner.places import Places
+from tuner.locations import Places
+from tuner.objective import Objective
 from tuner.study import Study
 from tuner.worker import sweep_artifacts
 

@@ -10,7 +10,8 @@ from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from tuner import courier as couriers
-from tuner.courier import Away, Courier, is_outage
+from tuner.courier import Away, Courier
+from tuner.outages import is_outage
 
 AWAY = OperationalError("select 1", {}, ConnectionRefusedError("connection refused\nis the server running?"))
 

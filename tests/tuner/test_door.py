@@ -24,7 +24,7 @@ from werkzeug.wrappers import Request
 
 from tests.tuner.conftest import WRITTEN
 from tests.tuner.doors import PASSWORD, QUICK, USERS, Answer, Client, said_on, served, written
-from tuner import cli, dashboard, report
+from tuner import cli, dashboard, report, tables
 from tuner.artifacts import Artifacts
 from tuner.dashboard import Door
 from tuner.errors import DoorError
@@ -777,7 +777,7 @@ def test_the_page_shows_the_best_trials_and_the_workers(
     page = locked.get(page_of(found), Cookie=reader).text
     best = report.leaderboard(found.trials)[0]
     assert f"<td>{best.number}</td><td>{best.value:.4f}</td>" in page
-    assert report.configured(best) in page
+    assert tables.configured(best) in page
     assert "host&lt;b&gt;" in page
     assert f"/dashboard/studies/{found._study_id}" in page
     board = locked.get("/tuner/", Cookie=reader).text

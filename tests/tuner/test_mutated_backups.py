@@ -22,11 +22,11 @@ from optuna_dashboard import save_note
 from models.config import Config
 from models.errors import UserError
 from tests.tuner.test_backup import Members, places, plain, summed
-from tuner import confirmation, entry, html_report, notes, overview, prometheus, report, status, watching
+from tuner import confirmation, entry, html_report, notes, overview, prometheus, report, status, tables, watching
+from tuner.attachments import SAMPLES
 from tuner.backup import backup, restore
 from tuner.errors import StudyError
 from tuner.export import chosen_trial, exported
-from tuner.notes import SAMPLES
 from tuner.study import Study, load_study, stored_study
 
 WRONG: list[Any] = [
@@ -169,9 +169,9 @@ def use(storage: RDBStorage, name: str, kept: Any, crew: Any) -> None:
     study = stored_study(found.user_attrs["study"])
     assert name in [row.study.name for row in overview.rows(storage)]
     now = overview.in_short(storage, found._study_id, study, 5)
-    shown = [report.progress(now), *watching.details(found, now), *report.failed_lines(now)]
+    shown = [tables.progress(now), *watching.details(found, now), *tables.failed_lines(now)]
     assert shown
-    assert report.failures(report.snapshot(storage, found, study)) is not None
+    assert tables.failures(report.snapshot(storage, found, study)) is not None
     assert status.text(status.study_document(storage, found, study))
     assert status.text(status.studies_document(storage))
     prometheus.exposition(storage, "")

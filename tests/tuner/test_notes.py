@@ -14,8 +14,9 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from models.markdown import code, fenced
 from tests.tuner.conftest import WRITTEN
+from tuner.attachments import SAMPLES, samples_kept
 from tuner.ledger import Counts, Ledger, Worker
-from tuner.notes import BEGIN, END, SAMPLES, joined, samples_kept, shown, sparkline, study_note, trial_note
+from tuner.notes import BEGIN, END, joined, shown, sparkline, study_note, trial_note
 from tuner.report import Row
 from tuner.study import Study
 

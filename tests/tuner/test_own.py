@@ -16,7 +16,7 @@ from models.config import Config
 from models.errors import ConfigError
 from models.reader import parse, plain
 from models.run import load, read_recipe, train_run
-from tuner import html_report, notes, report, steering
+from tuner import html_report, notes, steering, tables
 from tuner.artifacts import Artifacts
 from tuner.export import chosen_trial, copy_run, exported
 from tuner.objective import Objective
@@ -213,7 +213,7 @@ def test_a_convolution_is_searched_exported_trained_again_and_written_with(
     assert first.user_attrs["configuration"]["own"] == own
     assert first.value < 2.45  # who looks back once gets 3.4, and the entropy of the source is 2.1
 
-    assert "own.kernel_size=3" in report.configured(first)
+    assert "own.kernel_size=3" in tables.configured(first)
     assert "`own.kernel_size` | `3` | searched" in notes.trial_note(study, first)
     assert "`own.activation` | `gelu` | given" in notes.trial_note(study, first)
     assert "own.kernel_size" in html_report.report(storage, found, study, None)

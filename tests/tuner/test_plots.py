@@ -11,7 +11,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from models.config import Config
 from tests.tuner.conftest import WRITTEN
-from tuner import plots
+from tuner import outcomes, plots
 from tuner.study import Study
 
 COMPLETE, PRUNED, FAIL, RUNNING = TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL, TrialState.RUNNING
@@ -112,10 +112,10 @@ def test_a_slice_shows_how_each_trial_ended_and_its_axis_is_that_of_the_search(s
     ]
     figure = plots.slices(study, trials)["learning_rate"]
     edge = figure.layout.yaxis.range[1]
-    assert [y for _, y in points(figure, plots.FULL)] == [2.5]
-    assert [y for _, y in points(figure, plots.PRUNED)] == [3.5]
-    assert [y for _, y in points(figure, plots.BEYOND)] == [edge, edge]
-    assert [y for _, y in points(figure, plots.BROKEN)] == [edge, edge]
+    assert [y for _, y in points(figure, outcomes.FULL)] == [2.5]
+    assert [y for _, y in points(figure, outcomes.PRUNED)] == [3.5]
+    assert [y for _, y in points(figure, outcomes.BEYOND)] == [edge, edge]
+    assert [y for _, y in points(figure, outcomes.BROKEN)] == [edge, edge]
     assert [y for _, y in points(figure, "the best")] == [2.5]  # not the better one that does not fit
     assert figure.layout.xaxis.type == "log"
     assert "(6)" in figure.layout.title.subtitle.text
@@ -124,12 +124,12 @@ def test_a_slice_shows_how_each_trial_ended_and_its_axis_is_that_of_the_search(s
 def test_a_choice_has_a_place_each_and_a_conditional_parameter_only_the_trials_that_have_it(study: Study) -> None:
     trials = [trial(study, number) for number in range(10)]
     drawn = plots.slices(study, trials)
-    assert {round(x) for x, _ in points(drawn["architecture"], plots.FULL)} == {0, 1}
+    assert {round(x) for x, _ in points(drawn["architecture"], outcomes.FULL)} == {0, 1}
     assert drawn["architecture"].layout.xaxis.ticktext == (
         "rnn",
         "&lt;/script&gt;&lt;script&gt;alert(1)&lt;/script&gt;",
     )
-    assert len(points(drawn["layers"], plots.FULL)) == 5
+    assert len(points(drawn["layers"], outcomes.FULL)) == 5
 
 
 def test_a_few_terrible_values_do_not_hide_the_differences_between_the_others(study: Study) -> None:
@@ -145,7 +145,7 @@ def test_the_best_so_far_falls_in_the_order_in_which_trials_ended(study: Study) 
     trials.append(trial(study, 4, rungs=(0.5,), excess=1.0))
     figure = plots.history(study, trials)
     assert [y for _, y in points(figure, "best so far")] == [1.5, 1.5]
-    assert plots.best_so_far(plots.in_order_of_end(trials)) == [(1, 1.5)]
+    assert outcomes.best_so_far(outcomes.in_order_of_end(trials)) == [(1, 1.5)]
 
 
 def test_the_front_is_what_nobody_beats_in_both(study: Study) -> None:
@@ -191,7 +191,7 @@ def test_of_many_trials_the_best_and_an_even_sample_are_shown_and_a_figure_stays
     for figure in figures.values():
         assert len(figure.to_json()) < 150_000
         assert "of 3,000" in figure.layout.title.subtitle.text or "of 1,000" in figure.layout.title.subtitle.text
-    shown = plots.selected(plots.ranked(trials), 100)
+    shown = outcomes.selected(outcomes.ranked(trials), 100)
     assert [one.number for one in shown[:50]] == list(range(0, 150, 3))
     assert len({one.number for one in shown}) == 100
     assert any(one.state == PRUNED for one in shown)

@@ -15,10 +15,12 @@ from tuner import entry, pool
 from tuner.errors import WorkerError
 from tuner.launchers import slots
 from tuner.ledger import PAUSED, RUNNING, Ledger
-from tuner.places import Crew, Places
+from tuner.locations import Places
+from tuner.places import Crew
 from tuner.storage import open_storage
 from tuner.study import Study
 from tuner.supervision import Supervisor
+from tuner.watching import Watcher
 
 Small = Callable[..., Study]
 
@@ -93,9 +95,9 @@ def test_a_heartbeat_tells_that_the_database_answers(
     study = small(1)
     found = entry.enter(fresh, study)
     found.add_trial(optuna.trial.create_trial(value=1.0))
-    kept = Places(None, None, str(tmp_path / "artifacts")).writable_artifacts_of(study.name)
+    kept = Places(None, None, str(tmp_path / "artifacts")).writable_artifacts_of(found)
     supervisor = Supervisor(fresh, Places(fresh_url, None), crew)
-    supervisor.supervise(found, study, kept, slots(1, "cpu", 1, None), "", [study.name])
+    supervisor.supervise(found, study, kept, slots(1, "cpu", 1, None), "", [study.name], Watcher(fresh, found, study))
     assert (tmp_path / "alive").exists()
 
 

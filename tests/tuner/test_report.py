@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.text import Text
 
 from tests.tuner.conftest import WRITTEN, complete
-from tuner import report, watching
+from tuner import report, tables, watching
 from tuner.errors import StudyError
 from tuner.ledger import Counts, Worker
 from tuner.report import Row, Snapshot
@@ -78,9 +78,9 @@ def test_a_trial_beyond_the_limits_is_on_no_board_and_is_named_as_such(small: Ca
     within._system_attrs["constraints:memory"] = -0.5
     assert [each.number for each in report.leaderboard([*TRIALS, large, within])] == [9, 1, 2, 0]
     assert [each.number for each in report.front([*TRIALS, large])] == [1, 2]
-    assert "complete  1.0000  exceeds memory" in report.described(large, small(), None)
+    assert "complete  1.0000  exceeds memory" in tables.described(large, small(), None)
     now = snapshot(small(10), trials=[*TRIALS, large], infeasible=1)
-    assert "(3 complete of which 1 beyond the limits, 2 pruned" in shown(report.progress(now))
+    assert "(3 complete of which 1 beyond the limits, 2 pruned" in shown(tables.progress(now))
     with pytest.raises(StudyError, match="study s has 1 completed trial, but none that keeps its limits"):
         report.require_board([large], "s")
     with pytest.raises(StudyError, match="no completed trial yet"):
@@ -104,7 +104,7 @@ def test_nothing_from_outside_acts_on_the_terminal(small: Callable[..., Study]) 
     )  # fmt: skip
     worker = Worker(1, evil, 1, evil, 1, 1.0, 1, evil, 0.5, 1.0, 1)
     now = snapshot(small(10), trials=[failed], workers=[worker], best=None)
-    parts = [report.progress(now), report.leaderboard_table(now), *report.failures(now), *report.failed_lines(now)]
+    parts = [tables.progress(now), tables.leaderboard_table(now), *tables.failures(now), *tables.failed_lines(now)]
     text = shown(*map(_as_it_is, parts))
     assert not set(text) & set(evil.replace("]0;mine", "").replace("2J", ""))
     assert "\u241b]0;mine\u2407" in text
@@ -125,12 +125,12 @@ def _as_it_is(part: Any) -> Any:
     ],
 )
 def test_a_finished_trial_is_a_line(small: Callable[..., Study], number: int, line: str) -> None:
-    assert report.described(TRIALS[number], small(), TRIALS[1]) == line
+    assert tables.described(TRIALS[number], small(), TRIALS[1]) == line
 
 
 def test_a_reason_of_several_lines_is_told_by_its_first(small: Callable[..., Study]) -> None:
     failed = trial(9, TrialState.FAIL, reason="RuntimeError: first\nsecond")
-    assert report.described(failed, small(), None).splitlines() == [
+    assert tables.described(failed, small(), None).splitlines() == [
         "trial   9  failed    RuntimeError: first  learning_rate=0.01234"
     ]
 
@@ -160,7 +160,7 @@ def test_nothing_is_guessed_before_a_trial_is_finished(small: Callable[..., Stud
 
 
 def test_progress_says_how_far_how_good_and_who(small: Callable[..., Study]) -> None:
-    text = shown(report.progress(snapshot(small(10))))
+    text = shown(tables.progress(snapshot(small(10))))
     assert "5/10 trials  (3 complete, 2 pruned, 1 failed, 1 waiting)  about 0:00:50 left" in text
     assert "best: 2.2500 bits per byte, trial 1  learning_rate=0.01234" in text
     worker = [part for part in text.splitlines()[-1].split("  ") if part]
@@ -170,14 +170,14 @@ def test_progress_says_how_far_how_good_and_who(small: Callable[..., Study]) -> 
 
 
 def test_progress_of_a_study_that_has_just_begun_or_is_over(small: Callable[..., Study]) -> None:
-    begun = shown(report.progress(snapshot(small(None, budget={"hours": 1}), counts=Counts(), best=None, workers=[])))
+    begun = shown(tables.progress(snapshot(small(None, budget={"hours": 1}), counts=Counts(), best=None, workers=[])))
     assert "0 trials  (0 complete, 0 pruned)" in begun
     assert "best" not in begun
-    assert " left" not in shown(report.progress(snapshot(small(5))))
+    assert " left" not in shown(tables.progress(snapshot(small(5))))
 
 
 def test_the_tables(small: Callable[..., Study]) -> None:
-    board = shown(report.leaderboard_table(snapshot(small()), rows=2)).splitlines()
+    board = shown(tables.leaderboard_table(snapshot(small()), rows=2)).splitlines()
     assert [line.split()[:4] for line in board[1:]] == [
         ["1", "2.2500", "-", "12,345"],
         ["2", "2.2500", "-", "12,345"],
@@ -185,7 +185,7 @@ def test_the_tables(small: Callable[..., Study]) -> None:
     counts = Counts(complete=3, pruned=2, running=1, waiting=1, fail=1)
     first = Row(small(10, name="a [b] :smile: study"), counts, [WORKER], 50.0, study_id=1, best=2.25, best_trial=1)
     second = Row(small(None, budget={"hours": 1}), Counts(), [], 0.0, "paused", study_id=2, best=None, best_trial=None)
-    studies = shown(report.studies_table([first, second])).splitlines()
+    studies = shown(tables.studies_table([first, second])).splitlines()
     assert "a [b] :smile: study" in studies[1]
     assert studies[1].split()[-9:] == ["running", "5/10", "3", "2", "1", "1", "1", "0:00:50", "2.2500"]
     assert studies[2].split()[-9:] == ["paused", "0", "0", "0", "0", "0", "0", "-", "-"]

@@ -17,8 +17,9 @@ from optuna_dashboard import save_note, save_plotly_graph_object
 from tuner import entry, roles, steering
 from tuner.errors import StorageError
 from tuner.ledger import Ledger
+from tuner.locations import Places
 from tuner.objectives import Tuned
-from tuner.places import Crew, Places, environment
+from tuner.places import Crew, environment
 from tuner.roles import Role
 from tuner.storage import open_storage, upgrade, with_password
 from tuner.study import Study

@@ -21,8 +21,9 @@ from sqlalchemy.exc import DBAPIError
 
 from tuner import blockage, overview
 from tuner import ledger as books
-from tuner.courier import Courier, is_outage
+from tuner.courier import Courier
 from tuner.ledger import Activity, Claim, Ledger
+from tuner.outages import is_outage
 from tuner.storage import open_storage
 from tuner.study import Study, defined
 

@@ -30,8 +30,9 @@ from tuner import overview, status
 from tuner.errors import StudyError
 from tuner.ledger import Ledger
 from tuner.limits import mark
-from tuner.report import current, failed_lines, front, leaderboard, snapshot
+from tuner.report import current, front, leaderboard, snapshot
 from tuner.study import Study, load_study
+from tuner.tables import failed_lines
 from tuner.watching import AWAY, StudiesWatcher, Watcher
 
 TUNER = Path(sysconfig.get_path("scripts")) / "tuner"

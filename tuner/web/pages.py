@@ -19,9 +19,9 @@ from werkzeug.utils import redirect
 from werkzeug.wrappers import Response
 
 from models.errors import UserError
-from tuner import overview, prometheus, report, steering
-from tuner.courier import is_outage
+from tuner import overview, prometheus, report, steering, tables
 from tuner.errors import StudyError
+from tuner.outages import is_outage
 from tuner.study import Study, defined, is_ours, load_study
 from tuner.web.answers import TITLES, answer
 from tuner.web.gate import USER, Lock, cookie_name
@@ -45,7 +45,7 @@ def application(storage: RDBStorage, lock: Lock | None, key: str, say: Callable[
     app.register_blueprint(pages)
     app.register_error_handler(Exception, _unless_away)
     app.jinja_env.filters.update(duration=report.duration, quoted=shlex.quote)
-    app.jinja_env.globals.update(quality=report.quality, configured=report.configured)
+    app.jinja_env.globals.update(quality=report.quality, configured=tables.configured)
     return app
 
 
