@@ -31,8 +31,8 @@ from machine import show
 from sqlalchemy.exc import SQLAlchemyError
 
 from models.config import Config
-from models.corpus import load_corpus
-from models.training import Evaluation, train
+from models.text.corpus import load_corpus
+from models.training.loop import Evaluation, train
 from tuner.ledger import Ledger
 from tuner.server import attached, revive
 from tuner.storage import open_storage

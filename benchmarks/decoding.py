@@ -26,11 +26,11 @@ from machine import show
 from torch import nn
 
 from models.config import Budget, Config, Corpus
-from models.continuations import Continuations
-from models.corpus import EncodedCorpus, load_corpus
-from models.network import build
-from models.sampling import BLANK, uniforms, write
-from models.training import Trained, train
+from models.generation.continuations import Continuations
+from models.generation.sampling import BLANK, uniforms, write
+from models.nn.network import build
+from models.text.corpus import EncodedCorpus, load_corpus
+from models.training.loop import Trained, train
 from tuner.decoding import MOST_TRIED, REPORTED, decode
 from tuner.space import Space
 from tuner.study import Decoding

@@ -12,8 +12,8 @@ import torch
 from machine import show
 
 from models.config import Budget, Config, Corpus
-from models.corpus import load_corpus
-from models.training import Training
+from models.text.corpus import load_corpus
+from models.training.loop import Training
 
 SIZES = {"hidden_size": 128, "batch_size": 16}
 

@@ -12,8 +12,8 @@ import torch
 from machine import show
 
 from models.config import Budget, Config, Corpus
-from models.corpus import load_corpus
-from models.training import train
+from models.text.corpus import load_corpus
+from models.training.loop import train
 
 SHAPES = {
     "rnn 1 x 256": Config(architecture="rnn", batch_size=16),

@@ -22,12 +22,12 @@ from machine import show
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models import graphs
 from models.config import Budget, Config, Corpus
-from models.corpus import EncodedCorpus, load_corpus
-from models.network import parameter_count
-from models.precision import half_precision
-from models.training import train
+from models.nn.network import parameter_count
+from models.nn.precision import half_precision
+from models.text.corpus import EncodedCorpus, load_corpus
+from models.training import cuda_graphs
+from models.training.loop import train
 
 LARGE = {"cpu": 3000, "cuda": 8192}
 WARM_STEPS = 20
@@ -171,7 +171,7 @@ def main() -> None:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    os.environ[graphs.SWITCH] = "1"
+    os.environ[cuda_graphs.SWITCH] = "1"
     corpus = load_corpus(Corpus(builtin="python-docs"), "character", 2048)
     shapes = SHAPES if options.device == "cpu" else GPU_SHAPES
     rows = [

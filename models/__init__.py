@@ -7,7 +7,7 @@ __all__ = ["load"]
 
 def __getattr__(name: str) -> Any:
     if name == "load":  # imports torch, which configurations and corpora do without
-        from models.run import load
+        from models.runs.run import load
 
         return load
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

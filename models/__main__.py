@@ -21,8 +21,8 @@ from models.errors import ConfigError, UserError
 
 if TYPE_CHECKING:
     from models.config import Recipe
-    from models.distributed import Team
-    from models.training import Evaluation, Training
+    from models.training.distributed import Team
+    from models.training.loop import Evaluation, Training
 
 
 class _File(click.ParamType[Path]):
@@ -125,9 +125,9 @@ def train(
     Ctrl-C or SIGTERM saves a checkpoint first; --resume goes on from it. With several GPUs:
     torchrun --nproc-per-node 2 -m models train RECIPE -o OUTPUT
     """
-    from models.distributed import joined_team
-    from models.run import read_recipe
-    from models.stopping import Stopped, stop_requests
+    from models.runs.run import read_recipe
+    from models.training.distributed import joined_team
+    from models.training.stopping import Stopped, stop_requests
 
     if sum(options[name] is not None for name in ("tokens", "seconds", "hours")) > 1:
         raise click.UsageError("give either --tokens or --seconds or --hours")
@@ -160,7 +160,7 @@ def _train_all(
     **options: Any,
 ) -> None:
     """Trains one run into `output`, or one for each seed below it, and says how it went."""
-    from models.seeds import require_startable, seed_runs, summary, trained_already
+    from models.runs.seeds import require_startable, seed_runs, summary, trained_already
 
     runs = {output: recipe}
     if seeds is not None:
@@ -182,10 +182,10 @@ def _train_one(
     recipe: Recipe, promised: Recipe, folder: Path, team: Team, requested: Callable[[], bool], **options: Any
 ) -> None:
     from models.files import optional
-    from models.progress import Progress
-    from models.promise import compared
-    from models.run import train_run
-    from models.stopping import Stopped
+    from models.runs.progress import Progress
+    from models.runs.reproducibility import compared
+    from models.runs.run import train_run
+    from models.training.stopping import Stopped
 
     progress = Progress(recipe) if team.leads else None
 
@@ -212,7 +212,7 @@ def _train_one(
 
 
 def _say(text: str) -> None:
-    from models.terminal import line
+    from models.safe_text.terminal import line
 
     click.echo(line(text), err=True)
 
@@ -279,8 +279,8 @@ def write_text(
     **decoding: float | int | None,
 ) -> None:
     """Prints what the model in a run folder writes, while it writes it."""
-    from models.run import load
-    from models.terminal import printed
+    from models.runs.run import load
+    from models.safe_text.terminal import printed
 
     given = {name: value for name, value in decoding.items() if value is not None}
     if length_penalty is not None and beams is None:
@@ -331,7 +331,7 @@ def options_checked() -> Iterator[None]:
 
 def main(group: click.Group = commands) -> None:
     """Runs a command; a mistake of the user's is one line and an exit code, ours keeps its traceback."""
-    from models.terminal import lines
+    from models.safe_text.terminal import lines
 
     warnings.formatwarning = lambda message, *place, **line: f"Warning: {message}\n"
     _open_streams()

@@ -19,8 +19,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from models import load
 from models.config import Budget, Config, Corpus
-from models.corpus import load_corpus
-from models.training import train
+from models.text.corpus import load_corpus
+from models.training.loop import train
 from tuner.cli import commands
 from tuner.server import attached
 from tuner.storage import open_storage

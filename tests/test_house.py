@@ -45,7 +45,7 @@ def test_models_know_nothing_of_the_tuner(path: Path) -> None:
 
 
 def test_configurations_and_corpora_need_no_torch() -> None:
-    assert "torch" not in loaded_by("import models.config, models.reader, models.corpus, models.tokenizers")
+    assert "torch" not in loaded_by("import models.config, models.reader, models.text.corpus, models.text.tokenizers")
 
 
 def test_the_command_line_imports_nothing_heavy() -> None:

@@ -28,7 +28,7 @@ ATTACHMENTS = ".attachments"
 """Where the dashboard finds the files of all studies' trials; no study's name begins with a dot."""
 SAMPLES = "samples.jsonl"
 RUN = ("config.yaml", "tokenizer.json", "metrics.jsonl", SAMPLES, "model.safetensors")
-"""The files of a run folder (models.run, which imports torch), in the order they are shared."""
+"""The files of a run folder (models.runs.run, which imports torch), in the order they are shared."""
 
 CHECKPOINT = re.compile(r"checkpoints/trial-([0-9]{1,9})\.[0-9]{1,9}\.safetensors")
 RUN_FILE = re.compile(rf"trial-([0-9]{{1,9}})/(?:{'|'.join(map(re.escape, RUN))})")

@@ -30,8 +30,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from sqlalchemy import Connection
 from sqlalchemy.exc import DataError, IntegrityError
 
-from models import terminal
 from models.errors import ConfigError
+from models.safe_text import terminal
 from tuner import ledger
 from tuner.archive import ID, PARTS, Reader, Writer, reading, writing
 from tuner.artifacts import CHECKPOINT, RUN_FILE, Artifacts, Owner

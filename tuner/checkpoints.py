@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from models.training import Training
+from models.training.loop import Training
 from tuner.artifacts import Artifacts
 
 

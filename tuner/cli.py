@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from optuna.storages import RDBStorage
     from optuna.trial import FrozenTrial
 
-    from models.metrics import Score
+    from models.training.metrics import Score
     from tuner.artifacts import Artifacts
     from tuner.launchers import Slot
     from tuner.study import Study
@@ -344,7 +344,7 @@ def worker(
     """One worker process; started by `run` and `work`."""
     import faulthandler
 
-    from models.stopping import stop_requests
+    from models.training.stopping import stop_requests
     from tuner.study import load_study
     from tuner.worker import work as work_on
 
@@ -419,7 +419,7 @@ def _described(places: Places) -> str:
 
 
 def _status_for_machines(opened: RDBStorage, chosen: tuple[optuna.Study, Study] | None, watch: bool) -> None:
-    from models.stopping import stop_requests
+    from models.training.stopping import stop_requests
     from tuner import status, watching
 
     def look() -> None:
@@ -438,7 +438,7 @@ def _status_for_machines(opened: RDBStorage, chosen: tuple[optuna.Study, Study] 
 
 
 def _watch(opened: RDBStorage, chosen: tuple[optuna.Study, Study] | None) -> None:
-    from models.stopping import stop_requests
+    from models.training.stopping import stop_requests
     from tuner.watching import StudiesWatcher, Watcher, follow
 
     watcher = StudiesWatcher(opened) if chosen is None else Watcher(opened, *chosen, board=True)
@@ -447,7 +447,7 @@ def _watch(opened: RDBStorage, chosen: tuple[optuna.Study, Study] | None) -> Non
 
 
 def _show_studies(opened: RDBStorage) -> None:
-    from models.terminal import lines
+    from models.safe_text.terminal import lines
     from tuner import overview, tables
 
     rows, problems = overview.rows(opened), overview.unreadable(opened)
@@ -873,7 +873,7 @@ def password(name: str, role: str) -> None:
 
 
 def _say(text: str) -> None:
-    from models.terminal import lines
+    from models.safe_text.terminal import lines
 
     click.echo(f"{time.strftime('%H:%M:%S')} {lines(text)}", err=True)
 
@@ -933,7 +933,7 @@ def _named_after(name: str, corpus_path: Path) -> str:
 
 def _stand_by(places: Places, crew: Crew) -> None:
     """Lets this very command work on each study that has work, with the study's name behind it."""
-    from models.stopping import stop_requests
+    from models.training.stopping import stop_requests
     from tuner import pool
 
     with stop_requests() as requested, places.opened() as opened:
@@ -1014,7 +1014,7 @@ def _fetched(kept: Artifacts, number: int) -> Path | None:
 def _test_scorer(device: str) -> Callable[[Path], Score | None]:
     """What scores a run on the test split; where the text is not on this machine, it says so."""
     from models.files import reason
-    from models.run import score_test
+    from models.runs.run import score_test
 
     def score(run_folder: Path) -> Score | None:
         try:
@@ -1088,8 +1088,8 @@ def _finish(
 def _show_run(trial: FrozenTrial, kept: Path, run_folder: Path) -> Path:
     """Copies the run of the best trial, lets it write, and returns where it is: where it was kept if all else fails."""
     from models.files import optional
-    from models.run import load
-    from models.terminal import printed
+    from models.runs.run import load
+    from models.safe_text.terminal import printed
     from tuner.export import copy_run
 
     try:

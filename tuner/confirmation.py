@@ -29,7 +29,7 @@ from tuner.space import is_searched
 from tuner.study import Decoding, Study, StudyBudget
 
 if TYPE_CHECKING:
-    from models.metrics import Score
+    from models.training.metrics import Score
 
 SUFFIX = " (confirmation)"
 CONFIRMS = "confirms"

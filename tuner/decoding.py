@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from models.config import Config
-from models.continuations import Continuations
-from models.corpus import EncodedCorpus
-from models.sampling import Decodings, keep_probable
+from models.generation.continuations import Continuations
+from models.generation.sampling import Decodings, keep_probable
+from models.text.corpus import EncodedCorpus
 from tuner.space import Float, Int, Searched, Space, Value
 from tuner.study import Decoding
 from tuner.surrogate import Array, Surrogate

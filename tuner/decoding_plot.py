@@ -17,7 +17,7 @@ def draw_decoding(trial: FrozenTrial, folder: Path) -> None:
     facts = trial.user_attrs
     if not has_curve(trial):
         return
-    from models.report import new_figure, write_picture
+    from models.runs.report import new_figure, write_picture
 
     curve, text, human = facts["decoding_curve"], facts["text"], facts["human_text"]
     temperatures = [point["temperature"] for point in curve]

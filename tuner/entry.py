@@ -11,7 +11,7 @@ from optuna.storages import RDBStorage
 from optuna.study import StudyDirection
 
 from models.config import Config, flat
-from models.corpus import load_corpus, require_room
+from models.text.corpus import load_corpus, require_room
 from tuner.errors import StudyError
 from tuner.ledger import RUNNING, Ledger, make_tables, transaction
 from tuner.ownership import owner_of
@@ -21,7 +21,7 @@ from tuner.study import Study, defined, differences, is_ours
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from models.corpus import EncodedCorpus
+    from models.text.corpus import EncodedCorpus
 
 
 def enter(storage: RDBStorage, study: Study, say: Callable[[str], None] = lambda text: None) -> optuna.Study:
@@ -91,7 +91,7 @@ def require_sound(study: Study, say: Callable[[str], None] = lambda text: None) 
 
 def _require_classes(name: str, examples: Sequence[Config]) -> None:
     """Raises ConfigError when a class of the user's own is not there or takes other parameters; imports torch."""
-    from models.own import own_class, require_takes
+    from models.nn.custom import own_class, require_takes
 
     found = own_class(name)
     for config in examples:
@@ -99,7 +99,7 @@ def _require_classes(name: str, examples: Sequence[Config]) -> None:
 
 
 def _rehearse(examples: Sequence[Config], vocabulary_size: int) -> None:
-    from models.rehearsal import rehearse
+    from models.runs.rehearsal import rehearse
 
     for config in examples:
         rehearse(config, vocabulary_size)

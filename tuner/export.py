@@ -195,7 +195,7 @@ def require_copiable(source: Path, target: Path, force: bool, elsewhere: str | N
 def require_run_free(folder: Path, force: bool) -> None:
     """Raises RunError when something is in a run folder's way; `force` may replace a run, never anything else."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        from models.run import require_replaceable  # it imports torch, which takes a second
+        from models.runs.run import require_replaceable  # it imports torch, which takes a second
 
         require_replaceable(folder, force)
 

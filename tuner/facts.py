@@ -20,7 +20,7 @@ class _Kinds(BaseModel):
 
 
 class Measures(_Kinds):
-    """Measures of a text (`models.text_measures`)."""
+    """Measures of a text (`models.generation.text_measures`)."""
 
     bleu: float
     self_bleu: float

@@ -10,7 +10,7 @@ from typing import Any
 from optuna.trial import FrozenTrial, TrialState
 
 from models.config import Config, flat
-from models.markdown import code, fenced
+from models.safe_text.markdown import code, fenced
 from tuner.attachments import SAMPLES
 from tuner.confirmation import lines
 from tuner.facts import is_told, trial_problem

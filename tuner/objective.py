@@ -15,16 +15,16 @@ from typing import Any
 
 import torch
 
-from models import corpus as corpora
 from models.config import Config, Recipe
-from models.corpus import EncodedCorpus
-from models.failures import lost_device
 from models.files import optional, reason
-from models.memory import training_bytes
-from models.network import build, parameter_count
-from models.run import append_metrics, with_facts, write_model, write_start
-from models.sampling import BLANK, uniforms, write
-from models.training import Evaluation, Trained, Training, train
+from models.generation.sampling import BLANK, uniforms, write
+from models.nn.memory import training_bytes
+from models.nn.network import build, parameter_count
+from models.runs.run import append_metrics, with_facts, write_model, write_start
+from models.text import corpus as corpora
+from models.text.corpus import EncodedCorpus
+from models.training.failures import lost_device
+from models.training.loop import Evaluation, Trained, Training, train
 from tuner.artifacts import SAMPLES, Artifacts
 from tuner.checkpoints import Checkpoints
 from tuner.decoding import Decoded, calibrate, decode

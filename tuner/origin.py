@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from models.promise import machine
-from models.tokenizers import Tokenizer
+from models.runs.reproducibility import machine
+from models.text.tokenizers import Tokenizer
 
 PACKAGES = ("textgen-tuner", "torch", "optuna", "numpy", "tokenizers")
 

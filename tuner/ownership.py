@@ -79,7 +79,7 @@ def _evidence(kept: Artifacts, trials: dict[int, FrozenTrial], text: Any) -> Ite
 
 
 def _is_run_of(trial: FrozenTrial, text: Any, kept: Artifacts) -> bool:
-    from models.run import CONFIG, METRICS, read_recipe
+    from models.runs.run import CONFIG, METRICS, read_recipe
 
     try:
         folder = kept.fetch_run(trial.number)

@@ -58,7 +58,7 @@ def typical(study: Study) -> Config:
     """Returns a configuration of median size among some drawn at random, the same ones each time."""
     import optuna
 
-    from models.network import parameter_count
+    from models.nn.network import parameter_count
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     random = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
@@ -70,7 +70,7 @@ def typical(study: Study) -> Config:
 
 def _vocabularies(study: Study, drawn: list[Config]) -> dict[str, int]:
     """How many tokens there are of kinds that the text decides on; words and byte pairs are as many as one asks for."""
-    from models.corpus import load_corpus
+    from models.text.corpus import load_corpus
 
     kinds = {config.tokenizer for config in drawn} & {"byte", "character"}
     with suppress(CorpusError):  # who trains will say what is wrong with the text
@@ -124,8 +124,8 @@ def pace(ask: Callable[[], str], tell: Callable[[str], None]) -> None:
     import torch
 
     from models.config import Config
-    from models.corpus import load_corpus
-    from models.training import Training, usable_device
+    from models.text.corpus import load_corpus
+    from models.training.loop import Training, usable_device
     from tuner.study import stored_study
 
     job = json.loads(ask())

@@ -9,7 +9,7 @@ from typing import Protocol
 import optuna
 from optuna.storages import RDBStorage
 
-from models.stopping import stop_requests
+from models.training.stopping import stop_requests
 from tuner.artifacts import Artifacts
 from tuner.errors import WorkerError
 from tuner.launchers import Death, Slot, Team

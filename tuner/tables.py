@@ -12,7 +12,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from models import terminal
+from models.safe_text import terminal
 from tuner.facts import is_told, number
 from tuner.ledger import RUNNING, Worker
 from tuner.report import (

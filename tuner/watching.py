@@ -14,7 +14,7 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from models import terminal
+from models.safe_text import terminal
 from tuner import overview, tables
 from tuner.confirmation import lines
 from tuner.ledger import RUNNING

@@ -25,10 +25,10 @@ from pydantic import ValidationError
 
 from models.config import DECODING, Config
 from models.errors import ConfigError, UserError
-from models.failures import lost_device, ran_out_of_memory
 from models.files import optional
-from models.network import generator_class
-from models.training import Diverged, Evaluation, Training
+from models.nn.network import generator_class
+from models.training.failures import lost_device, ran_out_of_memory
+from models.training.loop import Diverged, Evaluation, Training
 from tuner import attachments, search
 from tuner.artifacts import SAMPLES, Artifacts
 from tuner.courier import PATIENCE_SECONDS, Away, Courier, Result

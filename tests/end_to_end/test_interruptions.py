@@ -14,11 +14,11 @@ import sqlalchemy as sql
 import torch
 from optuna.trial import FrozenTrial, TrialState
 
-from models.checkpoint import read_checkpoint
 from models.config import Budget, Config, Corpus
-from models.corpus import load_corpus
 from models.reader import parse, plain
-from models.training import train
+from models.text.corpus import load_corpus
+from models.training.checkpoint import read_checkpoint
+from models.training.loop import train
 from tuner.ledger import leases
 
 COMPLETE, RUNNING, WAITING = TrialState.COMPLETE, TrialState.RUNNING, TrialState.WAITING

@@ -16,7 +16,7 @@ import pytest
 from optuna.trial import TrialState
 
 from models.reader import parse, plain
-from models.run import load
+from models.runs.run import load
 from tuner.artifacts import RUN
 from tuner.notes import shown as as_shown
 from tuner.study import read_study

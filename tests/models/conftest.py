@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from models.config import Corpus
-from models.corpus import EncodedCorpus, load_corpus
+from models.text.corpus import EncodedCorpus, load_corpus
 
 RHYME = "".join(
     f"{number} green bottles hanging on the wall, and if {'one' if number % 2 else 'two'} green bottle should fall,\n"

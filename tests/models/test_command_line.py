@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from models.__main__ import main, train
-from models.run import load, read_recipe, train_run
+from models.runs.run import load, read_recipe, train_run
 
 ROOT = Path(__file__).parents[2]
 RECIPE = """
@@ -187,7 +187,7 @@ def test_training_needs_neither_optuna_nor_a_database(here: Path, tmp_path_facto
 def test_a_line_comes_each_minute_however_rare_the_rungs(
     here: Path, run_here: Callable[..., Finished], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("models.progress.LINE_SECONDS", -1.0)
+    monkeypatch.setattr("models.runs.progress.LINE_SECONDS", -1.0)
     done = run_here(here, "train", "recipe.yaml", "-o", "run", "--tokens", "320", "--rungs", "2")
     lines = [line for line in done.output.splitlines()[:-2] if not line.startswith("      ")]
     assert len(lines) == 12  # ten steps and two rungs

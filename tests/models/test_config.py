@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from models import reader
 from models.config import ARCHITECTURES, DECODING, Budget, Config, Corpus, Recipe, heads_problem, resolve_path
-from models.network import build
+from models.nn.network import build
 
 EDGES = {
     "vocabulary_size": (300, 1_000_000),

@@ -6,11 +6,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models import continuations
 from models.config import Config
-from models.continuations import LENGTH, Continuations
-from models.network import build
-from models.tokenizers import learn
+from models.generation import continuations
+from models.generation.continuations import LENGTH, Continuations
+from models.nn.network import build
+from models.text.tokenizers import learn
 
 TEXT = "".join(f"On day {number} the wall fell {number % 7} times, naïvely. " for number in range(120))
 every_kind = pytest.mark.parametrize("kind", ["byte", "character", "word", "byte-pair"])

@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from models import config, tokenizers, waiting
-from models import corpus as corpora
-from models.corpus import SPLITS, EncodedCorpus, load_corpus, require_room
+from models import config
 from models.errors import CorpusError
+from models.text import corpus as corpora
+from models.text import shared_work, tokenizers
+from models.text.corpus import SPLITS, EncodedCorpus, load_corpus, require_room
 
 KINDS = ("byte", "character", "word", "byte-pair")
 TEXT = "".join(f"Line {number} of a naïve 世界 text 👩‍🚀.\r\n" for number in range(200))
@@ -27,7 +28,7 @@ import sys
 from hashlib import sha256
 from pathlib import Path
 from models import config, corpus as corpora
-from models.corpus import load_corpus
+from models.text.corpus import load_corpus
 make, made = corpora._make, []
 corpora._make = lambda *given: made.append(given) or make(*given)
 print("ready", flush=True)
@@ -38,7 +39,7 @@ print(type(corpus.train).__name__, sha256(corpus.train.tobytes()).hexdigest(), l
 HOLDER = """
 import sys
 from pathlib import Path
-from models.waiting import alone
+from models.text.shared_work import alone
 with alone(Path(sys.argv[1]), lambda text: print(text, flush=True), "encodes"):
     print("holds it", flush=True)
     sys.stdin.readline()
@@ -378,7 +379,7 @@ def test_a_long_encoding_says_how_far_it_is(file: Path, tmp_path: Path, monkeypa
         said.append(text)
         more.set()
 
-    class Slow(waiting.Meter):
+    class Slow(shared_work.Meter):
         def passing(self, blocks: Iterable[str]) -> Iterator[str]:
             for block in super().passing(blocks):
                 yield block
@@ -387,7 +388,7 @@ def test_a_long_encoding_says_how_far_it_is(file: Path, tmp_path: Path, monkeypa
                     assert more.wait(30)
 
     file.write_text(TEXT.replace("\r", ""), encoding="utf-8")
-    monkeypatch.setattr(waiting, "SAY_SECONDS", 0.001)
+    monkeypatch.setattr(shared_work, "SAY_SECONDS", 0.001)
     monkeypatch.setattr(corpora, "Meter", Slow)
     monkeypatch.setattr(corpora, "BLOCK", 2500)
     load_corpus(config.Corpus(path=str(file)), "byte-pair", 300, tmp_path / "cache", say)

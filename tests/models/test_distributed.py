@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from models.distributed import ALONE, Team
 from models.errors import ConfigError
-from models.run import load, read_recipe, train_run
+from models.runs.run import load, read_recipe, train_run
+from models.training.distributed import ALONE, Team
 
 RECIPE = """
 corpus: {path: rhyme.txt}

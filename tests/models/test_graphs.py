@@ -10,14 +10,15 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from models import graphs, training
 from models.config import Budget, Config
-from models.corpus import EncodedCorpus
-from models.distributed import ALONE
 from models.errors import DeviceError
-from models.failures import OutOfMemoryInCapture
-from models.optimizers import build_optimizers
-from models.training import Training, train
+from models.text.corpus import EncodedCorpus
+from models.training import cuda_graphs
+from models.training import loop as training
+from models.training.distributed import ALONE
+from models.training.failures import OutOfMemoryInCapture
+from models.training.loop import Training, train
+from models.training.optimizers import build_optimizers
 from tests.models.test_training import ARCHITECTURES, assert_same, small
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -56,7 +57,7 @@ def capture(graph: StandIn, stream: object) -> Iterator[None]:
     moments = [
         each for optimizer in StandIn.last.optimizers for state in optimizer.state.values() for each in state.values()
     ]
-    tensors = [each.detach() for each in (*StandIn.last.parameters, *moments, *graphs.flat(captured.states))]
+    tensors = [each.detach() for each in (*StandIn.last.parameters, *moments, *cuda_graphs.flat(captured.states))]
     values, random = [each.clone() for each in tensors], torch.get_rng_state()
     yield
     for tensor, value in zip(tensors, values, strict=True):
@@ -72,12 +73,12 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
     monkeypatch.setattr(torch.cuda, "CUDAGraph", StandIn)
     monkeypatch.setattr(torch.cuda, "graph", capture)
-    monkeypatch.setattr(graphs, "serves", lambda *run: True)
-    monkeypatch.setattr(graphs.Captured, "__init__", seen(graphs.Captured.__init__))
+    monkeypatch.setattr(cuda_graphs, "serves", lambda *run: True)
+    monkeypatch.setattr(cuda_graphs.Captured, "__init__", seen(cuda_graphs.Captured.__init__))
 
 
 def seen(make: object) -> object:
-    def made(self: graphs.Captured, training: Training, *more: object) -> None:
+    def made(self: cuda_graphs.Captured, training: Training, *more: object) -> None:
         StandIn.last, StandIn.replays = training, 0
         make(self, training, *more)  # type: ignore[operator]
 
@@ -140,12 +141,12 @@ def test_memory_that_runs_out_in_a_capture_is_said_as_such(
 
 
 def test_steps_are_captured_where_that_is_asked_for_and_possible(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert not graphs.serves(small(), CUDA, ALONE)
-    monkeypatch.setenv(graphs.SWITCH, "1")
-    assert graphs.serves(small(), CUDA, ALONE)
-    assert not graphs.serves(small(), CPU, ALONE)
+    assert not cuda_graphs.serves(small(), CUDA, ALONE)
+    monkeypatch.setenv(cuda_graphs.SWITCH, "1")
+    assert cuda_graphs.serves(small(), CUDA, ALONE)
+    assert not cuda_graphs.serves(small(), CPU, ALONE)
     for other in ({"optimizer": "muon"}, {"optimizer": "sgd"}, {"architecture": "mine:Own"}):
-        assert not graphs.serves(small(**other), CUDA, ALONE)
+        assert not cuda_graphs.serves(small(**other), CUDA, ALONE)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -155,6 +156,6 @@ def test_on_a_gpu_captured_steps_train_a_model_as_good(
 ) -> None:
     budget = Budget(tokens=200 * 16 * 32, rungs=4)
     plain = train(config_of(name), rhyme, budget, device="cuda")
-    monkeypatch.setenv(graphs.SWITCH, "1")
+    monkeypatch.setenv(cuda_graphs.SWITCH, "1")
     captured = train(config_of(name), rhyme, budget, device="cuda")
     assert captured.best.bits_per_byte == pytest.approx(plain.best.bits_per_byte, rel=0.05)

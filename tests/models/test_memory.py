@@ -8,9 +8,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from models.config import Config
-from models.memory import training_bytes
-from models.network import build
-from models.precision import half_precision, set_recurrences
+from models.nn.memory import training_bytes
+from models.nn.network import build
+from models.nn.precision import half_precision, set_recurrences
 
 CPU = torch.device("cpu")
 V = 50

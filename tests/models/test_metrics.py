@@ -13,13 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from models import metrics
-from models.checkpoint import weights
 from models.config import Budget, Config
-from models.corpus import EncodedCorpus
-from models.metrics import LANE, PIECE, WARM_UP, HeldOut, Score, evaluate, evaluate_part, pieces_of
-from models.network import build
-from models.training import Training, train
+from models.nn.network import build
+from models.text.corpus import EncodedCorpus
+from models.training import metrics
+from models.training.checkpoint import weights
+from models.training.loop import Training, train
+from models.training.metrics import LANE, PIECE, WARM_UP, HeldOut, Score, evaluate, evaluate_part, pieces_of
 
 V = 7
 

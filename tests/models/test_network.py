@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.checkpoint import flat
 from models.config import Config
 from models.errors import ConfigError
-from models.network import build, parameter_count
+from models.nn.network import build, parameter_count
+from models.training.checkpoint import flat
 
 V = 11
 KINDS: dict[str, dict[str, Any]] = {

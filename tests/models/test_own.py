@@ -11,8 +11,8 @@ from torch import nn
 
 from models.config import Config
 from models.errors import ConfigError
-from models.network import build, generator_class
-from models.own import own_class, require_takes
+from models.nn.custom import own_class, require_takes
+from models.nn.network import build, generator_class
 
 CLASS = """\
 from torch import nn

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from models.config import Budget, Config, Corpus, Recipe
-from models.corpus import EncodedCorpus
-from models.distributed import ALONE, Team
-from models.promise import compared, machine
-from models.training import Trained, train
+from models.runs.reproducibility import compared, machine
+from models.text.corpus import EncodedCorpus
+from models.training.distributed import ALONE, Team
+from models.training.loop import Trained, train
 
 CONFIG = Config(hidden_size=8, batch_size=2, sequence_length=8)
 HERE = {"study": "s", "trial": 3, "machine": machine("cpu"), "versions": {"torch": torch.__version__}}

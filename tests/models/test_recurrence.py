@@ -10,14 +10,14 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models import precision
 from models.config import Budget, Config
-from models.corpus import EncodedCorpus
-from models.dropout import Dropout, dropped
-from models.network import _attended, build
-from models.precision import MIXED, half_precision, set_recurrences
-from models.recurrence import serves, unroll
-from models.training import train
+from models.nn import precision
+from models.nn.dropout import Dropout, dropped
+from models.nn.network import _attended, build
+from models.nn.precision import MIXED, half_precision, set_recurrences
+from models.nn.recurrence import serves, unroll
+from models.text.corpus import EncodedCorpus
+from models.training.loop import train
 
 HALF = torch.autocast("cpu", torch.bfloat16)
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")

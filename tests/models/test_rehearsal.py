@@ -10,7 +10,7 @@ import torch
 
 from models.config import Config
 from models.errors import ConfigError
-from models.rehearsal import rehearse
+from models.runs.rehearsal import rehearse
 
 V = 11
 SOUND = """\

@@ -8,10 +8,10 @@ from xml.etree import ElementTree
 import pytest
 
 from models.config import Budget, Config, Corpus, Recipe
-from models.report import fenced, prompt_at
-from models.run import load, train_run
-from models.tokenizers import Byte
-from models.training import Trained
+from models.runs.report import fenced, prompt_at
+from models.runs.run import load, train_run
+from models.text.tokenizers import Byte
+from models.training.loop import Trained
 
 
 @pytest.fixture(scope="module")

@@ -14,13 +14,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from models import run
 from models.config import Budget, Config, Corpus, Recipe
 from models.errors import ConfigError, CorpusError, DeviceError, RunError, UserError
 from models.files import draft_of
-from models.run import load, read_recipe, train_run
-from models.tokenizers import learn
-from models.training import Evaluation, Trained, Training
+from models.runs import run
+from models.runs.run import load, read_recipe, train_run
+from models.text.tokenizers import learn
+from models.training.loop import Evaluation, Trained, Training
 
 FILES = [
     "README.md",
@@ -460,11 +460,11 @@ def broken(*arguments: Any, **named: Any) -> Any:
 @pytest.mark.parametrize(
     ("place", "missing"),
     [
-        ("models.report._draw", "loss.svg"),
-        ("models.report._samples", "samples.md"),
-        ("models.report._card", "README.md"),
-        ("models.report._result", "result.json"),
-        ("models.training.Training.test_score", None),
+        ("models.runs.report._draw", "loss.svg"),
+        ("models.runs.report._samples", "samples.md"),
+        ("models.runs.report._card", "README.md"),
+        ("models.runs.report._result", "result.json"),
+        ("models.training.loop.Training.test_score", None),
     ],
 )
 def test_whatever_fails_after_training_is_one_line_and_the_run_is_complete(

@@ -13,10 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from models.config import Config
-from models.corpus import EncodedCorpus
 from models.errors import ConfigError
-from models.network import build
-from models.sampling import (
+from models.generation.sampling import (
     BLANK,
     Decodings,
     beam_search,
@@ -30,7 +28,9 @@ from models.sampling import (
     uniforms,
     write,
 )
-from models.tokenizers import Tokenizer, learn
+from models.nn.network import build
+from models.text.corpus import EncodedCorpus
+from models.text.tokenizers import Tokenizer, learn
 
 PROBABILITIES = [0.02, 0.4, 0.08, 0.3, 0.2]
 DRAWS = 20_000

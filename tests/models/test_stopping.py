@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from models.stopping import stop_requests
+from models.training.stopping import stop_requests
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
@@ -23,7 +23,7 @@ def test_a_signal_is_a_request_and_the_second_ctrl_c_stops_at_once(number: signa
 def test_a_signal_is_heard_by_a_process_that_is_about_to_wait_for_it() -> None:
     program = """
 import os, signal
-from models.stopping import stop_requests
+from models.training.stopping import stop_requests
 with stop_requests() as requested:
     with requested._cond:  # as `wait` holds it for a moment
         os.kill(os.getpid(), signal.SIGINT)

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models import terminal
+from models.safe_text import terminal
 
 EVIL = "\x1b[2J\x1b]0;mine\x07\x9b31m\r\x7f\u202eback\u2028"
 

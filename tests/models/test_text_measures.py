@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.text_measures import jensen_shannon, measures, quality_and_diversity, text_divergence
+from models.generation.text_measures import jensen_shannon, measures, quality_and_diversity, text_divergence
 
 
 def walk(letters: int, seed: int, texts: int = 40, length: int = 64) -> list[str]:

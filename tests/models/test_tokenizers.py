@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.errors import ConfigError, RunError
-from models.tokenizers import BytePair, learn, load, save
+from models.text.tokenizers import BytePair, learn, load, save
 
 KINDS = ("byte", "character", "word", "byte-pair")
 FOX = "The quick brown fox jumps over the lazy dog.\nThe dog, the naïve dog, sleeps.\n" * 3
@@ -181,7 +181,7 @@ def test_long_texts_have_no_seams() -> None:
 
 def test_learning_is_the_same_in_another_process(tmp_path: Path) -> None:
     program = (
-        "import sys; from pathlib import Path; from models.tokenizers import learn, save\n"
+        "import sys; from pathlib import Path; from models.text.tokenizers import learn, save\n"
         "text = Path(sys.argv[1]).read_text(encoding='utf-8')\n"
         "for kind in ('word', 'byte-pair'): save(learn(kind, text, 350), Path(sys.argv[2]) / kind)\n"
     )

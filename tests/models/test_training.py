@@ -16,16 +16,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from models import metrics, optimizers, training
-from models.batches import Streams, Windows
-from models.checkpoint import BadCheckpoint, read_checkpoint, weights, write_checkpoint
 from models.config import Budget, Config
-from models.corpus import EncodedCorpus
 from models.errors import CorpusError, DeviceError
-from models.metrics import evaluate, evaluate_part, pieces_of
-from models.network import build
-from models.optimizers import build_optimizers, relative_learning_rate
-from models.training import Diverged, Evaluation, Trained, Training, train, usable_device
+from models.nn.network import build
+from models.text.batches import Streams, Windows
+from models.text.corpus import EncodedCorpus
+from models.training import loop, metrics, optimizers
+from models.training.checkpoint import BadCheckpoint, read_checkpoint, weights, write_checkpoint
+from models.training.loop import Diverged, Evaluation, Trained, Training, train, usable_device
+from models.training.metrics import evaluate, evaluate_part, pieces_of
+from models.training.optimizers import build_optimizers, relative_learning_rate
 
 ARCHITECTURES = ("rnn", "lstm", "gru", "transformer")
 OPTIMIZERS = {"adamw": 2e-2, "adam": 2e-2, "sgd": 0.5, "rmsprop": 3e-3, "muon": 2e-2}
@@ -222,7 +222,7 @@ def test_a_checkpoint_of_another_run_is_warned_of_and_ignored(
         with pytest.warns(UserWarning, match=f"checkpoint ignored: .*another {named}"):
             trained = train(config, corpus, budget, checkpoints=[checkpoint])
         assert_same(trained, train(config, corpus, budget))
-    monkeypatch.setattr(training, "CHECKPOINT_FORMAT", training.CHECKPOINT_FORMAT + 1)
+    monkeypatch.setattr(loop, "CHECKPOINT_FORMAT", loop.CHECKPOINT_FORMAT + 1)
     with pytest.warns(UserWarning, match=r"checkpoint ignored: .*another format"):
         train(small(), rhyme, steps(8), checkpoints=[checkpoint])
 
@@ -483,7 +483,7 @@ def slow_step(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
     def install(seconds: float) -> None:
         ticks = iter(range(10**9))
         clock = SimpleNamespace(perf_counter=lambda: next(ticks) * seconds)
-        monkeypatch.setattr(training, "time", clock)
+        monkeypatch.setattr(loop, "time", clock)
 
     return install
 
@@ -790,8 +790,8 @@ def test_looking_at_a_run_costs_a_tenth_of_it_and_its_end_is_scored_on_all_of_th
         read.append(run[5])
         return evaluate(*run)
 
-    monkeypatch.setattr(training, "evaluate", looked)
-    monkeypatch.setattr(training, "FEWEST_SCORED", 8)  # the text is short
+    monkeypatch.setattr(loop, "evaluate", looked)
+    monkeypatch.setattr(loop, "FEWEST_SCORED", 8)  # the text is short
     monkeypatch.setattr(metrics, "LANE", 8)
     config, budget = small(architecture=architecture, precision="float32"), steps(200, rungs=9)
     trained = train(config, rhyme, budget)
@@ -824,9 +824,9 @@ def test_no_rung_of_a_trial_costs_more_than_its_share_of_a_long_text(
         return evaluate_part(*run)
 
     slow_step(1.0)  # 32 tokens
-    monkeypatch.setattr(training, "evaluate_part", looked)
-    monkeypatch.setattr(training, "FEWEST_SCORED", 1)
-    monkeypatch.setattr(training, "FEWEST_AT_LAST", 1024)
+    monkeypatch.setattr(loop, "evaluate_part", looked)
+    monkeypatch.setattr(loop, "FEWEST_SCORED", 1)
+    monkeypatch.setattr(loop, "FEWEST_AT_LAST", 1024)
     config = small(architecture=architecture, patience=patience, precision="float32")
     trial = Budget(**budget, rungs=4)
     trained = train(config, markov, trial, whole=False)

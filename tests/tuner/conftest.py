@@ -20,7 +20,7 @@ import pytest
 from optuna.storages import RDBStorage
 
 from models.config import Config
-from models.training import Evaluation
+from models.training.loop import Evaluation
 from tuner import entry
 from tuner.objective import Outcome
 from tuner.objectives import Tuned

@@ -21,7 +21,7 @@ from optuna.trial import TrialState
 
 from models.config import Config
 from models.reader import parse, plain
-from models.run import read_recipe
+from models.runs.run import read_recipe
 from tests.tuner.conftest import complete
 from tuner import cli, supervision
 from tuner.ledger import Ledger

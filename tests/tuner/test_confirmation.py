@@ -16,7 +16,7 @@ from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from models.config import Config
-from models.run import read_recipe, score_test, train_run
+from models.runs.run import read_recipe, score_test, train_run
 from tests.tuner.conftest import WRITTEN, complete
 from tuner import confirmation
 from tuner.artifacts import Artifacts

@@ -9,9 +9,9 @@ import torch
 from torch.nn import functional
 
 from models.config import Budget, Config, Corpus
-from models.continuations import Continuations
-from models.corpus import EncodedCorpus, load_corpus
-from models.training import train
+from models.generation.continuations import Continuations
+from models.text.corpus import EncodedCorpus, load_corpus
+from models.training.loop import train
 from tuner import decoding
 from tuner.decoding import MOST_TRIED, Decoded, calibrate, decode
 from tuner.space import Space

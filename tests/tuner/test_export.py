@@ -19,7 +19,7 @@ from models.config import Budget, Config, Recipe
 from models.errors import ConfigError, RunError
 from models.files import is_stream
 from models.reader import parse, plain
-from models.run import read_recipe
+from models.runs.run import read_recipe
 from tuner import archive, html_report, notations
 from tuner.errors import StudyError
 from tuner.export import best_trials, chosen_trial, copy_run, exported, prepare, require_free, write_new

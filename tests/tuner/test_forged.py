@@ -148,7 +148,7 @@ def run(storage: RDBStorage, study: Study, tmp_path: Path) -> str:
 
 
 OWN = """\
-from models.network import Recurrent
+from models.nn.network import Recurrent
 from models.config import Config
 
 class Mine(Recurrent):

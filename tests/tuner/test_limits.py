@@ -10,8 +10,8 @@ from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 
 from models.config import Config
-from models.memory import training_bytes
-from models.network import parameter_count
+from models.nn.memory import training_bytes
+from models.nn.network import parameter_count
 from tuner import search
 from tuner.artifacts import Artifacts
 from tuner.errors import StudyError

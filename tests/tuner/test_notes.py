@@ -12,7 +12,7 @@ from optuna.distributions import CategoricalDistribution
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from models.markdown import code, fenced
+from models.safe_text.markdown import code, fenced
 from tests.tuner.conftest import WRITTEN
 from tuner.attachments import SAMPLES, samples_kept
 from tuner.ledger import Counts, Ledger, Worker

@@ -15,7 +15,7 @@ from optuna.trial import FixedTrial, TrialState
 from models.config import Config
 from models.errors import ConfigError
 from models.reader import parse, plain
-from models.run import load, read_recipe, train_run
+from models.runs.run import load, read_recipe, train_run
 from tuner import html_report, notes, steering, tables
 from tuner.artifacts import Artifacts
 from tuner.export import chosen_trial, copy_run, exported

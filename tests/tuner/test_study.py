@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from models.config import Config
 from models.errors import ConfigError
 from models.reader import dump
-from models.run import read_recipe
+from models.runs.run import read_recipe
 from tuner.search import PRUNERS, SAMPLERS
 from tuner.study import Study, differences, parse_study, read_study, stored_study
 

@@ -24,15 +24,15 @@ from optuna.storages import RDBStorage
 from optuna.trial import FixedTrial, FrozenTrial, TrialState
 from sqlalchemy.exc import OperationalError
 
-from models import corpus as corpora
-from models import training
 from models.config import Config, Corpus
-from models.corpus import load_corpus
 from models.errors import CorpusError
-from models.failures import OutOfMemoryInCapture
-from models.network import parameter_count
-from models.run import load, read_recipe, train_run
-from models.training import Diverged, Training, train
+from models.nn.network import parameter_count
+from models.runs.run import load, read_recipe, train_run
+from models.text import corpus as corpora
+from models.text.corpus import load_corpus
+from models.training import loop as training
+from models.training.failures import OutOfMemoryInCapture
+from models.training.loop import Diverged, Training, train
 from tuner import courier, entry, launchers, objective, search, server, worker
 from tuner import ledger as books
 from tuner import objective as objectives

@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from models.batches import Batch
-from models.checkpoint import filled, flat
 from models.config import ARCHITECTURES, Config
-from models.distributed import Team
 from models.errors import DeviceError
-from models.failures import OutOfMemoryInCapture, ran_out_of_memory
+from models.text.batches import Batch
+from models.training.checkpoint import filled, flat
+from models.training.distributed import Team
+from models.training.failures import OutOfMemoryInCapture, ran_out_of_memory
 
 if TYPE_CHECKING:
-    from models.training import Training
+    from models.training.loop import Training
 
 EAGER_STEPS = 3
 """Steps taken one kernel at a time before one is captured: what is made at its first use must be there by then."""

@@ -16,15 +16,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from models import sampling
-from models.checkpoint import weights
 from models.config import ARCHITECTURES, Recipe
-from models.corpus import SPLITS, EncodedCorpus
 from models.files import optional, written_whole
-from models.markdown import fenced
-from models.metrics import Score
-from models.tokenizers import Tokenizer
-from models.training import Evaluation, Trained
+from models.generation import sampling
+from models.safe_text.markdown import fenced
+from models.text.corpus import SPLITS, EncodedCorpus
+from models.text.tokenizers import Tokenizer
+from models.training.checkpoint import weights
+from models.training.loop import Evaluation, Trained
+from models.training.metrics import Score
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

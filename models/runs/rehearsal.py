@@ -9,12 +9,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.parameter import UninitializedParameter
 
-from models.checkpoint import batch_dimensions, detached, flat
 from models.config import Config
 from models.errors import ConfigError
-from models.network import build
-from models.own import blamed
-from models.sampling import BLANK, uniforms, write
+from models.generation.sampling import BLANK, uniforms, write
+from models.nn.custom import blamed
+from models.nn.network import build
+from models.training.checkpoint import batch_dimensions, detached, flat
 
 TEXTS = 2
 LONGEST = 64

@@ -7,12 +7,12 @@ import time
 
 import click
 
-from models import sampling
 from models.config import Recipe
 from models.files import optional
-from models.report import prompt_at
-from models.terminal import line
-from models.training import Evaluation, Training
+from models.generation import sampling
+from models.runs.report import prompt_at
+from models.safe_text.terminal import line
+from models.training.loop import Evaluation, Training
 
 LINE_SECONDS = 60.0
 """The longest that nothing is said, unless a step or an evaluation takes longer."""

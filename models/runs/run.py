@@ -16,21 +16,22 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from models import sampling, tokenizers
-from models.board import EVENTS, board, require_tensorboard
-from models.checkpoint import as_written, load_weights, require_finite, require_weights, weights, write_tensors
 from models.config import ARCHITECTURES, SCHEMA, Budget, Config, Recipe, flat, resolve_path
-from models.corpus import EncodedCorpus, load_corpus, require_room
-from models.distributed import ALONE, FailedElsewhere, Team
 from models.errors import ChangedCorpusError, ConfigError, RunError, UserError
 from models.files import optional, reason, require_plain, sweep, written_whole
-from models.metrics import Score
-from models.network import build, generator_class
+from models.generation import sampling
+from models.nn.network import build, generator_class
 from models.reader import dump, parse, read_text, require_schema, validate
-from models.rehearsal import rehearse
-from models.report import CARD, PICTURE, RESULT, SAMPLES, write_report, write_result
-from models.tokenizers import Tokenizer
-from models.training import Diverged, Evaluation, Trained, Training, train, usable_device
+from models.runs.rehearsal import rehearse
+from models.runs.report import CARD, PICTURE, RESULT, SAMPLES, write_report, write_result
+from models.runs.tensorboard import EVENTS, board, require_tensorboard
+from models.text import tokenizers
+from models.text.corpus import EncodedCorpus, load_corpus, require_room
+from models.text.tokenizers import Tokenizer
+from models.training.checkpoint import as_written, load_weights, require_finite, require_weights, weights, write_tensors
+from models.training.distributed import ALONE, FailedElsewhere, Team
+from models.training.loop import Diverged, Evaluation, Trained, Training, train, usable_device
+from models.training.metrics import Score
 
 CONFIG, TOKENIZER, MODEL, METRICS = "config.yaml", "tokenizer.json", "model.safetensors", "metrics.jsonl"
 CHECKPOINT = "checkpoint.safetensors"

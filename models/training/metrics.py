@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.distributed import ALONE, Team
-from models.network import remembers
+from models.nn.network import remembers
+from models.training.distributed import ALONE, Team
 
 WARM_UP = 256
 """Tokens a recurrent model reads before its predictions count; more changes the score by less than seed noise."""

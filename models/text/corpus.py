@@ -21,12 +21,13 @@ import numpy as np
 import numpy.typing as npt
 import platformdirs
 
-from models import config, tokenizers
-from models.documents import documents_of, refuse_key
+from models import config
 from models.errors import ChangedCorpusError, CorpusError, RunError
 from models.files import ABANDONED_SECONDS
-from models.tokenizers import Tokenizer
-from models.waiting import Meter, alone
+from models.text import tokenizers
+from models.text.documents import documents_of, refuse_key
+from models.text.shared_work import Meter, alone
+from models.text.tokenizers import Tokenizer
 
 FORMAT = 1
 SPLITS = ("train", "validation", "test")

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from models.config import Config
-from models.sampling import BLANK, Decodings, device_of, uniforms, write
-from models.text_measures import measures, quality_and_diversity, text_divergence
-from models.tokenizers import Tokenizer
+from models.generation.sampling import BLANK, Decodings, device_of, uniforms, write
+from models.generation.text_measures import measures, quality_and_diversity, text_divergence
+from models.text.tokenizers import Tokenizer
 
 LENGTH = 128
 """Characters of each text that is compared."""

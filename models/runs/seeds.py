@@ -10,8 +10,8 @@ from pathlib import Path
 from models.config import Config, Recipe
 from models.errors import RunError
 from models.files import reason
-from models.report import RESULT
-from models.run import CONFIG, is_finished, read_recipe, require_free, require_same
+from models.runs.report import RESULT
+from models.runs.run import CONFIG, is_finished, read_recipe, require_free, require_same
 
 SCORED = ("validation", "test")
 

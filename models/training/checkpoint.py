@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from models.files import reason, require_plain, written_whole
-from models.network import State
+from models.nn.network import State
 
 _FLOATS = re.compile("B?F[0-9]+")
 """What safetensors calls the formats of floating-point numbers."""

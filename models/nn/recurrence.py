@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.dropout import dropped
+from models.nn.dropout import dropped
 
 # Sizes: B sequences, T tokens, C hidden units, I inputs of a step, G gates (1 or 3).
 

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from models.config import Recipe
-from models.distributed import Team
-from models.training import Trained
+from models.training.distributed import Team
+from models.training.loop import Trained
 
 
 def machine(device: str) -> str:

@@ -15,9 +15,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models import graphs
-from models.batches import Batch, Streams, Windows
-from models.checkpoint import (
+from models.config import Budget, Config
+from models.errors import DeviceError
+from models.files import optional, reason
+from models.nn.network import State, build
+from models.nn.precision import allow_short_products, half_precision, set_recurrences
+from models.text.batches import Batch, Streams, Windows
+from models.text.corpus import EncodedCorpus, require_room
+from models.training import cuda_graphs
+from models.training.checkpoint import (
     BadCheckpoint,
     batch_dimensions,
     detached,
@@ -29,15 +35,9 @@ from models.checkpoint import (
     weights,
     write_checkpoint,
 )
-from models.config import Budget, Config
-from models.corpus import EncodedCorpus, require_room
-from models.distributed import ALONE, Team
-from models.errors import DeviceError
-from models.files import optional, reason
-from models.metrics import LANE, PIECE, WARM_UP, HeldOut, Score, evaluate, evaluate_part, lanes_of, pieces_of
-from models.network import State, build
-from models.optimizers import build_optimizers, relative_learning_rate, set_learning_rate
-from models.precision import allow_short_products, half_precision, set_recurrences
+from models.training.distributed import ALONE, Team
+from models.training.metrics import LANE, PIECE, WARM_UP, HeldOut, Score, evaluate, evaluate_part, lanes_of, pieces_of
+from models.training.optimizers import build_optimizers, relative_learning_rate, set_learning_rate
 
 CHECKPOINT_FORMAT = 1
 
@@ -194,9 +194,9 @@ class Training:
         if device.type == "cuda":
             allow_short_products(config)
         self.carries_state = getattr(self.model, "carries_state", False)
-        captured = graphs.serves(config, device, team)
+        captured = cuda_graphs.serves(config, device, team)
         self.optimizers = list(build_optimizers(config, self.model, self.vocabulary_size, captured))
-        self.captured = graphs.Captured(self, self._move) if captured else None
+        self.captured = cuda_graphs.Captured(self, self._move) if captured else None
         self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         team.spread(weights(self.model).values())
         rows = team.rows(config.batch_size)

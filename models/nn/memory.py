@@ -7,8 +7,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from models.config import ARCHITECTURES, Config
-from models.network import Attention, build
-from models.precision import half_precision, set_recurrences, steps_in_halves
+from models.nn.network import Attention, build
+from models.nn.precision import half_precision, set_recurrences, steps_in_halves
 
 MOMENTS = {"adamw": 2, "adam": 2, "muon": 2, "rmsprop": 2, "sgd": 1}
 """Numbers an optimizer keeps for each weight, at most."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from models.errors import ConfigError
 
 if TYPE_CHECKING:
-    from models.training import Evaluation
+    from models.training.loop import Evaluation
 
 EVENTS = "events.out.tfevents."
 """How the names of TensorBoard's files begin."""

@@ -17,11 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from models.checkpoint import batch_dimensions, filled, flat
 from models.config import Config
 from models.errors import ConfigError
-from models.network import State, Window, read_on, read_start
-from models.tokenizers import Tokenizer
+from models.nn.network import State, Window, read_on, read_start
+from models.text.tokenizers import Tokenizer
+from models.training.checkpoint import batch_dimensions, filled, flat
 
 BLANK = -1
 """Stands in a batch of tokens where one is to be drawn."""

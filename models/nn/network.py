@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from models.config import ARCHITECTURES, Config
-from models.dropout import Dropout, dropped
 from models.errors import ConfigError
-from models.own import own_class, require_takes
-from models.recurrence import serves, unroll
+from models.nn.custom import own_class, require_takes
+from models.nn.dropout import Dropout, dropped
+from models.nn.recurrence import serves, unroll
 
 # Sizes are named once: B sequences, T tokens, C hidden units, V vocabulary entries, H heads.
 

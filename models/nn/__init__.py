@@ -1,0 +1,1 @@
+"""Networks: the generators, their recurrences, attention, dropout, precision and memory."""
