@@ -33,10 +33,10 @@ from sqlalchemy.exc import SQLAlchemyError
 from models.config import Config
 from models.text.corpus import load_corpus
 from models.training.loop import Evaluation, train
-from tuner.ledger import Ledger
-from tuner.server import attached, revive
-from tuner.storage import open_storage
-from tuner.study import Study, read_study
+from tuner.storage.connection import open_storage
+from tuner.storage.embedded import attached, revive
+from tuner.storage.leases import Ledger
+from tuner.study.definition import Study, read_study
 
 CHECKPOINT_SECONDS = 1.0
 STUDY = """

@@ -31,9 +31,9 @@ from models.generation.sampling import BLANK, uniforms, write
 from models.nn.network import build
 from models.text.corpus import EncodedCorpus, load_corpus
 from models.training.loop import Trained, train
-from tuner.decoding import MOST_TRIED, REPORTED, decode
-from tuner.space import Space
-from tuner.study import Decoding
+from tuner.study.definition import Decoding
+from tuner.study.space import Space
+from tuner.trials.decoding import MOST_TRIED, REPORTED, decode
 
 TEMPERATURE = {"type": "float", "low": 0.3, "high": 1.5}
 SPACE = Space.of({"temperature": TEMPERATURE})

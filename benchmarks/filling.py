@@ -19,8 +19,8 @@ from optuna.trial import TrialState, create_trial
 from sqlalchemy import text
 
 from models.config import Config
-from tuner.server import attached
-from tuner.study import Study, parse_study
+from tuner.storage.embedded import attached
+from tuner.study.definition import Study, parse_study
 
 FILLED_BY_OPTUNA = 500  # trials; more are copies of these, made by the database in no time
 RUNGS = 9

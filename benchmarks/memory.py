@@ -21,8 +21,8 @@ import psutil
 from machine import show
 from sqlalchemy.exc import SQLAlchemyError
 
-from tuner.ledger import Ledger
-from tuner.storage import open_storage
+from tuner.storage.connection import open_storage
+from tuner.storage.leases import Ledger
 
 STUDY = """
 name: memory

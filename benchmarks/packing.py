@@ -17,9 +17,9 @@ import optuna
 from machine import show
 from optuna.trial import FrozenTrial
 
-from tuner.packing import workers_per_device
-from tuner.storage import open_storage
-from tuner.study import read_study
+from tuner.storage.connection import open_storage
+from tuner.study.definition import read_study
+from tuner.workers.oversubscription import workers_per_device
 
 STUDY = """
 name: packing

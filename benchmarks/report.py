@@ -20,11 +20,11 @@ from optuna.storages import RDBStorage
 from sqlalchemy import text
 from storage import fill, server, study_of
 
-from tuner import plots
-from tuner.artifacts import Artifacts
-from tuner.entry import enter
-from tuner.html_report import report
-from tuner.storage import open_storage
+from tuner.artifacts.store import Artifacts
+from tuner.control.create import enter
+from tuner.storage.connection import open_storage
+from tuner.watch import plots
+from tuner.watch.html_report import report
 
 FACTS = {
     "parameter_count": 123_456,

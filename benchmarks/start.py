@@ -20,7 +20,7 @@ from pathlib import Path
 import optuna
 from machine import show
 
-from tuner.storage import open_storage
+from tuner.storage.connection import open_storage
 
 STUDY = """
 name: start

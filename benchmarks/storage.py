@@ -24,12 +24,12 @@ from optuna.trial import TrialState
 from sqlalchemy import text
 
 from models.config import Config
-from tuner import search
-from tuner.entry import enter
-from tuner.ledger import Claim, Ledger
-from tuner.server import SETTINGS
-from tuner.storage import open_storage
-from tuner.study import Study
+from tuner.control.create import enter
+from tuner.storage.connection import open_storage
+from tuner.storage.embedded import SETTINGS
+from tuner.storage.leases import Claim, Ledger
+from tuner.study import samplers
+from tuner.study.definition import Study
 
 TRIAL_SECONDS = 30.0
 
@@ -39,11 +39,11 @@ def worth(config: Config, rung: int) -> float:
 
 
 def ours(url: str, study: Study, worker: str) -> Iterator[None]:
-    """One trial after the other, as `tuner.worker` goes through them, between `next` calls."""
+    """One trial after the other, as `tuner.workers.worker` goes through them, between `next` calls."""
     with open_storage(url) as storage:
         found = optuna.load_study(study_name=study.name, storage=storage)
-        found.sampler = search.sampler(study.sampler, study.space, stream=hash(worker) % 1000)
-        found.pruner = search.pruner(study.pruner, RUNGS)
+        found.sampler = samplers.sampler(study.sampler, study.space, stream=hash(worker) % 1000)
+        found.pruner = samplers.pruner(study.pruner, RUNGS)
         ledger = Ledger(storage, found._study_id)
         ledger.join(worker, "host", 1, "cpu", 1)
         while True:
@@ -71,8 +71,8 @@ def plain(url: str, study: Study, worker: str) -> Iterator[None]:
     """The same with Optuna alone."""
     with open_storage(url) as storage:
         found = optuna.load_study(study_name=study.name, storage=storage)
-        found.sampler = search.sampler(study.sampler, study.space, stream=hash(worker) % 1000)
-        found.pruner = search.pruner(study.pruner, RUNGS)
+        found.sampler = samplers.sampler(study.sampler, study.space, stream=hash(worker) % 1000)
+        found.pruner = samplers.pruner(study.pruner, RUNGS)
         while True:
             trial, state = found.ask(), TrialState.COMPLETE
             config = study.space.suggest(trial)

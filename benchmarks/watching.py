@@ -27,17 +27,17 @@ from optuna.storages import RDBStorage
 from sqlalchemy import text
 from storage import measure, ours
 
-from tuner.entry import enter
-from tuner.storage import open_storage
-from tuner.study import Study
+from tuner.control.create import enter
+from tuner.storage.connection import open_storage
+from tuner.study.definition import Study
 
 NOTE = "| measure | this model | people |\n|---|---|---|\n" + "| a measure | 0.1234 | 0.1234 |\n" * 9 + "a text " * 150
 
 PUBLISH = """
 import sys, time, optuna
 from optuna.trial import TrialState
-from tuner.publisher import Publisher
-from tuner.storage import open_storage
+from tuner.dashboard.publisher import Publisher
+from tuner.storage.connection import open_storage
 with open_storage(sys.argv[1]) as storage:
     publisher = Publisher(storage)
     study = optuna.load_study(study_name=sys.argv[2], storage=storage)

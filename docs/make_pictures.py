@@ -27,10 +27,10 @@ from rich.console import Console
 from rich.text import Text
 
 from tuner.errors import StudyError
-from tuner.report import Snapshot, current
-from tuner.storage import open_storage
-from tuner.study import load_study
-from tuner.tables import described, progress
+from tuner.results.summary import Snapshot, current
+from tuner.storage.connection import open_storage
+from tuner.study.definition import load_study
+from tuner.watch.tables import described, progress
 
 PICTURES = Path(__file__).parent / "pictures"
 STUDY = "quickstart"
@@ -54,7 +54,7 @@ def main() -> None:
         tuner = Tuner(folder)
         storage = stack.enter_context(open_storage(None, folder / "postgres"))
         page = stack.enter_context(browsed())
-        address = stack.enter_context(tuner.dashboard())
+        address = stack.enter_context(tuner.dashboard.app())
         running = stack.enter_context(tuner.started("run", STUDY))
         now = caught(storage, running)
         draw("run", f"tuner run studies/{STUDY}.yaml", *last_lines(now), progress(now))

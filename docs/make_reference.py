@@ -17,9 +17,9 @@ import optuna
 
 from models.config import DECODING, Config
 from tuner.cli import commands as tuner_commands
-from tuner.search import OURS, PRUNERS, SAMPLERS, pruner_defaults
-from tuner.space import Categorical, Float, Int
-from tuner.study import FREE, MOVED, Study
+from tuner.study.definition import FREE, MOVED, Study
+from tuner.study.samplers import OURS, PRUNERS, SAMPLERS, pruner_defaults
+from tuner.study.space import Categorical, Float, Int
 
 HERE = Path(__file__).parent
 Schema = dict[str, Any]

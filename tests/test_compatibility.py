@@ -22,8 +22,8 @@ from models.config import Budget, Config, Corpus
 from models.text.corpus import load_corpus
 from models.training.loop import train
 from tuner.cli import commands
-from tuner.server import attached
-from tuner.storage import open_storage
+from tuner.storage.connection import open_storage
+from tuner.storage.embedded import attached
 
 WRITTEN = Path(__file__).parent / "written_by_0_1"
 TRAININGS = [json.loads(line) for line in (WRITTEN / "trainings.jsonl").read_text().splitlines()]

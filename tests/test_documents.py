@@ -21,7 +21,7 @@ from markdown_it.token import Token
 from models.__main__ import commands as single_commands
 from models.reader import parse, plain
 from tuner.cli import commands as tuner_commands
-from tuner.study import Study, parse_study
+from tuner.study.definition import Study, parse_study
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tuner.study import parse_study, read_study
+from tuner.study.definition import parse_study, read_study
 
 ROOT = Path(__file__).parents[1]
 ROOMS = [path for folder in ("models", "tuner") for path in sorted((ROOT / folder).glob("**/*.py"))]

@@ -20,8 +20,8 @@ import click
 from models import __main__ as single
 from models.errors import RunError
 from tuner.errors import StorageError, StudyError, WorkerError
-from tuner.locations import Places
-from tuner.places import Crew
+from tuner.storage.locations import Places
+from tuner.workers.options import Crew
 
 if TYPE_CHECKING:
     import optuna
@@ -29,10 +29,10 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
     from models.training.metrics import Score
-    from tuner.artifacts import Artifacts
-    from tuner.launchers import Slot
-    from tuner.study import Study
-    from tuner.supervision import Supervisor
+    from tuner.artifacts.store import Artifacts
+    from tuner.study.definition import Study
+    from tuner.workers.processes import Slot
+    from tuner.workers.supervisor import Supervisor
 
 STOPPED = single.STOPPED
 """Exit code of a command that was asked to stop and left everything so that it can go on."""
@@ -214,10 +214,10 @@ def run(
     STUDY.yaml is a file, or the name of a study that comes with the tuner, such as quickstart. The same command
     goes on with a study that was stopped. With --corpus the study is named after its text, too.
     """
-    from tuner.entry import enter
-    from tuner.export import prepare, require_free, require_run_free
-    from tuner.study import read_study, renamed
-    from tuner.supervision import Supervisor
+    from tuner.control.create import enter
+    from tuner.results.export import prepare, require_free, require_run_free
+    from tuner.study.definition import read_study, renamed
+    from tuner.workers.supervisor import Supervisor
 
     study = _changed(read_study(_study_path(study_file)), corpus_path, trials, hours)
     run_folder = run_folder or Path("runs") / study.name
@@ -263,7 +263,7 @@ def work(
 
     Without STUDY they join whatever study has work, one after another, until they are stopped.
     """
-    from tuner.supervision import Supervisor
+    from tuner.workers.supervisor import Supervisor
 
     if study_name is None:
         if corpus_path is not None:
@@ -310,8 +310,8 @@ def confirm(
 
     The same command goes on with a confirmation that was stopped, and shows one that is done.
     """
-    from tuner import confirmation
-    from tuner.supervision import Supervisor
+    from tuner.results import confirmation
+    from tuner.workers.supervisor import Supervisor
 
     with places.opened() as opened:
         found, study = _find(opened, study_name)
@@ -345,8 +345,8 @@ def worker(
     import faulthandler
 
     from models.training.stopping import stop_requests
-    from tuner.study import load_study
-    from tuner.worker import work as work_on
+    from tuner.study.definition import load_study
+    from tuner.workers.worker import work as work_on
 
     faulthandler.enable()
     with stop_requests() as requested, places.opened() as opened:
@@ -370,7 +370,7 @@ def worker(
 
 def _supervisor() -> int | None:
     """The process that watches over this one, if one does; its children are told of theirs."""
-    from tuner.lifeline import SUPERVISOR
+    from tuner.workers.supervisor_watch import SUPERVISOR
 
     number = os.environ.pop(SUPERVISOR, "")
     return int(number) if number.isdecimal() else None
@@ -379,10 +379,10 @@ def _supervisor() -> int | None:
 @commands.command(name="_pace", hidden=True)
 def pace() -> None:
     """One worker of the measurement of --per-device auto."""
-    from tuner.lifeline import Lifeline
+    from tuner.workers.supervisor_watch import Lifeline
 
     Lifeline(_supervisor()).end_with_it()
-    from tuner.packing import pace as pace_on
+    from tuner.workers.oversubscription import pace as pace_on
 
     tell = partial(click.echo, file=sys.stdout)
     with redirect_stdout(sys.stderr):  # what a generator of the user's own prints is no answer
@@ -413,33 +413,34 @@ def status(study_name: str | None, places: Places, failed: bool, watch: bool, as
 
 
 def _described(places: Places) -> str:
-    from tuner.storage import describe
+    from tuner.storage.connection import describe
 
     return describe(places.storage, places.data_folder)
 
 
 def _status_for_machines(opened: RDBStorage, chosen: tuple[optuna.Study, Study] | None, watch: bool) -> None:
     from models.training.stopping import stop_requests
-    from tuner import status, watching
+    from tuner.watch import live
+    from tuner.watch import status_json as status
 
     def look() -> None:
         found = status.studies_document(opened) if chosen is None else status.study_document(opened, *chosen)
         click.echo(status.text(found))
 
     def look_again() -> None:
-        if not watching.survives_outages(look):
+        if not live.survives_outages(look):
             click.echo(status.text(status.away_document()))
 
     if not watch:
         look()
         return
     with stop_requests() as requested:
-        watching.follow(look_again, requested)
+        live.follow(look_again, requested)
 
 
 def _watch(opened: RDBStorage, chosen: tuple[optuna.Study, Study] | None) -> None:
     from models.training.stopping import stop_requests
-    from tuner.watching import StudiesWatcher, Watcher, follow
+    from tuner.watch.live import StudiesWatcher, Watcher, follow
 
     watcher = StudiesWatcher(opened) if chosen is None else Watcher(opened, *chosen, board=True)
     with stop_requests() as requested, watcher:
@@ -448,9 +449,10 @@ def _watch(opened: RDBStorage, chosen: tuple[optuna.Study, Study] | None) -> Non
 
 def _show_studies(opened: RDBStorage) -> None:
     from models.safe_text.terminal import lines
-    from tuner import overview, tables
+    from tuner.results import queries
+    from tuner.watch import tables
 
-    rows, problems = overview.rows(opened), overview.unreadable(opened)
+    rows, problems = queries.rows(opened), queries.unreadable(opened)
     if rows:
         _show(tables.studies_table(rows))
     elif not problems:
@@ -460,14 +462,15 @@ def _show_studies(opened: RDBStorage) -> None:
 
 
 def _show_study(opened: RDBStorage, found: optuna.Study, study: Study, failed: bool) -> None:
-    from tuner import overview, report, tables
-    from tuner.watching import BOARD_ROWS, details
+    from tuner.results import queries, summary
+    from tuner.watch import tables
+    from tuner.watch.live import BOARD_ROWS, details
 
     if failed:
-        now = report.snapshot(opened, found, study)
+        now = summary.snapshot(opened, found, study)
         click.echo("\n\n".join(tables.failures(now)) or f"No trial of study {study.name} failed.")
         return
-    now = overview.in_short(opened, found._study_id, study, BOARD_ROWS)
+    now = queries.in_short(opened, found._study_id, study, BOARD_ROWS)
     _show(tables.progress(now), "", *details(found, now))
     for line in tables.failed_lines(now):
         click.echo(line)
@@ -512,8 +515,8 @@ def export(
     After a confirmation, the best is the trial that it chose.
     """
     from models.files import is_stdout
-    from tuner.export import best_trials, chosen_trial, copy_run, exported, files, require_copiable
-    from tuner.notations import NOTATIONS, OURS
+    from tuner.results.export import best_trials, chosen_trial, copy_run, exported, files, require_copiable
+    from tuner.results.formats import NOTATIONS, OURS
 
     printed = output is not None and (str(output) == "-" or is_stdout(output))
     if top is not None and (number is not None or weights is not None or printed):
@@ -542,8 +545,8 @@ def export(
 
 def _write_exports(paths: list[Path], texts: list[str], chosen: list[FrozenTrial], force: bool, name: str) -> None:
     """Writes files, all or none of them when one is in the way, and says what is in them."""
-    from tuner.export import require_free, write_new
-    from tuner.report import quality
+    from tuner.results.export import require_free, write_new
+    from tuner.results.summary import quality
 
     for path in paths:
         require_free(path, force, name)
@@ -555,7 +558,7 @@ def _write_exports(paths: list[Path], texts: list[str], chosen: list[FrozenTrial
 @commands.command(name="schema")
 def json_schema() -> None:
     """Print the JSON schema of an export."""
-    from tuner.notations import json_schema
+    from tuner.results.formats import json_schema
 
     click.echo(json_schema(), nl=False)
 
@@ -572,7 +575,7 @@ def sample(
     **options: Any,
 ) -> None:
     """Write text with a trial of a study; the best ones are kept."""
-    from tuner.export import chosen_trial
+    from tuner.results.export import chosen_trial
 
     with places.opened() as opened:
         found, _ = _find(opened, study_name)
@@ -596,7 +599,7 @@ def sample(
 def write_report(study_name: str, places: Places, output: Path, force: bool) -> None:
     """Write what a study found as one HTML file, which opens anywhere without a network."""
     from models.files import is_stdout
-    from tuner import html_report
+    from tuner.watch import html_report
 
     with places.opened() as opened:
         found, study = _find(opened, study_name)
@@ -629,7 +632,7 @@ def _kept_run(kept: Artifacts, found: optuna.Study, number: int) -> Path:
 
 def _kept_ones(kept: Artifacts, found: optuna.Study) -> str:
     """Which trials' models are kept, the best one first."""
-    from tuner.report import leaderboard
+    from tuner.results.summary import leaderboard
 
     numbers = [trial.number for trial in leaderboard(found.get_trials(deepcopy=False)) if kept.fetch_run(trial.number)]
     return f"; those of {', '.join(map(str, numbers))} are" if numbers else f"; {kept.why_not_kept()}"
@@ -653,7 +656,7 @@ def _steers(steer: Callable[..., str]) -> Any:
 @_steers
 def pause(opened: RDBStorage, found: optuna.Study, study: Study) -> str:
     """Let all workers of a study, on all machines, save their trials and wait."""
-    from tuner import steering
+    from tuner.control import steering
 
     return steering.pause(opened, found)
 
@@ -661,7 +664,7 @@ def pause(opened: RDBStorage, found: optuna.Study, study: Study) -> str:
 @_steers
 def resume(opened: RDBStorage, found: optuna.Study, study: Study) -> str:
     """Let a paused or stopped study go on."""
-    from tuner import steering
+    from tuner.control import steering
 
     return steering.resume(opened, found)
 
@@ -669,7 +672,7 @@ def resume(opened: RDBStorage, found: optuna.Study, study: Study) -> str:
 @_steers
 def stop(opened: RDBStorage, found: optuna.Study, study: Study) -> str:
     """Let all workers of a study, on all machines, save their trials and leave."""
-    from tuner import steering
+    from tuner.control import steering
 
     return steering.stop(opened, found)
 
@@ -678,7 +681,7 @@ def stop(opened: RDBStorage, found: optuna.Study, study: Study) -> str:
 @click.option("--trial", "number", type=int, required=True, help="The failed or pruned trial.")
 def retry(opened: RDBStorage, found: optuna.Study, study: Study, number: int) -> str:
     """Try the configuration of a failed or pruned trial again."""
-    from tuner import steering
+    from tuner.control import steering
 
     return steering.retry(opened, found, study, number)
 
@@ -687,7 +690,7 @@ def retry(opened: RDBStorage, found: optuna.Study, study: Study, number: int) ->
 @click.argument("assignments", metavar="NAME=VALUE...", nargs=-1, required=True)
 def enqueue(opened: RDBStorage, found: optuna.Study, study: Study, assignments: tuple[str, ...]) -> str:
     """Try these values next, such as learning_rate=0.003; the sampler chooses the others."""
-    from tuner import steering
+    from tuner.control import steering
 
     return steering.enqueue(opened, found, study, assignments)
 
@@ -701,8 +704,8 @@ def check(study_file: str, places: Places, corpus_path: Path | None) -> None:
 
     A class of your own is made and stepped once. If there is a database, a study of that name in it is compared.
     """
-    from tuner.entry import require_sound
-    from tuner.study import read_study
+    from tuner.control.create import require_sound
+    from tuner.study.definition import read_study
 
     path = _study_path(study_file)
     study = _changed(read_study(path), corpus_path, None, None)
@@ -713,7 +716,7 @@ def check(study_file: str, places: Places, corpus_path: Path | None) -> None:
 
 def _compare(places: Places, study: Study, fingerprint: str) -> None:
     """Raises StudyError as `run` would when the study in the database is another; says when it cannot be reached."""
-    from tuner.entry import require_unchanged
+    from tuner.control.create import require_unchanged
 
     try:
         with places.existing() as opened:
@@ -739,8 +742,8 @@ def backup(
 ) -> None:
     """Write everything of a study, and of its confirmation, to one file; workers go on meanwhile."""
     from models.files import is_stdout
-    from tuner import backup as backups
-    from tuner.export import require_free
+    from tuner.backup import dump as backups
+    from tuner.results.export import require_free
 
     output = output or Path(f"{study_name}.tar")
     require_free(output, force)
@@ -752,7 +755,7 @@ def backup(
 
 def _kept_of(places: Places, storage: RDBStorage, study_name: str) -> Artifacts:
     """What is kept of a study of that name."""
-    from tuner.study import load_study
+    from tuner.study.definition import load_study
 
     return places.artifacts_of(load_study(storage, study_name))
 
@@ -763,7 +766,7 @@ def _kept_of(places: Places, storage: RDBStorage, study_name: str) -> Artifacts:
 @click.option("--name", "new_name", help="Another name for the study.")
 def restore(file: Path, places: Places, new_name: str | None) -> None:
     """Put a study from a backup into the database, whole or not at all."""
-    from tuner import backup as backups
+    from tuner.backup import dump as backups
 
     with places.opened() as opened:
         told = backups.restore(opened, file, places.new_artifacts, new_name)
@@ -787,7 +790,7 @@ def grant(
 
     Only the owner of the tables can; roles without a password file must exist.
     """
-    from tuner import roles
+    from tuner.storage import roles
 
     given = [("worker", worker, worker_password_file), ("dashboard", dashboard, dashboard_password_file)]
     wanted = [roles.Role(purpose, name, file) for purpose, name, file in given if name is not None]
@@ -803,7 +806,7 @@ def grant(
 @_database
 def upgrade(places: Places) -> None:
     """Bring the tables of an older Optuna to the version of this one. Make backups and end all workers before."""
-    from tuner.storage import upgrade as upgrade_tables
+    from tuner.storage.connection import upgrade as upgrade_tables
 
     before, after = upgrade_tables(places.address, places.data_folder)
     done = f"is up to date ({after})" if before == after else f"was upgraded from {before} to {after}"
@@ -840,7 +843,7 @@ def dashboard(study_name: str | None, places: Places, **door: Any) -> None:
 
     Users may also be given in the environment: TUNER_LOGIN, with the lines of a file of users.
     """
-    from tuner.dashboard import Door, serve
+    from tuner.dashboard.app import Door, serve
 
     found_door = Door(**door, login=os.environ.get("TUNER_LOGIN"))
     found_door.require_safe()
@@ -863,7 +866,7 @@ def password(name: str, role: str) -> None:
 
     A reader looks, an operator may change everything. Without a terminal the password is the first line of the input.
     """
-    from tuner.web.users import line
+    from tuner.dashboard.users import line
 
     if sys.stdin.isatty():
         given = click.prompt("Password", hide_input=True, confirmation_prompt=True, err=True)
@@ -908,7 +911,7 @@ def _is_there(path: Path) -> bool:
 def _changed(study: Study, corpus_path: Path | None, trials: int | None, hours: float | None) -> Study:
     """The study with what the command line gives instead of the file."""
     from models.config import Corpus
-    from tuner.study import StudyBudget
+    from tuner.study.definition import StudyBudget
 
     changes: dict[str, Any] = {}
     if corpus_path is not None:
@@ -922,7 +925,7 @@ def _changed(study: Study, corpus_path: Path | None, trials: int | None, hours: 
 
 def _named_after(name: str, corpus_path: Path) -> str:
     """What a study is called on another text than its file's."""
-    from tuner.study import name_problem
+    from tuner.study.definition import name_problem
 
     both = f"{name}-{corpus_path.stem}"
     problem = name_problem(both)
@@ -934,16 +937,16 @@ def _named_after(name: str, corpus_path: Path) -> str:
 def _stand_by(places: Places, crew: Crew) -> None:
     """Lets this very command work on each study that has work, with the study's name behind it."""
     from models.training.stopping import stop_requests
-    from tuner import pool
+    from tuner.workers import standby
 
     with stop_requests() as requested, places.opened() as opened:
-        pool.serve(opened, [sys.executable, "-m", "tuner", *sys.argv[1:]], requested, click.echo, crew.beat)
+        standby.serve(opened, [sys.executable, "-m", "tuner", *sys.argv[1:]], requested, click.echo, crew.beat)
     sys.exit(STOPPED)
 
 
 def _find(storage: RDBStorage, name: str) -> tuple[optuna.Study, Study]:
     """The study of that name, or of the study file of that name, as it is in the database."""
-    from tuner.study import defined, load_study, read_study
+    from tuner.study.definition import defined, load_study, read_study
 
     found = load_study(storage, read_study(Path(name), rehearsed=False).name if _is_there(Path(name)) else name)
     return found, defined(found)
@@ -964,8 +967,8 @@ def _supervise(
     arguments: list[str],
 ) -> str:
     """Lets workers work until their study ends; returns why it ended. A person who stops it learns how to go on."""
-    from tuner.supervision import Interrupted
-    from tuner.watching import Watcher
+    from tuner.watch.live import Watcher
+    from tuner.workers.supervisor import Interrupted
 
     try:
         view = Watcher(supervisor.storage, found, study)
@@ -985,7 +988,7 @@ def _confirmed(
     more: list[str],
 ) -> dict[str, Any]:
     """What the confirmation of these trials found: what is stored, or what workers find out now."""
-    from tuner import confirmation
+    from tuner.results import confirmation
 
     result = confirmation.stored(found, chosen, seeds)
     if result is not None:
@@ -1028,8 +1031,8 @@ def _test_scorer(device: str) -> Callable[[Path], Score | None]:
 
 def _confirm_in_short(supervisor: Supervisor, found: optuna.Study, study: Study, top: int, slots: list[Slot]) -> None:
     """Confirms the best few at the end of a search; what goes wrong there takes nothing from the search."""
-    from tuner.confirmation import candidates
-    from tuner.report import current
+    from tuner.results.confirmation import candidates
+    from tuner.results.summary import current
 
     now = current(supervisor.storage, found)
     if now.spent < 1:
@@ -1054,9 +1057,9 @@ def _finish(
     reason: str,
 ) -> None:
     """Exports the best trial and its run, and shows what came out."""
-    from tuner.export import chosen_trial, exported, write_new
-    from tuner.report import current
-    from tuner.tables import described, leaderboard_table
+    from tuner.results.export import chosen_trial, exported, write_new
+    from tuner.results.summary import current
+    from tuner.watch.tables import described, leaderboard_table
 
     now = current(storage, found)
     if now.best is None:
@@ -1090,7 +1093,7 @@ def _show_run(trial: FrozenTrial, kept: Path, run_folder: Path) -> Path:
     from models.files import optional
     from models.runs.run import load
     from models.safe_text.terminal import printed
-    from tuner.export import copy_run
+    from tuner.results.export import copy_run
 
     try:
         copy_run(trial, kept, run_folder, force=True)
@@ -1105,7 +1108,7 @@ def _show_run(trial: FrozenTrial, kept: Path, run_folder: Path) -> Path:
 
 
 def _show_confirmation(found: optuna.Study) -> None:
-    from tuner.confirmation import lines
+    from tuner.results.confirmation import lines
 
     result = found.user_attrs.get("confirmation")
     if result is not None:
@@ -1125,6 +1128,6 @@ def _show(*parts: Any) -> None:
 
 
 def _same_command() -> str:
-    from tuner.storage import hide_password
+    from tuner.storage.connection import hide_password
 
     return shlex.join(["tuner", *map(hide_password, sys.argv[1:])])

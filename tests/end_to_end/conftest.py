@@ -22,8 +22,8 @@ from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial
 from sqlalchemy.exc import ProgrammingError
 
-from tuner.ledger import Ledger, Worker
-from tuner.storage import open_storage
+from tuner.storage.connection import open_storage
+from tuner.storage.leases import Ledger, Worker
 
 TUNER = Path(sysconfig.get_path("scripts")) / "tuner"
 PATIENCE = 90.0

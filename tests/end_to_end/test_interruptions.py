@@ -19,7 +19,7 @@ from models.reader import parse, plain
 from models.text.corpus import load_corpus
 from models.training.checkpoint import read_checkpoint
 from models.training.loop import train
-from tuner.ledger import leases
+from tuner.storage.leases import leases
 
 COMPLETE, RUNNING, WAITING = TrialState.COMPLETE, TrialState.RUNNING, TrialState.WAITING
 STEPS, HELD = 100, 30

@@ -17,9 +17,9 @@ from optuna.trial import TrialState
 
 from models.reader import parse, plain
 from models.runs.run import load
-from tuner.artifacts import RUN
-from tuner.notes import shown as as_shown
-from tuner.study import read_study
+from tuner.artifacts.store import RUN
+from tuner.study.definition import read_study
+from tuner.watch.notes import shown as as_shown
 
 STUDY = """\
 name: small

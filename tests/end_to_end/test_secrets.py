@@ -12,7 +12,8 @@ import psycopg2
 import pytest
 
 from tests.end_to_end.test_crashes import Fragile
-from tuner import cli, server
+from tuner import cli
+from tuner.storage import embedded
 
 PASSWORD = "correct-h0rse/battery@staple"
 FORMS = [form.encode() for form in (PASSWORD, quote(PASSWORD, safe=""), quote(PASSWORD))]
@@ -23,14 +24,14 @@ def owner(place: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """A connection to a PostgreSQL that asks everybody else for a password, over TCP."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = str(free.getsockname()[1])
-    monkeypatch.setattr(server, "PORT", port)
-    monkeypatch.setitem(server.SETTINGS, "port", port)
+    monkeypatch.setattr(embedded, "PORT", port)
+    monkeypatch.setitem(embedded.SETTINGS, "port", port)
     folder = place.folder / "server"
-    with server.attached(folder):
+    with embedded.attached(folder):
         rules = folder / "cluster" / "pg_hba.conf"
         rules.write_text("local all all trust\nhost all all 127.0.0.1/32 scram-sha-256\n")
-    monkeypatch.setitem(server.SETTINGS, "listen_addresses", "127.0.0.1")
-    with server.attached(folder) as address:
+    monkeypatch.setitem(embedded.SETTINGS, "listen_addresses", "127.0.0.1")
+    with embedded.attached(folder) as address:
         connection = psycopg2.connect(host=address["host"], port=port, user="tuner", dbname="postgres")
         connection.autocommit = True
         with connection.cursor() as cursor:
@@ -75,7 +76,7 @@ def environments(running: Any) -> bytes:
 
 def test_a_password_is_in_no_log_error_note_export_process_list_or_artifact(place: Any, owner: Any) -> None:
     Fragile(place, "segmentation fault")
-    port, coded = server.PORT, quote(PASSWORD, safe="")
+    port, coded = embedded.PORT, quote(PASSWORD, safe="")
     bare, full = (f"postgresql://{user}@127.0.0.1:{port}/studies" for user in ("careful", f"careful:{coded}"))
     secret = place.folder / "secret"
     secret.write_text(PASSWORD)

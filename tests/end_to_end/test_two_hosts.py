@@ -15,9 +15,9 @@ from optuna.trial import TrialState
 
 from tests.end_to_end.conftest import TUNER
 from tests.end_to_end.test_interruptions import Paced, worth
-from tuner import server
-from tuner.ledger import leases
-from tuner.storage import open_storage
+from tuner.storage import embedded
+from tuner.storage.connection import open_storage
+from tuner.storage.leases import leases
 
 BRIDGE, NETWORK = "tunertest", "10.213.77"
 
@@ -72,12 +72,12 @@ def hosts() -> Iterator[Hosts]:
 def url(place: Any, hosts: Hosts, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Of a PostgreSQL that both hosts reach."""
     folder = place.folder / "server"
-    with server.attached(folder):
+    with embedded.attached(folder):
         rules = folder / "cluster" / "pg_hba.conf"
         rules.write_text(f"host all all {NETWORK}.0/24 trust\nlocal all all trust\n")
-    monkeypatch.setitem(server.SETTINGS, "listen_addresses", f"{NETWORK}.1")
-    with server.attached(folder) as address:
-        yield f"postgresql://{address['username']}@{NETWORK}.1:{server.PORT}/{address['database']}"
+    monkeypatch.setitem(embedded.SETTINGS, "listen_addresses", f"{NETWORK}.1")
+    with embedded.attached(folder) as address:
+        yield f"postgresql://{address['username']}@{NETWORK}.1:{embedded.PORT}/{address['database']}"
 
 
 def test_a_host_that_is_cut_off_in_the_middle_of_a_trial_loses_nothing_and_doubles_nothing(

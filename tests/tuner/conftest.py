@@ -21,13 +21,13 @@ from optuna.storages import RDBStorage
 
 from models.config import Config
 from models.training.loop import Evaluation
-from tuner import entry
-from tuner.objective import Outcome
-from tuner.objectives import Tuned
-from tuner.server import attached
-from tuner.storage import open_storage
-from tuner.study import Study, parse_study
-from tuner.worker import Worker
+from tuner.control import create
+from tuner.storage.connection import open_storage
+from tuner.storage.embedded import attached
+from tuner.study.definition import Study, parse_study
+from tuner.study.multi_objective import Tuned
+from tuner.trials.objective import Outcome
+from tuner.workers.worker import Worker
 
 WRITTEN: dict[str, Any] = {"configuration": {}, "threads": 1}
 """Facts that a worker has always written down before it completes a trial; without them its end is nobody's."""
@@ -121,7 +121,7 @@ def complete(study: optuna.Study, trial: optuna.Trial, value: float | Sequence[f
 @pytest.fixture(scope="session")
 def enter(storage: RDBStorage) -> Callable[[Study], optuna.Study]:
     """Puts a study into the database, as `tuner run` does."""
-    return lambda study: entry.enter(storage, study)
+    return lambda study: create.enter(storage, study)
 
 
 class Instant:
@@ -204,6 +204,6 @@ class Crew:
 
 @pytest.fixture
 def crew(data_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Crew]:
-    monkeypatch.setattr("tuner.worker.POLL_SECONDS", 0.01)
+    monkeypatch.setattr("tuner.workers.worker.POLL_SECONDS", 0.01)
     monkeypatch.setattr(Worker, "_collect_garbage", lambda worker: None)  # slow here, and nothing is big
     return Crew(data_folder, tmp_path / "artifacts")

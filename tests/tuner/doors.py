@@ -17,8 +17,8 @@ from optuna.storages import RDBStorage
 from werkzeug.datastructures import Headers
 from werkzeug.security import generate_password_hash
 
-from tuner.artifacts import Artifacts
-from tuner.dashboard import Door, server
+from tuner.artifacts.store import Artifacts
+from tuner.dashboard.app import Door, server
 
 PASSWORD = "correct horse"
 QUICK = generate_password_hash(PASSWORD, "scrypt:128:8:1")

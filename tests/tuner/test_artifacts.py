@@ -11,13 +11,13 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from tuner.artifacts import Artifacts, Owner, artifacts_of
-from tuner.checkpoints import Checkpoints
+from tuner.artifacts.store import Artifacts, Owner, artifacts_of
 from tuner.errors import WorkerError
-from tuner.locations import Places
-from tuner.objective import Objective
-from tuner.study import Study
-from tuner.worker import sweep_artifacts
+from tuner.storage.locations import Places
+from tuner.study.definition import Study
+from tuner.trials.checkpoints import Checkpoints
+from tuner.trials.objective import Objective
+from tuner.workers.worker import sweep_artifacts
 
 Small = Callable[..., Study]
 Enter = Callable[[Study], optuna.Study]

@@ -25,17 +25,18 @@ from optuna_dashboard._note import get_note_from_system_attrs, save_note_with_ve
 
 from models.config import Config
 from models.errors import RunError, UserError
-from tuner import archive, entry
-from tuner.artifacts import OWNER, RUN, Artifacts, artifacts_of
-from tuner.backup import backup, restore
-from tuner.confirmation import CONFIRMS, companion_name, companion_of
-from tuner.confirmation import enter as enter_companion
+from tuner.artifacts.store import OWNER, RUN, Artifacts, artifacts_of
+from tuner.backup import archive
+from tuner.backup.dump import backup, restore
+from tuner.control import create
 from tuner.errors import StudyError, WorkerError
-from tuner.export import chosen_trial, exported
-from tuner.ledger import Ledger
-from tuner.ownership import KEY, owner_of
-from tuner.storage import open_storage
-from tuner.study import Study, parse_study, stored_study
+from tuner.results.confirmation import CONFIRMS, companion_name, companion_of
+from tuner.results.confirmation import enter as enter_companion
+from tuner.results.export import chosen_trial, exported
+from tuner.storage.connection import open_storage
+from tuner.storage.leases import Ledger
+from tuner.storage.ownership import KEY, owner_of
+from tuner.study.definition import Study, parse_study, stored_study
 
 Small = Callable[..., Study]
 Enter = Callable[[Study], optuna.Study]
@@ -500,7 +501,7 @@ def good(storage: RDBStorage, text_file: Path, tmp_path_factory: pytest.TempPath
     """The backup of a small study."""
     folder = tmp_path_factory.mktemp("good")
     study = parse_study(f"corpus: {{path: {text_file}}}\ntrial: {{tokens: 4096, rungs: 3}}", "x", "victim")
-    found = entry.enter(storage, study)
+    found = create.enter(storage, study)
     for value in (1.0, 2.0):
         found.add_trial(optuna.trial.create_trial(value=value))
     furnish(storage, found, places(folder / "old")(study.name), [0])

@@ -23,9 +23,10 @@ from models.config import Config
 from models.reader import parse, plain
 from models.runs.run import read_recipe
 from tests.tuner.conftest import complete
-from tuner import cli, supervision
-from tuner.ledger import Ledger
-from tuner.study import Study, stored_study
+from tuner import cli
+from tuner.storage.leases import Ledger
+from tuner.study.definition import Study, stored_study
+from tuner.workers import supervisor
 
 SMALL = """\
 name: NAME
@@ -132,7 +133,7 @@ class Workers:
 def workers(crew: Any, storage: RDBStorage, monkeypatch: pytest.MonkeyPatch) -> Workers:
     workers = Workers(crew)
     workers.storage = storage
-    monkeypatch.setattr(supervision, "Team", workers)
+    monkeypatch.setattr(supervisor, "Team", workers)
     return workers
 
 
@@ -452,7 +453,7 @@ def test_a_password_goes_to_workers_through_the_environment_alone(
     tuner: Command, study_file: Callable[..., str], workers: Workers, fresh_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[Any] = []
-    monkeypatch.setattr(supervision, "Team", lambda *parts: seen.append(parts) or workers)
+    monkeypatch.setattr(supervisor, "Team", lambda *parts: seen.append(parts) or workers)
     url = fresh_url.replace("tuner@", "tuner:SECRET@")
     result = tuner("run", study_file(), "-n", 1, "--storage", url)
     (_, arguments, environment, *_) = seen[0]
@@ -723,7 +724,7 @@ def test_a_run_confirms_its_best_two_unless_it_is_told_not_to(
 def test_a_study_that_was_stopped_is_not_confirmed(
     tuner: Command, worked: str, workers: Workers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(supervision, "Team", lambda *parts: workers)  # who are asked to stop before they begin
+    monkeypatch.setattr(supervisor, "Team", lambda *parts: workers)  # who are asked to stop before they begin
     result = tuner("run", f"{worked}.yaml", "-n", 1, "--trials", 9, "--confirm", 2, "-o", "first.yaml")
     assert "Done: the study was stopped. 4 complete" in result.out, result
     assert "(confirmation)" not in result.out + result.err
@@ -859,7 +860,9 @@ def test_a_path_in_a_variable_may_begin_with_a_home(
     tuner: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     seen: list[Path | None] = []
-    monkeypatch.setattr("tuner.storage.open_storage", lambda url, folder: seen.append(folder) or cli.single.sys.exit(7))
+    monkeypatch.setattr(
+        "tuner.storage.connection.open_storage", lambda url, folder: seen.append(folder) or cli.single.sys.exit(7)
+    )
     monkeypatch.setenv("HOME", str(tmp_path))
     for written in ("~/studies", "~no-such-user/studies", "relative"):
         monkeypatch.setenv("TUNER_DATA", written)

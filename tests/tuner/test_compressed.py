@@ -10,8 +10,8 @@ from werkzeug.test import Client
 from werkzeug.wrappers import Response
 
 from tests.tuner.doors import USERS, served, written
-from tuner.web import compressed
-from tuner.web.compressed import LONG, Compressed
+from tuner.dashboard import compression
+from tuner.dashboard.compression import LONG, Compressed
 
 THERE, HERE = {"REMOTE_ADDR": "203.0.113.9"}, {"REMOTE_ADDR": "127.0.0.1"}
 GZIP = {"Accept-Encoding": "gzip, br"}
@@ -42,7 +42,7 @@ def test_long_answers_are_compressed_for_others_who_take_it(
 def test_studies_are_sent_compressed_through_a_proxy(
     storage: RDBStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(compressed, "LONG", 1)
+    monkeypatch.setattr(compression, "LONG", 1)
     with served(storage, tmp_path, users_file=written(tmp_path / "users", USERS), behind_proxy=True) as client:
         asked = {"Cookie": client.cookie("rolf"), "Accept_Encoding": "gzip"}
         through = client.get("/api/studies", X_Forwarded_For="203.0.113.9", **asked)

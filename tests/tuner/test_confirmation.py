@@ -18,15 +18,15 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from models.config import Config
 from models.runs.run import read_recipe, score_test, train_run
 from tests.tuner.conftest import WRITTEN, complete
-from tuner import confirmation
-from tuner.artifacts import Artifacts
-from tuner.confirmation import candidates, conclude, confirmed_trial, enter, fresh_seeds, judged, lines
+from tuner.artifacts.store import Artifacts
 from tuner.errors import StudyError
-from tuner.export import best_trials, exported
-from tuner.ledger import Counts, Ledger
-from tuner.report import quality
-from tuner.study import Study
-from tuner.worker import work
+from tuner.results import confirmation
+from tuner.results.confirmation import candidates, conclude, confirmed_trial, enter, fresh_seeds, judged, lines
+from tuner.results.export import best_trials, exported
+from tuner.results.summary import quality
+from tuner.storage.leases import Counts, Ledger
+from tuner.study.definition import Study
+from tuner.workers.worker import work
 
 COMPLETE, PRUNED, FAIL, WAITING = TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL, TrialState.WAITING
 Enter = Callable[[Study], optuna.Study]

@@ -9,9 +9,9 @@ from optuna.exceptions import StorageInternalError
 from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from tuner import courier as couriers
-from tuner.courier import Away, Courier
-from tuner.outages import is_outage
+from tuner.storage.outages import is_outage
+from tuner.workers import database_thread as couriers
+from tuner.workers.database_thread import Away, Courier
 
 AWAY = OperationalError("select 1", {}, ConnectionRefusedError("connection refused\nis the server running?"))
 

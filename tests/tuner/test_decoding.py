@@ -12,11 +12,11 @@ from models.config import Budget, Config, Corpus
 from models.generation.continuations import Continuations
 from models.text.corpus import EncodedCorpus, load_corpus
 from models.training.loop import train
-from tuner import decoding
-from tuner.decoding import MOST_TRIED, Decoded, calibrate, decode
-from tuner.space import Space
-from tuner.study import Decoding
-from tuner.surrogate import Surrogate
+from tuner.study.definition import Decoding
+from tuner.study.space import Space
+from tuner.trials import decoding
+from tuner.trials.decoding import MOST_TRIED, Decoded, calibrate, decode
+from tuner.trials.surrogate import Surrogate
 
 
 @pytest.fixture(autouse=True)

@@ -24,19 +24,21 @@ from werkzeug.wrappers import Request
 
 from tests.tuner.conftest import WRITTEN
 from tests.tuner.doors import PASSWORD, QUICK, USERS, Answer, Client, said_on, served, written
-from tuner import cli, dashboard, report, tables
-from tuner.artifacts import Artifacts
-from tuner.dashboard import Door
+from tuner import cli
+from tuner.artifacts.store import Artifacts
+from tuner.dashboard import app, rate_limit, users
+from tuner.dashboard.app import Door
+from tuner.dashboard.auth import CHANGES, is_served
+from tuner.dashboard.pages import safe_next
+from tuner.dashboard.rate_limit import Attempts
+from tuner.dashboard.sessions import Sessions, session_key
+from tuner.dashboard.users import Users, parse_password, parse_users
 from tuner.errors import DoorError
-from tuner.ledger import Ledger
-from tuner.storage import open_storage
-from tuner.study import Study
-from tuner.web import attempts, users
-from tuner.web.attempts import Attempts
-from tuner.web.gate import CHANGES, is_served
-from tuner.web.pages import safe_next
-from tuner.web.sessions import Sessions, session_key
-from tuner.web.users import Users, parse_password, parse_users
+from tuner.results import summary
+from tuner.storage.connection import open_storage
+from tuner.storage.leases import Ledger
+from tuner.study.definition import Study
+from tuner.watch import tables
 
 Small = Callable[..., Study]
 Enter = Callable[[Study], optuna.Study]
@@ -178,7 +180,7 @@ def test_right_logins_are_not_counted_and_time_heals_wrong_ones() -> None:
         assert some.take("10.0.0.1", "olga") == 0
         some.give_back("10.0.0.1", "olga")
     assert [some.take("10.0.0.1", "olga") > 0 for _ in range(6)] == [False] * 5 + [True]
-    now[0] = attempts.OF_USER.seconds
+    now[0] = rate_limit.OF_USER.seconds
     assert [some.take("10.0.0.1", "olga") > 0 for _ in range(2)] == [False, True]
     assert some.take("10.0.0.2", "olga") == 0
 
@@ -191,7 +193,7 @@ def test_an_address_that_guesses_names_is_stopped_too(address: str) -> None:
 
 
 def test_what_is_remembered_of_guesses_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attempts, "MOST_KEPT", 10)
+    monkeypatch.setattr(rate_limit, "MOST_KEPT", 10)
     some = Attempts()
     for number in range(100):
         some.take(f"10.0.0.{number}", "x" * 1000)
@@ -236,7 +238,7 @@ def test_a_file_that_others_may_read_is_warned_of(tmp_path: Path) -> None:
 
 
 def test_a_secret_of_a_container_is_as_open_as_it_must_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tuner.web.users.MOUNTED", tmp_path)
+    monkeypatch.setattr("tuner.dashboard.users.MOUNTED", tmp_path)
     Door(users_file=written(tmp_path / "users", USERS, 0o644)).users(pytest.fail)
 
 
@@ -573,7 +575,7 @@ def test_a_certificate_that_cannot_be_used_is_refused(
         (Door(certificate=made), "--certificate and --key: give both"),
     ]:
         with pytest.raises(DoorError, match=message):
-            dashboard.server(storage, attachments, door)
+            app.server(storage, attachments, door)
 
 
 def test_behind_a_proxy_it_knows_who_asks_and_that_it_is_tls(storage: RDBStorage, tmp_path: Path) -> None:
@@ -622,7 +624,7 @@ def test_this_machine_needs_no_users(host: str) -> None:
 def test_passwords_in_clear_text_are_warned_of(storage: RDBStorage, tmp_path: Path) -> None:
     said: list[str] = []
     attachments = Artifacts(tmp_path / "study").attachments()
-    dashboard.server(storage, attachments, Door(host="0.0.0.0", login=USERS), said.append)
+    app.server(storage, attachments, Door(host="0.0.0.0", login=USERS), said.append)
     assert said == ["passwords travel in clear text: give --certificate and --key, or put a proxy with TLS in front"]
 
 
@@ -775,7 +777,7 @@ def test_the_page_shows_the_best_trials_and_the_workers(
     ledger = Ledger(storage, found._study_id)
     ledger.join("w<1>", "host<b>", 1, "cuda:0", 1)
     page = locked.get(page_of(found), Cookie=reader).text
-    best = report.leaderboard(found.trials)[0]
+    best = summary.leaderboard(found.trials)[0]
     assert f"<td>{best.number}</td><td>{best.value:.4f}</td>" in page
     assert tables.configured(best) in page
     assert "host&lt;b&gt;" in page

@@ -20,11 +20,13 @@ from models.errors import ConfigError, RunError
 from models.files import is_stream
 from models.reader import parse, plain
 from models.runs.run import read_recipe
-from tuner import archive, html_report, notations
+from tuner.backup import archive
 from tuner.errors import StudyError
-from tuner.export import best_trials, chosen_trial, copy_run, exported, prepare, require_free, write_new
-from tuner.notations import json_schema, noted
-from tuner.study import Study, read_study
+from tuner.results import formats
+from tuner.results.export import best_trials, chosen_trial, copy_run, exported, prepare, require_free, write_new
+from tuner.results.formats import json_schema, noted
+from tuner.study.definition import Study, read_study
+from tuner.watch import html_report
 
 STORED = Config(architecture="gru", learning_rate=0.0123456789012345, hidden_size=8, batch_size=8, sequence_length=16)
 DOCUMENT = Path(__file__).parents[2] / "docs" / "export.md"
@@ -209,8 +211,8 @@ def test_what_a_shell_would_take_apart_is_quoted(shelf: Shelf) -> None:
 
 
 def test_the_shipped_schema_is_that_of_the_model() -> None:
-    """Made by: tuner schema > tuner/export.schema.json"""
-    path = Path(notations.__file__).with_name("export.schema.json")
+    """Made by: tuner schema > tuner/results/export.schema.json"""
+    path = Path(formats.__file__).with_name("export.schema.json")
     assert path.read_text(encoding="utf-8") == json_schema()
     assert {"schema", "corpus", "trial", "parameters"} <= json.loads(json_schema())["properties"].keys()
 
@@ -337,7 +339,7 @@ def test_a_run_is_copied_whole_and_replaced_by_force_alone(run_folder: Path, tmp
 def test_a_picture_that_cannot_be_drawn_costs_no_copy(
     run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tuner.export.draw_decoding", lambda trial, folder: 1 / 0)
+    monkeypatch.setattr("tuner.results.export.draw_decoding", lambda trial, folder: 1 / 0)
     copy_run(TRIAL, run_folder, tmp_path / "mine", force=False)
     assert (tmp_path / "mine" / "model.safetensors").read_bytes() == b"weights"
 

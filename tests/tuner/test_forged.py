@@ -22,17 +22,19 @@ from werkzeug.test import Client
 
 from models.config import Config
 from models.errors import ConfigError, UserError
-from tuner import cli, confirmation, notes, report
-from tuner.artifacts import Artifacts
-from tuner.confirmation import companion_name
-from tuner.facts import is_result
-from tuner.ledger import Counts, Ledger
-from tuner.publisher import Publisher
-from tuner.space import Space, configuration_problem
-from tuner.study import Study, StudyBudget, load_study
-from tuner.web.pages import application
-from tuner.web.shield import Shield
-from tuner.worker import work
+from tuner import cli
+from tuner.artifacts.store import Artifacts
+from tuner.dashboard.error_middleware import Shield
+from tuner.dashboard.pages import application
+from tuner.dashboard.publisher import Publisher
+from tuner.results import confirmation, summary
+from tuner.results.confirmation import companion_name
+from tuner.storage.leases import Counts, Ledger
+from tuner.study.definition import Study, StudyBudget, load_study
+from tuner.study.facts import is_result
+from tuner.study.space import Space, configuration_problem
+from tuner.watch import notes
+from tuner.workers.worker import work
 
 Small = Callable[..., Study]
 Enter = Callable[[Study], optuna.Study]
@@ -307,7 +309,7 @@ def test_a_trial_that_is_ended_under_a_worker_is_dropped_and_the_worker_goes_on(
     assert crew.work(study, score) == ["all 3 trials are finished"]
     assert any("trial 0 was ended by somebody else" in words for words in crew.said)
     assert not is_result(found.trials[0])
-    assert [trial.number for trial in report.leaderboard(found.trials)] == [
+    assert [trial.number for trial in summary.leaderboard(found.trials)] == [
         trial.number for trial in found.trials if trial.number > 0 and trial.state == TrialState.COMPLETE
     ]
 
@@ -328,7 +330,7 @@ def test_facts_of_a_wrong_kind_are_no_workers(
     crew.work(study, lambda number, config, rung: 2.0 + number)
     Ledger(storage, found._study_id).note(found.trials[0]._trial_id, {name: value})
     found = load_study(storage, study.name)  # what is finished is read once
-    assert [trial.number for trial in report.leaderboard(found.get_trials())] == [1]
+    assert [trial.number for trial in summary.leaderboard(found.get_trials())] == [1]
     for command in (["status", study.name], ["status", study.name, "--json"], ["status", study.name, "--failed"]):
         done = tuner(*command)
         assert done.exit_code == 0, (command, done.output, done.exception)

@@ -22,12 +22,13 @@ from optuna.trial import TrialState, create_trial
 
 from models.config import Config
 from models.errors import RunError
-from tuner import cli, findings
-from tuner.artifacts import SAMPLES, Artifacts
+from tuner import cli
+from tuner.artifacts.store import SAMPLES, Artifacts
 from tuner.errors import StudyError
-from tuner.html_report import report
-from tuner.ledger import Ledger
-from tuner.study import Study
+from tuner.results import analysis
+from tuner.storage.leases import Ledger
+from tuner.study.definition import Study
+from tuner.watch.html_report import report
 
 COMPLETE, PRUNED, FAIL, RUNNING = TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL, TrialState.RUNNING
 Small = Callable[..., Study]
@@ -190,31 +191,31 @@ def test_what_pruning_saved_counts_only_what_the_pruner_ended(desk: Callable[...
     made = desk(trial={"tokens": 3000, "rungs": 3})
     made.search(2)
     trials = made.found.get_trials(deepcopy=False)
-    saved = findings.savings(made.study, trials)
+    saved = analysis.savings(made.study, trials)
     assert (saved.pruned, saved.spent, saved.saved, saved.unit) == (2, 2 * 3000 + 2 * 1000, 2 * 2000, "tokens")
     assert saved.seconds == pytest.approx(4.0)  # at 1000 tokens per second
     assert saved.share == pytest.approx(1 / 3)
     assert "The pruner ended 2 of 4 trials early." in made.text()
     made.add(PRUNED, 4.0, facts={})  # an older worker, which did not write down its speed
-    assert findings.savings(made.study, made.found.get_trials(deepcopy=False)).seconds is None
+    assert analysis.savings(made.study, made.found.get_trials(deepcopy=False)).seconds is None
 
 
 def test_importance_is_told_from_ten_trials_on(desk: Callable[..., Desk]) -> None:
     made = desk()
     for number in range(9):
         made.add(COMPLETE, 5.0 - number / 10, 3.0, 2.0 + number / 10)
-    few = findings.importance(made.study, made.found.get_trials(deepcopy=False))
+    few = analysis.importance(made.study, made.found.get_trials(deepcopy=False))
     assert few.shares == {}
     assert "there are 9, and fewer than 10 say nothing" in few.missing[0]
     made.add(PRUNED, 4.5)
-    enough = findings.importance(made.study, made.found.get_trials(deepcopy=False))
+    enough = analysis.importance(made.study, made.found.get_trials(deepcopy=False))
     assert list(enough.shares) == ["of all trials, at rung 1"]
     assert sum(enough.shares["of all trials, at rung 1"].values()) == pytest.approx(1)
     assert len(enough.missing) == 1
     equal = desk()
     for _ in range(10):
         equal.add(COMPLETE, 2.0)
-    nothing = findings.importance(equal.study, equal.found.get_trials(deepcopy=False))
+    nothing = analysis.importance(equal.study, equal.found.get_trials(deepcopy=False))
     assert nothing.shares == {}
     assert "all are equally good" in nothing.missing[0]
 

@@ -12,8 +12,8 @@ import psutil
 import pytest
 
 from models.errors import DeviceError
-from tuner import launchers
-from tuner.launchers import (
+from tuner.workers import processes
+from tuner.workers.processes import (
     AWAY_PAUSE,
     AWAY_SECONDS,
     MOST_BY_DEFAULT,
@@ -123,13 +123,13 @@ def theatre(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Theatre
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(launchers, "time", clock)
+    monkeypatch.setattr(processes, "time", clock)
     return clock
 
 
 @pytest.fixture
 def gpus(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
-    return lambda count: monkeypatch.setattr(launchers, "_gpus", lambda: count)
+    return lambda count: monkeypatch.setattr(processes, "_gpus", lambda: count)
 
 
 # Places.
@@ -199,7 +199,7 @@ def test_threads_of_a_worker_wait_asleep_unless_the_user_wants_them_to_spin(
     monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
     if own is not None:
         monkeypatch.setenv("OMP_WAIT_POLICY", own)
-    assert launchers.variables(Slot("cpu", 2, ""))["OMP_WAIT_POLICY"] == (own or "passive")
+    assert processes.variables(Slot("cpu", 2, ""))["OMP_WAIT_POLICY"] == (own or "passive")
 
 
 def test_small_models_share_a_device(gpus: Callable[[int], None], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -319,7 +319,7 @@ def test_a_worker_that_lost_its_gpu_is_replaced_until_each_one_loses_it(theatre:
     wait_for(lambda: has_ended(team))
     assert team.watch()
     assert "starting another: " in theatre.said[0]
-    for lived in [launchers.LOST_SECONDS] + [launchers.QUICK_SECONDS] * (launchers.MOST_LOSSES - 1):
+    for lived in [processes.LOST_SECONDS] + [processes.QUICK_SECONDS] * (processes.MOST_LOSSES - 1):
         wait_for(lambda: has_ended(team))
         clock.now += lived
         team.watch()
@@ -353,7 +353,7 @@ def test_the_kernels_kills_for_want_of_memory_are_told_from_others(
     theatre: Theatre, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     counts = iter([4, 4, 5])
-    monkeypatch.setattr(launchers, "oom_kills", lambda: next(counts))
+    monkeypatch.setattr(processes, "oom_kills", lambda: next(counts))
     team = theatre.team("obey")
     for number in (1, 2):
         facts = theatre.started(number)

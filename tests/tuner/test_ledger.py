@@ -10,10 +10,10 @@ import pytest
 from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 
-from tuner import ledger as books
-from tuner.ledger import Activity, Claim, Counts, Ended, Ledger, LostLease, Wait
-from tuner.storage import open_storage
-from tuner.study import Study
+from tuner.storage import leases as books
+from tuner.storage.connection import open_storage
+from tuner.storage.leases import Activity, Claim, Counts, Ended, Ledger, LostLease, Wait
+from tuner.study.definition import Study
 
 FOR_EVER = {"trials": None, "hours": None}
 

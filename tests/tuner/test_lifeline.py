@@ -11,10 +11,10 @@ import optuna
 import pytest
 from optuna.storages import RDBStorage
 
-from tuner.launchers import Slot, Team
-from tuner.ledger import PAUSED, Ledger
-from tuner.lifeline import SUPERVISOR, Lifeline
-from tuner.study import Study
+from tuner.storage.leases import PAUSED, Ledger
+from tuner.study.definition import Study
+from tuner.workers.processes import Slot, Team
+from tuner.workers.supervisor_watch import SUPERVISOR, Lifeline
 
 # A supervisor that is killed as soon as it has started a child, which looks for it only later.
 SUPERVISING = """
@@ -25,7 +25,7 @@ os.kill(os.getpid(), 9)
 """
 CHILD = """
 import os, time
-from tuner.lifeline import Lifeline
+from tuner.workers.supervisor_watch import Lifeline
 while not os.path.exists({go!r}):
     time.sleep(0.01)
 open({told!r}, "w").write(str(Lifeline(int(os.environ[{name!r}])).is_cut))

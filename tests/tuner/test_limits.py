@@ -12,12 +12,12 @@ from optuna.trial import TrialState
 from models.config import Config
 from models.nn.memory import training_bytes
 from models.nn.network import parameter_count
-from tuner import search
-from tuner.artifacts import Artifacts
+from tuner.artifacts.store import Artifacts
 from tuner.errors import StudyError
-from tuner.limits import OUT_OF_MEMORY, Limits, mark
-from tuner.objective import Objective
-from tuner.study import Study, parse_study
+from tuner.study import samplers
+from tuner.study.definition import Study, parse_study
+from tuner.study.limits import OUT_OF_MEMORY, Limits, mark
+from tuner.trials.objective import Objective
 
 Small = Callable[..., Study]
 Enter = Callable[[Study], optuna.Study]
@@ -128,7 +128,7 @@ def proposals_beyond(state: TrialState, taught: bool, seed: int) -> list[int]:
         "s.yaml",
         "s",
     ).space
-    study = optuna.create_study(sampler=search.sampler({"type": "tpe", "seed": seed}, space, stream=0))
+    study = optuna.create_study(sampler=samplers.sampler({"type": "tpe", "seed": seed}, space, stream=0))
     beyond = [0, 0, 0]
     for number in range(60):
         trial = study.ask()

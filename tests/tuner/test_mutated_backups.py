@@ -22,12 +22,14 @@ from optuna_dashboard import save_note
 from models.config import Config
 from models.errors import UserError
 from tests.tuner.test_backup import Members, places, plain, summed
-from tuner import confirmation, entry, html_report, notes, overview, prometheus, report, status, tables, watching
-from tuner.attachments import SAMPLES
-from tuner.backup import backup, restore
+from tuner.backup.dump import backup, restore
+from tuner.control import create
 from tuner.errors import StudyError
-from tuner.export import chosen_trial, exported
-from tuner.study import Study, load_study, stored_study
+from tuner.results import confirmation, queries, summary
+from tuner.results.export import chosen_trial, exported
+from tuner.study.definition import Study, load_study, stored_study
+from tuner.trials.attachments import SAMPLES
+from tuner.watch import html_report, live, notes, prometheus, status_json, tables
 
 WRONG: list[Any] = [
     None, True, -1, 2**31 - 1, 2**70, 1e308, math.nan, math.inf, "x", "9999-12-31T23:59:59", "a\0b\ud800", [], [1], {},
@@ -56,7 +58,7 @@ def members(
     folder = tmp_path_factory.mktemp("sound")
     parameters = small().parameters | {"temperature": {"type": "float", "low": 0.3, "high": 1.5}}
     study = small(10, name="sound", parameters=parameters, sampler={"type": "tpe", "seed": 1, "n_startup_trials": 2})
-    found = entry.enter(storage, study)
+    found = create.enter(storage, study)
     for number, state in enumerate(
         (TrialState.COMPLETE,) * 3 + (TrialState.PRUNED, TrialState.FAIL, TrialState.WAITING)
     ):
@@ -167,16 +169,16 @@ def use(storage: RDBStorage, name: str, kept: Any, crew: Any) -> None:
     """All that looks at a study, and a worker that goes on with it."""
     found = load_study(storage, name)
     study = stored_study(found.user_attrs["study"])
-    assert name in [row.study.name for row in overview.rows(storage)]
-    now = overview.in_short(storage, found._study_id, study, 5)
-    shown = [tables.progress(now), *watching.details(found, now), *tables.failed_lines(now)]
+    assert name in [row.study.name for row in queries.rows(storage)]
+    now = queries.in_short(storage, found._study_id, study, 5)
+    shown = [tables.progress(now), *live.details(found, now), *tables.failed_lines(now)]
     assert shown
-    assert tables.failures(report.snapshot(storage, found, study)) is not None
-    assert status.text(status.study_document(storage, found, study))
-    assert status.text(status.studies_document(storage))
+    assert tables.failures(summary.snapshot(storage, found, study)) is not None
+    assert status_json.text(status_json.study_document(storage, found, study))
+    assert status_json.text(status_json.studies_document(storage))
     prometheus.exposition(storage, "")
-    (row,) = [row for row in overview.rows(storage) if row.study.name == name]
-    assert notes.study_note(row, report.leaderboard(found.get_trials()))
+    (row,) = [row for row in queries.rows(storage) if row.study.name == name]
+    assert notes.study_note(row, summary.leaderboard(found.get_trials()))
     for trial in found.get_trials():
         assert notes.trial_note(study, trial)
     assert html_report.report(storage, found, study, kept)

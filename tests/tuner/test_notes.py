@@ -14,11 +14,11 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from models.safe_text.markdown import code, fenced
 from tests.tuner.conftest import WRITTEN
-from tuner.attachments import SAMPLES, samples_kept
-from tuner.ledger import Counts, Ledger, Worker
-from tuner.notes import BEGIN, END, joined, shown, sparkline, study_note, trial_note
-from tuner.report import Row
-from tuner.study import Study
+from tuner.results.summary import Row
+from tuner.storage.leases import Counts, Ledger, Worker
+from tuner.study.definition import Study
+from tuner.trials.attachments import SAMPLES, samples_kept
+from tuner.watch.notes import BEGIN, END, joined, shown, sparkline, study_note, trial_note
 
 EVIL = "`|` </td><script>alert(1)</script> [x](javascript:1) \x1b[2J **b** ![i](http://x/i.png)\n\n# title"
 TEXTS = {

@@ -16,12 +16,13 @@ from models.config import Config
 from models.errors import ConfigError
 from models.reader import parse, plain
 from models.runs.run import load, read_recipe, train_run
-from tuner import html_report, notes, steering, tables
-from tuner.artifacts import Artifacts
-from tuner.export import chosen_trial, copy_run, exported
-from tuner.objective import Objective
-from tuner.space import Space, problems_of
-from tuner.study import Study, differences, parse_study, stored_study
+from tuner.artifacts.store import Artifacts
+from tuner.control import steering
+from tuner.results.export import chosen_trial, copy_run, exported
+from tuner.study.definition import Study, differences, parse_study, stored_study
+from tuner.study.space import Space, problems_of
+from tuner.trials.objective import Objective
+from tuner.watch import html_report, notes, tables
 
 ROOT = Path(__file__).parents[2]
 DOCUMENT = (ROOT / "docs" / "own-generator.md").read_text(encoding="utf-8")

@@ -10,13 +10,14 @@ import optuna
 import pytest
 from optuna.storages import RDBStorage
 
-from tuner import confirmation, entry
-from tuner.artifacts import OWNER, Artifacts, artifacts_of
+from tuner.artifacts.store import OWNER, Artifacts, artifacts_of
+from tuner.control import create
 from tuner.errors import StudyError
-from tuner.objective import Objective
-from tuner.ownership import KEY, owner_of, wrote
-from tuner.storage import open_storage
-from tuner.study import Study
+from tuner.results import confirmation
+from tuner.storage.connection import open_storage
+from tuner.storage.ownership import KEY, owner_of, wrote
+from tuner.study.definition import Study
+from tuner.trials.objective import Objective
 
 Small = Callable[..., Study]
 Enter = Callable[[Study], optuna.Study]
@@ -68,7 +69,7 @@ def test_studies_of_one_name_in_two_databases_keep_their_files_apart(
     trained: tuple[Study, optuna.Study, Path], other: RDBStorage
 ) -> None:
     study, found, folder = trained
-    theirs = entry.enter(other, study)
+    theirs = create.enter(other, study)
     reading = kept(theirs, folder, reading=True)
     assert reading.fetch_run(0) is None
     assert reading.why_not_kept().startswith(f"what is in {folder / study.name} is another study's of this name; ")
@@ -104,7 +105,7 @@ def test_what_an_earlier_version_left_is_adopted_by_the_study_that_made_it_and_b
     trained: tuple[Study, optuna.Study, Path], storage: RDBStorage, other: RDBStorage, crew: Any
 ) -> None:
     study, found, folder = trained
-    theirs = entry.enter(other, study)
+    theirs = create.enter(other, study)
     unowned(found, storage, folder / study.name)
     assert kept(theirs, folder).fetch_run(0) is None
     assert kept(found, folder, reading=True).fetch_run(0) is not None

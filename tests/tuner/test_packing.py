@@ -8,10 +8,10 @@ import pytest
 
 from models.config import Config
 from tests.tuner.conftest import PARAMETERS, TEXT
-from tuner import packing
 from tuner.errors import WorkerError
-from tuner.packing import typical, workers_per_device
-from tuner.study import Study, parse_study
+from tuner.study.definition import Study, parse_study
+from tuner.workers import oversubscription
+from tuner.workers.oversubscription import typical, workers_per_device
 
 
 @pytest.fixture
@@ -23,21 +23,23 @@ def study(tmp_path: Path) -> Study:
 
 def test_workers_are_added_while_that_is_worth_while(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
     together = {1: 100.0, 2: 190.0, 4: 260.0, 8: 265.0}
-    monkeypatch.setattr(packing, "cores", lambda: 16)
-    monkeypatch.setattr(packing, "_together", lambda job, places: together[len(places)])
+    monkeypatch.setattr(oversubscription, "cores", lambda: 16)
+    monkeypatch.setattr(oversubscription, "_together", lambda job, places: together[len(places)])
     said: list[str] = []
     assert workers_per_device(study, "cpu", None, said.append) == 4
     assert said[-1] == "8 on a device: 265 tokens/s"
 
 
 def test_a_number_of_workers_that_does_not_fit_ends_the_search(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packing, "cores", lambda: 16)
-    monkeypatch.setattr(packing, "_together", lambda job, places: 100.0 * len(places) if len(places) < 4 else 0.0)
+    monkeypatch.setattr(oversubscription, "cores", lambda: 16)
+    monkeypatch.setattr(
+        oversubscription, "_together", lambda job, places: 100.0 * len(places) if len(places) < 4 else 0.0
+    )
     assert workers_per_device(study, "cpu", None, lambda text: None) == 2
 
 
 def test_real_processes_are_measured_together(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packing, "cores", lambda: 1)
+    monkeypatch.setattr(oversubscription, "cores", lambda: 1)
     said: list[str] = []
     assert workers_per_device(study, "cpu", 1, said.append) in (1, 2)
     assert [line.split(":")[0] for line in said] == ["1 on a device", "2 on a device"]
@@ -79,8 +81,8 @@ def test_a_worker_that_dies_while_it_is_timed_is_no_success(
         pipe = subprocess.PIPE
         return subprocess.Popen(["/bin/sh", "-c", script.read_text()], stdin=pipe, stdout=pipe, text=True)
 
-    monkeypatch.setattr(packing, "cores", lambda: 1)
-    monkeypatch.setattr(packing, "_started", start)
+    monkeypatch.setattr(oversubscription, "cores", lambda: 1)
+    monkeypatch.setattr(oversubscription, "_started", start)
     assert workers_per_device(study, "cpu", 1, lambda text: None) == chosen
 
 
@@ -90,7 +92,7 @@ def test_a_device_on_which_not_even_one_worker_gets_done_is_said_at_once(
 ) -> None:
     pipe = subprocess.PIPE
     monkeypatch.setattr(
-        packing,
+        oversubscription,
         "_started",
         lambda place: subprocess.Popen(["/bin/sh", "-c", PACE % end], stdin=pipe, stdout=pipe, text=True),
     )

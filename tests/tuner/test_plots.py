@@ -11,8 +11,9 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from models.config import Config
 from tests.tuner.conftest import WRITTEN
-from tuner import outcomes, plots
-from tuner.study import Study
+from tuner.results import outcomes
+from tuner.study.definition import Study
+from tuner.watch import plots
 
 COMPLETE, PRUNED, FAIL, RUNNING = TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL, TrialState.RUNNING
 Small = Callable[..., Study]

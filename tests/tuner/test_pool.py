@@ -11,16 +11,17 @@ import pytest
 from optuna.storages import RDBStorage
 from sqlalchemy.exc import OperationalError
 
-from tuner import entry, pool
+from tuner.control import create
 from tuner.errors import WorkerError
-from tuner.launchers import slots
-from tuner.ledger import PAUSED, RUNNING, Ledger
-from tuner.locations import Places
-from tuner.places import Crew
-from tuner.storage import open_storage
-from tuner.study import Study
-from tuner.supervision import Supervisor
-from tuner.watching import Watcher
+from tuner.storage.connection import open_storage
+from tuner.storage.leases import PAUSED, RUNNING, Ledger
+from tuner.storage.locations import Places
+from tuner.study.definition import Study
+from tuner.watch.live import Watcher
+from tuner.workers import standby
+from tuner.workers.options import Crew
+from tuner.workers.processes import slots
+from tuner.workers.supervisor import Supervisor
 
 Small = Callable[..., Study]
 
@@ -33,34 +34,34 @@ def fresh(fresh_url: str) -> Any:
 
 def test_a_study_is_joined_while_it_has_work_and_may_go_on(fresh: RDBStorage, small: Small) -> None:
 
-    assert pool._next_study(fresh, {}) is None
+    assert standby._next_study(fresh, {}) is None
     study = small(1)
-    found = entry.enter(fresh, study)
+    found = create.enter(fresh, study)
     ledger = Ledger(fresh, found._study_id)
     optuna.create_study(study_name="of another program", storage=fresh)
-    assert pool._next_study(fresh, {}) == study.name
+    assert standby._next_study(fresh, {}) == study.name
     ledger.set_state(PAUSED)
-    assert pool._next_study(fresh, {}) is None
+    assert standby._next_study(fresh, {}) is None
     ledger.set_state(RUNNING)
     found.add_trial(optuna.trial.create_trial(value=1.0))
-    assert pool._next_study(fresh, {}) is None
+    assert standby._next_study(fresh, {}) is None
 
 
 def test_the_study_with_the_fewest_workers_is_joined_first(fresh: RDBStorage, small: Small) -> None:
 
     first, second = small(1), small(1)
-    found = entry.enter(fresh, first)
-    entry.enter(fresh, second)
+    found = create.enter(fresh, first)
+    create.enter(fresh, second)
     Ledger(fresh, found._study_id).join("one", "host", 1, "cpu", 1)
-    assert pool._next_study(fresh, {}) == second.name
+    assert standby._next_study(fresh, {}) == second.name
 
 
 def test_workers_rest_where_they_cannot_work_and_end_when_asked(
     fresh: RDBStorage, small: Small, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     study = small(1)
-    entry.enter(fresh, study)
-    monkeypatch.setattr(pool, "LOOK_SECONDS", 0.01)
+    create.enter(fresh, study)
+    monkeypatch.setattr(standby, "LOOK_SECONDS", 0.01)
     said: list[str] = []
     requested = threading.Event()
 
@@ -69,7 +70,7 @@ def test_workers_rest_where_they_cannot_work_and_end_when_asked(
         if "left alone" in text:
             requested.set()
 
-    pool.serve(fresh, [sys.executable, "-c", "import sys; sys.exit(sys.argv[1:] != ['--', 'x'])"], requested, say)
+    standby.serve(fresh, [sys.executable, "-c", "import sys; sys.exit(sys.argv[1:] != ['--', 'x'])"], requested, say)
     assert said[1:] == [
         f"joining study {study.name}",
         f"study {study.name}: ended with exit code 1; it is left alone for 60 s",
@@ -80,7 +81,7 @@ def test_a_heartbeat_tells_that_the_database_answers(
     fresh: RDBStorage, fresh_url: str, small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     crew = Crew(1, "cpu", None, 1, grace=1, checkpoint_seconds=30, heartbeat=tmp_path / "alive")
-    assert pool._next_study(fresh, {}, crew.beat) is None
+    assert standby._next_study(fresh, {}, crew.beat) is None
     assert (tmp_path / "alive").exists()
     (tmp_path / "alive").unlink()
 
@@ -88,12 +89,12 @@ def test_a_heartbeat_tells_that_the_database_answers(
         raise OperationalError("select 1", {}, Exception("connection refused"))
 
     with monkeypatch.context() as patched:
-        patched.setattr(pool.overview, "all_rows", away)
-        assert pool._next_study(fresh, {}, crew.beat) is None
+        patched.setattr(standby.overview, "all_rows", away)
+        assert standby._next_study(fresh, {}, crew.beat) is None
     assert not (tmp_path / "alive").exists()
 
     study = small(1)
-    found = entry.enter(fresh, study)
+    found = create.enter(fresh, study)
     found.add_trial(optuna.trial.create_trial(value=1.0))
     kept = Places(None, None, str(tmp_path / "artifacts")).writable_artifacts_of(found)
     supervisor = Supervisor(fresh, Places(fresh_url, None), crew)
@@ -123,5 +124,5 @@ def test_a_worker_that_is_told_to_stop_is_waited_for(tmp_path: Any) -> None:
 
     asking = threading.Thread(target=stop)
     asking.start()
-    assert pool._run([sys.executable, "-c", script], requested) == 7
+    assert standby._run([sys.executable, "-c", script], requested) == 7
     asking.join()

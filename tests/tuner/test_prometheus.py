@@ -10,9 +10,10 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse
 
 from tests.tuner.conftest import complete
-from tuner import overview, prometheus
-from tuner.ledger import Activity, Ledger
-from tuner.study import Study
+from tuner.results import queries
+from tuner.storage.leases import Activity, Ledger
+from tuner.study.definition import Study
+from tuner.watch import prometheus
 
 Small = Callable[..., Study]
 Enter = Callable[[Study], optuna.Study]
@@ -106,12 +107,12 @@ def test_a_scrape_reads_no_trials(
     enter(small())
     monkeypatch.setattr(RDBStorage, "_get_trials", lambda *arguments: pytest.fail("reads trials"))
     monkeypatch.setattr(RDBStorage, "get_all_trials", lambda *arguments, **more: pytest.fail("reads trials"))
-    assert overview.all_rows(storage)
+    assert queries.all_rows(storage)
     prometheus.exposition(storage, "")
 
 
 def test_without_studies_there_is_nothing_to_measure(fresh_url: str) -> None:
-    from tuner.storage import open_storage
+    from tuner.storage.connection import open_storage
 
     with open_storage(fresh_url) as fresh:
         assert all(not family.samples for family in parse(prometheus.exposition(fresh, "")[0].decode()))

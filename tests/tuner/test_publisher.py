@@ -15,13 +15,13 @@ from optuna_dashboard import save_note, wsgi
 from werkzeug.test import Client
 
 from tests.tuner.conftest import complete
-from tuner import plots
-from tuner.ledger import Ledger
-from tuner.limits import mark
-from tuner.notes import BEGIN
-from tuner.publisher import Publisher
-from tuner.storage import open_storage
-from tuner.study import Study
+from tuner.dashboard.publisher import Publisher
+from tuner.storage.connection import open_storage
+from tuner.storage.leases import Ledger
+from tuner.study.definition import Study
+from tuner.study.limits import mark
+from tuner.watch import plots
+from tuner.watch.notes import BEGIN
 
 LEARNING_RATE = {"learning_rate": FloatDistribution(1e-3, 1e-1, log=True)}
 
@@ -152,7 +152,7 @@ def test_a_study_may_be_deleted_at_any_moment(
         return {"figure": plots.quality_and_diversity}
 
     monkeypatch.setattr(plots, "dashboard_figures", delete)
-    monkeypatch.setattr("tuner.publisher.save_plotly_graph_object", _save)
+    monkeypatch.setattr("tuner.dashboard.publisher.save_plotly_graph_object", _save)
     publisher.publish()
     assert begun._study_id not in publisher.known
     assert later._study_id in publisher.known
@@ -172,7 +172,7 @@ def test_a_user_who_may_only_read_sees_notes_and_is_told_once(
     data_folder: Any,
 ) -> None:
     monkeypatch.setattr(plots, "dashboard_figures", lambda *anything: {"figure": None})
-    monkeypatch.setattr("tuner.publisher.save_plotly_graph_object", _save)
+    monkeypatch.setattr("tuner.dashboard.publisher.save_plotly_graph_object", _save)
     ask("create role reader login")
     ask("grant pg_read_all_data to reader")
     url = storage.engine.url.set(username="reader").render_as_string(hide_password=False)

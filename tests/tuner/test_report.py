@@ -12,12 +12,13 @@ from rich.console import Console
 from rich.text import Text
 
 from tests.tuner.conftest import WRITTEN, complete
-from tuner import report, tables, watching
 from tuner.errors import StudyError
-from tuner.ledger import Counts, Worker
-from tuner.report import Row, Snapshot
-from tuner.study import Study
-from tuner.watching import Watcher
+from tuner.results import summary
+from tuner.results.summary import Row, Snapshot
+from tuner.storage.leases import Counts, Worker
+from tuner.study.definition import Study
+from tuner.watch import live, tables
+from tuner.watch.live import Watcher
 
 FACTS = {"parameter_count": 12345, "tokens_per_second": 67890}
 LEARNING_RATE = optuna.distributions.FloatDistribution(1e-4, 1e-1, log=True)
@@ -67,8 +68,8 @@ def shown(*parts: Any) -> str:
 
 
 def test_the_board_has_complete_trials_alone_the_best_and_then_the_earliest_first() -> None:
-    assert [each.number for each in report.leaderboard(list(reversed(TRIALS)))] == [1, 2, 0]
-    assert report.leaderboard([]) == []
+    assert [each.number for each in summary.leaderboard(list(reversed(TRIALS)))] == [1, 2, 0]
+    assert summary.leaderboard([]) == []
 
 
 def test_a_trial_beyond_the_limits_is_on_no_board_and_is_named_as_such(small: Callable[..., Study]) -> None:
@@ -76,15 +77,15 @@ def test_a_trial_beyond_the_limits_is_on_no_board_and_is_named_as_such(small: Ca
     large._system_attrs["constraints:memory"] = 0.5
     within = trial(9, TrialState.COMPLETE, 1.5, **FACTS)
     within._system_attrs["constraints:memory"] = -0.5
-    assert [each.number for each in report.leaderboard([*TRIALS, large, within])] == [9, 1, 2, 0]
-    assert [each.number for each in report.front([*TRIALS, large])] == [1, 2]
+    assert [each.number for each in summary.leaderboard([*TRIALS, large, within])] == [9, 1, 2, 0]
+    assert [each.number for each in summary.front([*TRIALS, large])] == [1, 2]
     assert "complete  1.0000  exceeds memory" in tables.described(large, small(), None)
     now = snapshot(small(10), trials=[*TRIALS, large], infeasible=1)
     assert "(3 complete of which 1 beyond the limits, 2 pruned" in shown(tables.progress(now))
     with pytest.raises(StudyError, match="study s has 1 completed trial, but none that keeps its limits"):
-        report.require_board([large], "s")
+        summary.require_board([large], "s")
     with pytest.raises(StudyError, match="no completed trial yet"):
-        report.require_board([], "s")
+        summary.require_board([], "s")
 
 
 def test_of_two_objectives_the_front_is_what_nothing_beats(small: Callable[..., Study]) -> None:
@@ -92,7 +93,7 @@ def test_of_two_objectives_the_front_is_what_nothing_beats(small: Callable[..., 
     trials = [optuna.trial.create_trial(values=list(values), user_attrs=WRITTEN) for values in rows]
     for number, one in enumerate(trials):
         one.number = number
-    assert [one.number for one in report.front(trials)] == [0, 5, 1, 4]
+    assert [one.number for one in summary.front(trials)] == [0, 5, 1, 4]
 
 
 def test_nothing_from_outside_acts_on_the_terminal(small: Callable[..., Study]) -> None:
@@ -217,7 +218,7 @@ def test_a_watcher_tells_each_trial_once_in_the_order_they_ended(
         watcher.look()
         watcher.look()
         assert [line.split()[1] for line in capsys.readouterr().out.splitlines()] == ["3", "1"]
-        monkeypatch.setattr(watching, "PLAIN_SECONDS", 0.0)
+        monkeypatch.setattr(live, "PLAIN_SECONDS", 0.0)
         watcher.look()
         assert "3/4 trials finished, 0 workers" in capsys.readouterr().out
         watcher.say("worker on cpu ended: KeyError: [/b] :smile:")
@@ -225,4 +226,4 @@ def test_a_watcher_tells_each_trial_once_in_the_order_they_ended(
 
 
 def test_a_duration() -> None:
-    assert [report.duration(seconds) for seconds in (0.4, 61, 3600 * 30)] == ["0:00:00", "0:01:01", "1 day, 6:00:00"]
+    assert [summary.duration(seconds) for seconds in (0.4, 61, 3600 * 30)] == ["0:00:00", "0:01:01", "1 day, 6:00:00"]

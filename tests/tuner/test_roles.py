@@ -14,16 +14,17 @@ import sqlalchemy as sql
 from optuna.trial import TrialState
 from optuna_dashboard import save_note, save_plotly_graph_object
 
-from tuner import entry, roles, steering
+from tuner.control import create, steering
 from tuner.errors import StorageError
-from tuner.ledger import Ledger
-from tuner.locations import Places
-from tuner.objectives import Tuned
-from tuner.places import Crew, environment
-from tuner.roles import Role
-from tuner.storage import open_storage, upgrade, with_password
-from tuner.study import Study
-from tuner.worker import Worker
+from tuner.storage import roles
+from tuner.storage.connection import open_storage, upgrade, with_password
+from tuner.storage.leases import Ledger
+from tuner.storage.locations import Places
+from tuner.storage.roles import Role
+from tuner.study.definition import Study
+from tuner.study.multi_objective import Tuned
+from tuner.workers.options import Crew, environment
+from tuner.workers.worker import Worker
 
 Small = Callable[..., Study]
 
@@ -58,7 +59,7 @@ def searched(team: dict[str, str], small: Small, crew: Any, tmp_path: Path) -> S
 
     study = small(3, retries=0)
     with open_storage(team["worker"]) as storage:
-        entry.enter(storage, study)
+        create.enter(storage, study)
         objective: Any = Instant(study, tmp_path, score)
         found = Tuned(study.name, storage)
         worker = Worker(found, study, objective, storage, 1, crew.requested, crew.said.append, "one")
@@ -252,7 +253,7 @@ def test_workers_are_told_where_the_password_is_and_not_what_it_is(tmp_path: Pat
 def test_tables_of_an_older_optuna_are_upgraded_when_nobody_is_there(fresh_url: str, small: Small) -> None:
     study = small(3)
     with open_storage(fresh_url) as storage:
-        entry.enter(storage, study)
+        create.enter(storage, study)
         head = storage.get_head_version()
         with storage.engine.begin() as connection:  # what it did not have yet
             connection.execute(sql.text("drop index ix_trials_study_id"))

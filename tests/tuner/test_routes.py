@@ -18,12 +18,12 @@ from schemathesis.schemas import APIOperation
 
 from tests.tuner.conftest import complete
 from tests.tuner.doors import USERS, Client, served, written
-from tuner import entry
-from tuner.server import attached
-from tuner.storage import open_storage
-from tuner.study import Study
-from tuner.web.gate import OPEN
-from tuner.web.pages import pages
+from tuner.control import create
+from tuner.dashboard.auth import OPEN
+from tuner.dashboard.pages import pages
+from tuner.storage.connection import open_storage
+from tuner.storage.embedded import attached
+from tuner.study.definition import Study
 
 EXAMPLES = 10
 ID = {"type": "integer", "enum": [1, 2, 3]}
@@ -140,7 +140,7 @@ def client(
         open_storage(f"postgresql://tuner@/fuzzed?host={quote(server['host'])}") as own,
     ):
         for study in (small(), small()):
-            found = entry.enter(own, study)
+            found = create.enter(own, study)
             for value in (1.0, 2.0):
                 complete(found, found.ask({"x": optuna.distributions.FloatDistribution(0, 1)}), value)
             found.ask()

@@ -5,9 +5,9 @@ from typing import Any
 import optuna
 import pytest
 
-from tuner import search
-from tuner.search import PRUNERS, SAMPLERS
-from tuner.space import Space
+from tuner.study import samplers
+from tuner.study.samplers import PRUNERS, SAMPLERS
+from tuner.study.space import Space
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -46,23 +46,23 @@ def space_for(sampler: str) -> Space:
 def test_a_sampler_with_and_without_options_of_optunas_own(name: str) -> None:
     kind = getattr(optuna.samplers, SAMPLERS[name])
     for options in ({"type": name}, {"type": name} | OPTIONS[name]):
-        assert list(search.sampler_problems(options, space_for(name), 3)) == []
-        assert isinstance(search.sampler(options, space_for(name), stream=1), kind)
+        assert list(samplers.sampler_problems(options, space_for(name), 3)) == []
+        assert isinstance(samplers.sampler(options, space_for(name), stream=1), kind)
 
 
 @pytest.mark.parametrize("name", PRUNERS)
 def test_a_pruner_with_options_of_optunas_own(name: str) -> None:
     options = {"type": name} | OPTIONS[name]
-    assert list(search.pruner_problems(options, None, 3)) == []
-    assert isinstance(search.pruner(options, 3), getattr(optuna.pruners, PRUNERS[name]))
+    assert list(samplers.pruner_problems(options, None, 3)) == []
+    assert isinstance(samplers.pruner(options, 3), getattr(optuna.pruners, PRUNERS[name]))
 
 
 def test_an_option_reaches_optuna() -> None:
-    sampler = search.sampler({"type": "tpe", "n_startup_trials": 7}, space_for("tpe"), stream=1)
+    sampler = samplers.sampler({"type": "tpe", "n_startup_trials": 7}, space_for("tpe"), stream=1)
     assert sampler._n_startup_trials == 7  # type: ignore[attr-defined]
-    pruner = search.pruner({"type": "successive_halving", "reduction_factor": 2}, 9)
+    pruner = samplers.pruner({"type": "successive_halving", "reduction_factor": 2}, 9)
     assert (pruner._min_resource, pruner._reduction_factor) == (1, 2)  # type: ignore[attr-defined]
-    wrapped = search.pruner({"type": "patient", "wrapped_pruner": "hyperband"}, 9)._wrapped_pruner  # type: ignore[attr-defined]
+    wrapped = samplers.pruner({"type": "patient", "wrapped_pruner": "hyperband"}, 9)._wrapped_pruner  # type: ignore[attr-defined]
     assert wrapped._max_resource == 9
 
 
@@ -71,8 +71,8 @@ def test_a_whole_study_without_a_warning(name: str) -> None:
     """Warnings are errors here; the samplers learn from complete, pruned and conditional trials."""
     space = space_for(name)
     study = optuna.create_study(
-        sampler=search.sampler({"type": name} | OPTIONS[name], space, stream=1),
-        pruner=search.pruner({"type": "successive_halving"}, 3),
+        sampler=samplers.sampler({"type": name} | OPTIONS[name], space, stream=1),
+        pruner=samplers.pruner({"type": "successive_halving"}, 3),
     )
     for _ in range(7):
         trial = study.ask()
@@ -85,7 +85,9 @@ def test_a_whole_study_without_a_warning(name: str) -> None:
 
 def test_workers_that_share_a_seed_go_different_ways_and_each_its_own_again() -> None:
     def proposals(stream: int) -> list[float]:
-        study = optuna.create_study(sampler=search.sampler({"type": "random", "seed": 5}, space_for("random"), stream))
+        study = optuna.create_study(
+            sampler=samplers.sampler({"type": "random", "seed": 5}, space_for("random"), stream)
+        )
         return [study.ask().suggest_float("learning_rate", 1e-3, 1e-1) for _ in range(3)]
 
     assert proposals(1) == proposals(1)
@@ -99,7 +101,7 @@ def test_workers_share_one_quasi_random_sequence(options: dict[str, Any]) -> Non
     def points(streams: list[int]) -> list[dict[str, Any]]:
         study = optuna.create_study()
         for stream in streams:
-            study.sampler = search.sampler({"type": "qmc", **options}, space, stream)
+            study.sampler = samplers.sampler({"type": "qmc", **options}, space, stream)
             trial = study.ask()
             space.suggest(trial)
             study.tell(trial, 0.0)
@@ -110,8 +112,8 @@ def test_workers_share_one_quasi_random_sequence(options: dict[str, Any]) -> Non
 
 def test_a_grid_visits_every_point_once() -> None:
     space = Space.of({"layers": {"type": "int", "low": 1, "high": 3}, "dropout": {**STEPPED["learning_rate"]}})
-    assert search.grid_points(space) == 9
-    study = optuna.create_study(sampler=search.sampler({"type": "grid"}, space, stream=1))
+    assert samplers.grid_points(space) == 9
+    study = optuna.create_study(sampler=samplers.sampler({"type": "grid"}, space, stream=1))
     for _ in range(9):
         trial = study.ask()
         space.suggest(trial)
@@ -122,7 +124,7 @@ def test_a_grid_visits_every_point_once() -> None:
 def grid_of_nine(*given: dict[str, Any]) -> list[tuple[Any, ...]]:
     """The points of nine trials on a grid of nine, of which the first were given values."""
     space = Space.of({"layers": {"type": "int", "low": 1, "high": 3}, "dropout": {**STEPPED["learning_rate"]}})
-    study = optuna.create_study(sampler=search.sampler({"type": "grid"}, space, stream=1))
+    study = optuna.create_study(sampler=samplers.sampler({"type": "grid"}, space, stream=1))
     for values in given:
         study.enqueue_trial(values)
     for _ in range(9):
@@ -140,7 +142,7 @@ def test_what_a_grid_is_given_to_start_with_are_points_of_it() -> None:
 
 
 def rehearsed(space: Space, **sections: Any) -> list[tuple[tuple[str | int, ...], str]]:
-    return list(search.rehearsal_problems(sections, space, 3))
+    return list(samplers.rehearsal_problems(sections, space, 3))
 
 
 @pytest.mark.parametrize(
@@ -175,7 +177,7 @@ def test_an_option_of_another_kind_than_optunas_is_refused(
 
 def test_what_fails_in_a_constructor_is_told_by_its_kind_too() -> None:
     options = {"type": "median", "n_startup_trials": "5"}
-    assert list(search.pruner_problems(options, None, 3)) == [
+    assert list(samplers.pruner_problems(options, None, 3)) == [
         (("n_startup_trials",), "should be a whole number, not '5'")
     ]
     patient = {"type": "patient", "wrapped_pruner": {"type": "successive_halving", "reduction_factor": 3.5}}
@@ -204,13 +206,13 @@ def test_a_rehearsal_finds_nothing_in_what_is_sound(name: str) -> None:
     section = "sampler" if name in SAMPLERS else "pruner"
     options = {"type": name} | OPTIONS[name] | ({"seed": None} if name in SAMPLERS else {})
     assert rehearsed(space_for(name), **{section: options}) == []
-    assert search.sampler({"type": "random", "seed": 2**32 - 1}, space_for("random"), stream=3) is not None
+    assert samplers.sampler({"type": "random", "seed": 2**32 - 1}, space_for("random"), stream=3) is not None
 
 
 def test_a_grid_that_nobody_could_walk_is_refused() -> None:
     space = Space.of(
         {"layers": {"type": "int", "low": 1, "high": 100}, "seed": {"type": "int", "low": 0, "high": 10**12}}
     )
-    assert list(search.sampler_problems("grid", space, 3)) == [
+    assert list(samplers.sampler_problems("grid", space, 3)) == [
         ((), "a grid of 100,000,000,000,100 points; 100,000 are the most: take larger steps")
     ]

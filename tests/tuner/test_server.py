@@ -16,9 +16,9 @@ import psutil
 import psycopg2
 import pytest
 
-from tuner import server
 from tuner.errors import StorageError
-from tuner.server import attached, default_artifacts, default_folder
+from tuner.storage import embedded
+from tuner.storage.embedded import attached, default_artifacts, default_folder
 
 ROOT = os.geteuid() == 0
 as_root = pytest.mark.skipif(not ROOT, reason="needs root")
@@ -26,7 +26,7 @@ as_root = pytest.mark.skipif(not ROOT, reason="needs root")
 CLIENT = """
 import subprocess, sys
 from pathlib import Path
-from tuner.server import attached
+from tuner.storage.embedded import attached
 try:
     with attached(Path(sys.argv[1])) as server:
         for command in sys.argv[2:]:
@@ -317,7 +317,7 @@ def test_a_forked_child_does_not_hold_up_the_others(folder: Path) -> None:
     script = f"""
 import os, signal
 from pathlib import Path
-from tuner.server import attached
+from tuner.storage.embedded import attached
 with attached(Path({str(folder)!r})):
     child = os.fork()
     if child == 0:
@@ -331,7 +331,7 @@ os.kill(child, signal.SIGKILL)
 
 
 def test_the_log_does_not_grow_without_bounds(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "LONGEST_LOG", 100)
+    monkeypatch.setattr(embedded, "LONGEST_LOG", 100)
     for _ in range(2):
         with attached(folder):
             pass
@@ -361,7 +361,7 @@ def test_a_folder_that_cannot_be_made_is_an_error_of_the_user(place: Path) -> No
 
 
 def test_a_platform_without_programs_is_told_to_give_a_server(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "WHEEL", "no_such_wheel")
+    monkeypatch.setattr(embedded, "WHEEL", "no_such_wheel")
     with pytest.raises(StorageError, match="--storage postgresql://user:password@host/database"), attached(folder):
         pass
     assert not folder.exists()
@@ -374,13 +374,13 @@ def test_roots_place_is_the_machines_and_a_users_the_users_own(monkeypatch: pyte
     assert Path.home() in default_artifacts().parents
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     assert default_folder() == Path("/var/lib/textgen-tuner/postgres")
-    monkeypatch.setattr(server, "ROOT_FOLDER", tmp_path / "lib")
+    monkeypatch.setattr(embedded, "ROOT_FOLDER", tmp_path / "lib")
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "home"))
     assert default_artifacts() == tmp_path / "lib" / "artifacts"
     (tmp_path / "home" / "textgen-tuner" / "artifacts").mkdir(parents=True)
     assert default_artifacts() == tmp_path / "home" / "textgen-tuner" / "artifacts"  # where they have been
     umask = os.umask(0o077)
-    server.make_artifacts(tmp_path / "lib" / "artifacts" / "study")
+    embedded.make_artifacts(tmp_path / "lib" / "artifacts" / "study")
     os.umask(umask)
     assert default_artifacts() == tmp_path / "lib" / "artifacts"
     assert (tmp_path / "lib").stat().st_mode & 0o777 == 0o755
@@ -429,14 +429,14 @@ def fitting_interpreter(user: str | int) -> str:
     name = f"python{sys.version_info.major}.{sys.version_info.minor}"
     for path in (sys.executable, f"/usr/bin/{name}", f"/usr/local/bin/{name}"):
         with suppress(OSError):
-            command = [path, "-c", "import psycopg2, tuner.server"]
+            command = [path, "-c", "import psycopg2, tuner.storage.embedded"]
             if subprocess.run(command, user=user, env=packages(), cwd="/", capture_output=True).returncode == 0:
                 return path
     return pytest.skip("no Python here that another user can run")
 
 
 def packages() -> dict[str, str]:
-    project = Path(server.__file__).parents[1]
+    project = Path(embedded.__file__).parents[1]
     return {"PYTHONPATH": f"{project}:{Path(psycopg2.__file__).parents[1]}", "PATH": os.defpath}
 
 
@@ -485,14 +485,14 @@ def test_root_opens_the_folders_it_makes_whatever_the_umask(place: Path) -> None
 
 @as_root
 def test_root_copies_programs_that_lie_in_a_closed_folder(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    closed, wheel = place / "closed", server._installed_programs().parent
+    closed, wheel = place / "closed", embedded._installed_programs().parent
     closed.mkdir(mode=0o700)
     (closed / wheel.parent.name).mkdir(mode=0o700)
-    for path in (wheel, wheel.parents[1] / f"{server.WHEEL}.libs"):
+    for path in (wheel, wheel.parents[1] / f"{embedded.WHEEL}.libs"):
         shutil.copytree(path, closed / path.relative_to(wheel.parents[1]))
     programs = closed / wheel.parent.name / wheel.name / "bin"
-    monkeypatch.setattr(server, "_installed_programs", lambda: programs)
-    monkeypatch.setattr(server, "ROOT_FOLDER", place / "lib")
+    monkeypatch.setattr(embedded, "_installed_programs", lambda: programs)
+    monkeypatch.setattr(embedded, "ROOT_FOLDER", place / "lib")
     write_something(place / "data")
     read_it_again(place / "data")
     assert closed.stat().st_mode & 0o777 == 0o700
@@ -503,7 +503,7 @@ def test_root_copies_programs_that_lie_in_a_closed_folder(place: Path, monkeypat
 def test_root_runs_the_server_as_nobody_where_there_is_no_postgres(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server, "SERVER_USERS", ("no-such-user", "nobody"))
+    monkeypatch.setattr(embedded, "SERVER_USERS", ("no-such-user", "nobody"))
     write_something(folder)
     assert (folder / "cluster").owner() == "nobody"
     monkeypatch.undo()

@@ -11,7 +11,7 @@ from optuna.trial import FixedTrial
 
 from models.config import DECODING, Config
 from models.reader import parse, plain
-from tuner.space import Categorical, Float, Int, Space, chosen_problem, problems_of
+from tuner.study.space import Categorical, Float, Int, Space, chosen_problem, problems_of
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 

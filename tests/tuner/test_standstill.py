@@ -19,20 +19,21 @@ from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 from sqlalchemy.exc import DBAPIError
 
-from tuner import blockage, overview
-from tuner import ledger as books
-from tuner.courier import Courier
-from tuner.ledger import Activity, Claim, Ledger
-from tuner.outages import is_outage
-from tuner.storage import open_storage
-from tuner.study import Study, defined
+from tuner.results import queries
+from tuner.storage import blocking
+from tuner.storage import leases as books
+from tuner.storage.connection import open_storage
+from tuner.storage.leases import Activity, Claim, Ledger
+from tuner.storage.outages import is_outage
+from tuner.study.definition import Study, defined
+from tuner.workers.database_thread import Courier
 
 WORKER = """
 import os, signal, sys, time
 from pathlib import Path
 import optuna, sqlalchemy
 from tuner import ledger as books, storage as storages
-from tuner.courier import Courier
+from tuner.workers.database_thread import Courier
 
 folder, name, action, word = sys.argv[1:]
 storages.PATIENCE["idle_in_transaction_session_timeout"] = "500ms"
@@ -201,16 +202,16 @@ def test_who_keeps_a_study_waiting_is_shown(
     reader: str,
 ) -> None:
     """Also to a role that sees nothing of the statistics of others."""
-    monkeypatch.setattr(blockage, "LONG_SECONDS", 0.0)
+    monkeypatch.setattr(blocking, "LONG_SECONDS", 0.0)
     worker = ours.join(study.study_name, socket.gethostname(), os.getpid(), "cpu", 1)
     ask("do $$ begin create role nosy; exception when duplicate_object then null; end $$")
     ask("grant select on all tables in schema public to nosy")
 
-    def blocked() -> blockage.Blockage | None:
+    def blocked() -> blocking.Blockage | None:
         with storage.engine.connect() as connection:
             connection.execute(sql.text(f"set local role {reader}"))
             workers = [one for _, one in books.living(connection, books.workers.c.study_id == study._study_id)]
-            return blockage.blockages(connection, {study._study_id: workers}).get(study._study_id)
+            return blocking.blockages(connection, {study._study_id: workers}).get(study._study_id)
 
     assert blocked() is None
     with open_storage(None, data_folder) as other:
@@ -220,7 +221,7 @@ def test_who_keeps_a_study_waiting_is_shown(
             while not ask("select count(*) from pg_locks where not granted and waitstart is not null"):
                 assert waiting.is_alive()
             found = blocked()
-            told = str(overview.in_short(storage, study._study_id, defined(study), 5).blocked)
+            told = str(queries.in_short(storage, study._study_id, defined(study), 5).blocked)
         waiting.join(30)
     assert found is not None
     assert (found.worker, found.process, found.host) == (worker, os.getpid(), socket.gethostname())

@@ -26,14 +26,15 @@ from sqlalchemy import event
 from sqlalchemy.exc import OperationalError
 
 from tests.tuner.conftest import complete
-from tuner import overview, status
 from tuner.errors import StudyError
-from tuner.ledger import Ledger
-from tuner.limits import mark
-from tuner.report import current, front, leaderboard, snapshot
-from tuner.study import Study, load_study
-from tuner.tables import failed_lines
-from tuner.watching import AWAY, StudiesWatcher, Watcher
+from tuner.results import queries
+from tuner.results.summary import current, front, leaderboard, snapshot
+from tuner.storage.leases import Ledger
+from tuner.study.definition import Study, load_study
+from tuner.study.limits import mark
+from tuner.watch import status_json
+from tuner.watch.live import AWAY, StudiesWatcher, Watcher
+from tuner.watch.tables import failed_lines
 
 TUNER = Path(sysconfig.get_path("scripts")) / "tuner"
 LEARNING_RATE = {"learning_rate": FloatDistribution(1e-3, 1e-1, log=True)}
@@ -57,11 +58,11 @@ def begun(storage: RDBStorage, small: Callable[..., Study], enter: Callable[[Stu
 
 
 def definition(study: optuna.Study) -> Study:
-    return overview.definition(json.dumps(study.user_attrs["study"]))
+    return queries.definition(json.dumps(study.user_attrs["study"]))
 
 
 def test_a_row_of_all_studies_is_what_the_study_itself_says(storage: RDBStorage, begun: optuna.Study) -> None:
-    (row,) = [row for row in overview.rows(storage) if row.study_id == begun._study_id]
+    (row,) = [row for row in queries.rows(storage) if row.study_id == begun._study_id]
     now = snapshot(storage, begun, definition(begun))
     assert now.best is not None
     assert (row.best, row.best_trial) == (now.best.values[0], now.best.number) == (2.0, 1)
@@ -71,12 +72,12 @@ def test_a_row_of_all_studies_is_what_the_study_itself_says(storage: RDBStorage,
 
 
 def test_a_study_in_short_is_the_study(storage: RDBStorage, begun: optuna.Study) -> None:
-    short = overview.in_short(storage, begun._study_id, definition(begun), 10)
+    short = queries.in_short(storage, begun._study_id, definition(begun), 10)
     whole = snapshot(storage, begun, definition(begun))
     assert (short.counts, short.infeasible, short.best) == (whole.counts, whole.infeasible, whole.best)
     assert leaderboard(short.trials) == leaderboard(whole.trials)
     assert failed_lines(short) == failed_lines(whole)
-    assert len(overview.in_short(storage, begun._study_id, definition(begun), 1).trials) == 2
+    assert len(queries.in_short(storage, begun._study_id, definition(begun), 1).trials) == 2
 
 
 def test_the_front_in_short_is_the_front(
@@ -89,7 +90,7 @@ def test_the_front_in_short_is_the_front(
         if values == (0.5, 0.5):
             mark(trial, {"memory": 0.5})
         complete(found, trial, values)
-    short = overview.in_short(storage, found._study_id, study, 1)
+    short = queries.in_short(storage, found._study_id, study, 1)
     assert [trial.number for trial in short.trials] == [trial.number for trial in front(found.trials)] == [0, 5, 1, 4]
 
 
@@ -100,7 +101,7 @@ def test_all_studies_are_read_without_reading_trials(storage: RDBStorage, begun:
         asked.append(statement)
 
     event.listen(storage.engine, "before_cursor_execute", note)
-    overview.rows(storage)
+    queries.rows(storage)
     event.remove(storage.engine, "before_cursor_execute", note)
     assert len(asked) == 5
     assert not any("intermediate" in statement or "trial_params" in statement for statement in asked)
@@ -110,12 +111,12 @@ def test_confirmations_of_others_are_no_rows(
     storage: RDBStorage, small: Callable[..., Study], enter: Callable[[Study], optuna.Study]
 ) -> None:
     companion = enter(small(2, confirms="another"))
-    assert companion._study_id not in {row.study_id for row in overview.rows(storage)}
-    assert companion._study_id in {row.study_id for row in overview.all_rows(storage)}
+    assert companion._study_id not in {row.study_id for row in queries.rows(storage)}
+    assert companion._study_id in {row.study_id for row in queries.all_rows(storage)}
 
 
 def test_a_study_for_machines(storage: RDBStorage, begun: optuna.Study) -> None:
-    document = json.loads(status.text(status.study_document(storage, begun, definition(begun))))
+    document = json.loads(status_json.text(status_json.study_document(storage, begun, definition(begun))))
     study = document["study"]
     assert document.keys() == {"schema", "time", "reachable", "study"}
     assert study["trials"] == {
@@ -132,8 +133,8 @@ def test_a_study_for_machines(storage: RDBStorage, begun: optuna.Study) -> None:
 
 
 def test_all_studies_for_machines_have_the_same_keys(storage: RDBStorage, begun: optuna.Study) -> None:
-    own = status.study_document(storage, begun, definition(begun))["study"]
-    listed = json.loads(status.text(status.studies_document(storage)))["studies"]
+    own = status_json.study_document(storage, begun, definition(begun))["study"]
+    listed = json.loads(status_json.text(status_json.studies_document(storage)))["studies"]
     (same,) = [one for one in listed if one["name"] == begun.study_name]
     assert own.keys() - same.keys() == {"leaderboard", "confirmation"}
     assert same["best"] == own["best"]
@@ -166,12 +167,12 @@ def test_a_database_that_goes_away_is_waited_for(
         raise OperationalError("SELECT", {}, Exception("gone"))
 
     with monkeypatch.context() as patch:
-        patch.setattr(overview, "in_short", away)
+        patch.setattr(queries, "in_short", away)
         assert [watcher.look(), watcher.look()] == [False, False]
     assert capsys.readouterr().out == f"{AWAY}\n"
     assert watcher.look()
     assert capsys.readouterr().out == "the database is back\n"
-    assert status.away_document().items() >= {"reachable": False, "schema": 1}.items()
+    assert status_json.away_document().items() >= {"reachable": False, "schema": 1}.items()
 
 
 @pytest.fixture
@@ -212,7 +213,7 @@ def test_a_terminal_shows_a_live_table_that_ctrl_c_ends(begun: optuna.Study, env
 
 
 def test_watching_needs_none_of_what_training_needs() -> None:
-    program = "import tuner.status, tuner.watching, tuner.publisher, sys; print(*sys.modules)"
+    program = "import tuner.watch.status_json, tuner.watch.live, tuner.dashboard.publisher, sys; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
     assert not {"torch", "scipy", "plotly", "matplotlib", "pandas"} & set(loaded)
 
@@ -230,8 +231,8 @@ def test_a_study_of_another_version_is_named_and_keeps_no_other_from_being_shown
     later.set_user_attr("study", {**begun.user_attrs["study"], "name": "of a later version", "schema": 99})
     Ledger(storage, later._study_id).open()
     try:
-        assert begun._study_id in {row.study_id for row in overview.rows(storage)}
-        (problem,) = [one for one in overview.unreadable(storage) if one.startswith("study of a later version: ")]
+        assert begun._study_id in {row.study_id for row in queries.rows(storage)}
+        (problem,) = [one for one in queries.unreadable(storage) if one.startswith("study of a later version: ")]
         assert "schema" in problem
     finally:
         optuna.delete_study(study_name="of a later version", storage=storage)
@@ -247,10 +248,14 @@ def test_a_study_that_is_renamed_or_deleted_while_it_is_watched(
         connection.execute(named, {"name": "a/b", "study": found._study_id})  # no file could be called so
     watcher.look()
     assert f"study {study.name} is now called a/b" in capsys.readouterr().out
-    assert "a/b" in [row.study.name for row in overview.rows(storage)]
-    assert status.study_document(storage, found, study)["study"]["name"] == "a/b"
+    assert "a/b" in [row.study.name for row in queries.rows(storage)]
+    assert status_json.study_document(storage, found, study)["study"]["name"] == "a/b"
     optuna.delete_study(study_name="a/b", storage=storage)
-    for look in (watcher.look, lambda: status.study_document(storage, found, study), lambda: current(storage, found)):
+    for look in (
+        watcher.look,
+        lambda: status_json.study_document(storage, found, study),
+        lambda: current(storage, found),
+    ):
         with pytest.raises(StudyError, match="the study was deleted"):
             look()
 
@@ -263,8 +268,8 @@ def test_a_study_that_others_made_is_nobodys_trouble(
     for name, value in attributes.items():
         other.set_user_attr(name, value)
     try:
-        assert begun.study_name in [row.study.name for row in overview.rows(storage)]
-        overview.unreadable(storage)
+        assert begun.study_name in [row.study.name for row in queries.rows(storage)]
+        queries.unreadable(storage)
         with pytest.raises(StudyError, match="was not made by the tuner"):
             load_study(storage, other.study_name)
     finally:

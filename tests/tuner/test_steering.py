@@ -11,10 +11,11 @@ from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 
 from models.config import Config
-from tuner import courier, steering
+from tuner.control import steering
 from tuner.errors import StudyError
-from tuner.ledger import Ledger
-from tuner.study import Study
+from tuner.storage.leases import Ledger
+from tuner.study.definition import Study
+from tuner.workers import database_thread
 
 Small = Callable[..., Study]
 Enter = Callable[[Study], optuna.Study]
@@ -22,7 +23,7 @@ Enter = Callable[[Study], optuna.Study]
 
 @pytest.fixture(autouse=True)
 def _quick_beat(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(courier, "BEAT_SECONDS", 0.01)
+    monkeypatch.setattr(database_thread, "BEAT_SECONDS", 0.01)
 
 
 def test_a_pause_frees_the_trial_in_the_middle_and_resume_goes_on_with_it(

@@ -18,10 +18,10 @@ import psycopg2
 import pytest
 import sqlalchemy
 
-from tuner import storage
 from tuner.errors import StorageError
-from tuner.server import attached, default_folder
-from tuner.storage import describe, hide_password, open_storage
+from tuner.storage import connection as storage
+from tuner.storage.connection import describe, hide_password, open_storage
+from tuner.storage.embedded import attached, default_folder
 
 SECRET = "p@s:s/w{o}rd%?#"  # every sign that means something in a URL
 
@@ -101,7 +101,7 @@ def test_eight_processes_open_a_fresh_database_at_once(server: Server, database:
     """Without the lock about two in three of them fail."""
     script = """if True:
         import sys
-        from tuner.storage import open_storage
+        from tuner.storage.connection import open_storage
         print("ready", flush=True)
         sys.stdin.readline()
         with open_storage(sys.argv[1]) as storage:
@@ -278,7 +278,7 @@ def test_the_storage_is_described_for_a_person() -> None:
 
 
 def test_opening_a_storage_does_not_import_torch() -> None:
-    code = "import sys, tuner.storage; sys.exit('torch' in sys.modules)"
+    code = "import sys, tuner.storage.connection; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 

@@ -14,8 +14,8 @@ from models.config import Config
 from models.errors import ConfigError
 from models.reader import dump
 from models.runs.run import read_recipe
-from tuner.search import PRUNERS, SAMPLERS
-from tuner.study import Study, differences, parse_study, read_study, stored_study
+from tuner.study.definition import Study, differences, parse_study, read_study, stored_study
+from tuner.study.samplers import PRUNERS, SAMPLERS
 
 # As design/house.md has it.
 HOUSE = """\

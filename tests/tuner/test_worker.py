@@ -33,21 +33,25 @@ from models.text.corpus import load_corpus
 from models.training import loop as training
 from models.training.failures import OutOfMemoryInCapture
 from models.training.loop import Diverged, Training, train
-from tuner import courier, entry, launchers, objective, search, server, worker
-from tuner import ledger as books
-from tuner import objective as objectives
-from tuner.artifacts import Artifacts
+from tuner.artifacts.store import Artifacts
+from tuner.control import create
 from tuner.errors import LostDeviceError, StorageError, StudyError, WorkerError
-from tuner.export import chosen_trial, exported
-from tuner.ledger import Counts, Ledger
-from tuner.lifeline import Lifeline
-from tuner.notes import shown, trial_note
-from tuner.objective import Objective, Outcome
-from tuner.plots import quality_and_diversity
-from tuner.report import current, front
-from tuner.storage import open_storage
-from tuner.study import Study
-from tuner.worker import KEPT, Worker, load_study, work
+from tuner.results.export import chosen_trial, exported
+from tuner.results.summary import current, front
+from tuner.storage import embedded
+from tuner.storage import leases as books
+from tuner.storage.connection import open_storage
+from tuner.storage.leases import Counts, Ledger
+from tuner.study import samplers
+from tuner.study.definition import Study
+from tuner.trials import objective
+from tuner.trials import objective as objectives
+from tuner.trials.objective import Objective, Outcome
+from tuner.watch.notes import shown, trial_note
+from tuner.watch.plots import quality_and_diversity
+from tuner.workers import database_thread, processes, worker
+from tuner.workers.supervisor_watch import Lifeline
+from tuner.workers.worker import KEPT, Worker, load_study, work
 
 COMPLETE, PRUNED, FAIL = TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL
 Enter = Callable[[Study], optuna.Study]
@@ -212,7 +216,7 @@ def test_eight_workers_finish_exactly_as_many_trials_as_they_should(
     assert Ledger(storage, found._study_id).alive() == []
 
 
-@pytest.mark.parametrize("name", search.SAMPLERS)
+@pytest.mark.parametrize("name", samplers.SAMPLERS)
 def test_every_sampler_works_off_a_study(crew: Any, small: Small, enter: Enter, storage: RDBStorage, name: str) -> None:
     parameters = {
         "learning_rate": {"type": "float", "low": 0.25, "high": 1.0, "step": 0.25},
@@ -229,7 +233,7 @@ def test_every_sampler_works_off_a_study(crew: Any, small: Small, enter: Enter, 
     assert crew.said == []
 
 
-@pytest.mark.parametrize("name", search.PRUNERS)
+@pytest.mark.parametrize("name", samplers.PRUNERS)
 def test_every_pruner_works_off_a_study(crew: Any, small: Small, enter: Enter, storage: RDBStorage, name: str) -> None:
     options = {"threshold": {"upper": 1.5}, "median": {"n_startup_trials": 1}}.get(name, {})
     study = small(8, pruner={"type": name} | options)
@@ -380,7 +384,7 @@ def test_an_error_that_takes_the_gpu_away_ends_the_process_and_not_ten_trials(
 
     with pytest.raises(LostDeviceError, match=r"nothing more on its GPU \(.*\)$") as caught:
         crew.work(study, fail_from_the_fourth)
-    assert caught.value.exit_code not in launchers.FINAL_CODES
+    assert caught.value.exit_code not in processes.FINAL_CODES
     assert counts(found, storage) == Counts(complete=3, waiting=1)
     assert found.trials[3].user_attrs["crashes"] == 1
     assert Ledger(storage, found._study_id).alive() == []
@@ -700,10 +704,10 @@ def test_a_full_disk_costs_checkpoints_and_weights_and_not_the_trial(
 @pytest.mark.parametrize(
     ("place", "said"),
     [
-        ("tuner.objective.decode", "no texts were written (RuntimeError: broken); calibrated without"),
-        ("tuner.objective.write_start", "the weights of trial 0 are not kept: broken ("),
-        ("tuner.artifacts.Artifacts.attach", "the samples of trial 0 are not kept for the dashboard: broken"),
-        ("tuner.objective.parameter_count", None),
+        ("tuner.trials.objective.decode", "no texts were written (RuntimeError: broken); calibrated without"),
+        ("tuner.trials.objective.write_start", "the weights of trial 0 are not kept: broken ("),
+        ("tuner.artifacts.store.Artifacts.attach", "the samples of trial 0 are not kept for the dashboard: broken"),
+        ("tuner.trials.objective.parameter_count", None),
     ],
 )
 def test_nothing_that_breaks_after_training_costs_a_trial_its_value(
@@ -720,7 +724,7 @@ def test_nothing_that_breaks_after_training_costs_a_trial_its_value(
     assert (trial.state, trial.user_attrs["attempts"]) == (COMPLETE, 1)
     assert curve(trial) == uninterrupted
     assert [line.startswith(said or "") for line in crew.said] == [True] * (said is not None)
-    assert (Artifacts(tmp_path).fetch_run(0) is None) == (place == "tuner.objective.write_start")
+    assert (Artifacts(tmp_path).fetch_run(0) is None) == (place == "tuner.trials.objective.write_start")
 
 
 def steal(storage: RDBStorage, found: optuna.Study, worker_id: str) -> None:
@@ -759,7 +763,7 @@ def test_a_worker_whose_trial_was_taken_over_stops_it_and_writes_nothing(
 def test_a_takeover_is_noticed_by_the_next_beat(
     crew: Any, small: Small, enter: Enter, storage: RDBStorage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(courier, "BEAT_SECONDS", 0.01)
+    monkeypatch.setattr(database_thread, "BEAT_SECONDS", 0.01)
     study = small(1)
     found = enter(study)
     looks: list[int] = []
@@ -824,7 +828,7 @@ def test_a_worker_asked_to_stop_whose_trial_is_gone_leaves_quietly(
 def test_workers_leave_when_their_supervisor_is_gone(
     crew: Any, small: Small, enter: Enter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(courier, "BEAT_SECONDS", 0.01)
+    monkeypatch.setattr(database_thread, "BEAT_SECONDS", 0.01)
     study = small(1)
     found = enter(study)
 
@@ -844,7 +848,7 @@ def test_workers_leave_when_their_supervisor_is_gone(
 def test_a_study_that_is_stopped_or_has_spent_its_hours_ends_in_the_middle_of_a_trial(
     crew: Any, small: Small, enter: Enter, storage: RDBStorage, monkeypatch: pytest.MonkeyPatch, end: str
 ) -> None:
-    monkeypatch.setattr(courier, "BEAT_SECONDS", 0.01)
+    monkeypatch.setattr(database_thread, "BEAT_SECONDS", 0.01)
     study = small(None, budget={"hours": 1})
     found = enter(study)
     ledger = Ledger(storage, found._study_id)
@@ -871,7 +875,7 @@ def test_a_study_that_is_stopped_or_has_spent_its_hours_ends_in_the_middle_of_a_
 def test_a_paused_study_goes_on_when_it_is_told_to(
     crew: Any, small: Small, enter: Enter, storage: RDBStorage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(courier, "BEAT_SECONDS", 0.01)
+    monkeypatch.setattr(database_thread, "BEAT_SECONDS", 0.01)
     study = small(3)
     found = enter(study)
     ledger = Ledger(storage, found._study_id)
@@ -911,7 +915,7 @@ def test_an_outage_at_any_moment_loses_no_trial_and_no_value(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Every call to the database fails once before and once after its work is done."""
-    monkeypatch.setattr(courier, "BEAT_SECONDS", 0.05)
+    monkeypatch.setattr(database_thread, "BEAT_SECONDS", 0.05)
     study = small(4, pruner="none")
     found = enter(study)
     failures = iter([0, 1, 0, 1])
@@ -946,7 +950,7 @@ def test_training_goes_on_while_the_database_is_away(
     crew: Any, small: Small, enter: Enter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(worker, "ANSWER_SECONDS", 0.01)
-    monkeypatch.setattr(courier, "BEAT_SECONDS", 0.05)
+    monkeypatch.setattr(database_thread, "BEAT_SECONDS", 0.05)
     study = small(1, pruner="none")
     found = enter(study)
     trained = threading.Event()
@@ -992,7 +996,7 @@ def test_a_database_that_stays_away_ends_a_worker_in_words(
 def test_a_worker_says_where_it_is_and_how_far(
     crew: Any, small: Small, enter: Enter, storage: RDBStorage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(courier, "BEAT_SECONDS", 0.01)
+    monkeypatch.setattr(database_thread, "BEAT_SECONDS", 0.01)
     study = small(1)
     found = enter(study)
     ledger = Ledger(storage, found._study_id)
@@ -1099,13 +1103,13 @@ def test_workers_take_turns_on_a_server_that_has_no_connection_left(
     """Of ten, three are for administrators: fewer than eight workers would like, who take two each at times."""
     from tests.tuner.conftest import Crew
 
-    monkeypatch.setitem(server.SETTINGS, "max_connections", "10")
-    monkeypatch.setattr("tuner.worker.POLL_SECONDS", 0.01)
+    monkeypatch.setitem(embedded.SETTINGS, "max_connections", "10")
+    monkeypatch.setattr("tuner.workers.worker.POLL_SECONDS", 0.01)
     place = Path(tempfile.mkdtemp(prefix="crowded-", dir="/tmp"))
     place.chmod(0o755)
     study = small(12)
     with open_storage(None, place / "data") as opened:
-        found = entry.enter(opened, study)
+        found = create.enter(opened, study)
         Crew(place / "data", tmp_path).work(study, by_learning_rate, workers=8)
         states = [trial.state for trial in found.get_trials()]
     shutil.rmtree(place)
@@ -1147,7 +1151,7 @@ def test_a_study_that_is_deleted_ends_its_workers_and_leaves_no_line(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Whatever its workers do meanwhile; as anybody may in Optuna's dashboard."""
-    monkeypatch.setattr("tuner.courier.BEAT_SECONDS", 0.05)
+    monkeypatch.setattr("tuner.workers.database_thread.BEAT_SECONDS", 0.05)
     found = enter(study := small(6))
 
     def delete(number: int, config: Config, rung: int) -> float:

@@ -1,0 +1,1 @@
+"""Checkpoints and weights: where they are kept and what they are called."""

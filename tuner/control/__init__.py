@@ -1,0 +1,1 @@
+"""Creating studies and steering them while they run."""

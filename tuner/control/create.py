@@ -1,0 +1,115 @@
+"""How a study enters the database: its generators and its text are there, and nothing has changed since it began."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import optuna
+from optuna.storages import RDBStorage
+from optuna.study import StudyDirection
+
+from models.config import Config, flat
+from models.text.corpus import load_corpus, require_room
+from tuner.control.steering import queue
+from tuner.errors import StudyError
+from tuner.storage.leases import RUNNING, Ledger, make_tables, transaction
+from tuner.storage.ownership import owner_of
+from tuner.study.definition import Study, defined, differences, is_ours
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from models.text.corpus import EncodedCorpus
+
+
+def enter(storage: RDBStorage, study: Study, say: Callable[[str], None] = lambda text: None) -> optuna.Study:
+    """Creates the study, or finds it and requires that neither its file nor its corpus has changed.
+
+    `say` is told how far a long encoding of the text is, and which files of a folder were read. Raises StudyError,
+    ConfigError or CorpusError.
+    """
+    corpus = require_sound(study, say)
+    make_tables(storage.engine)
+    with transaction(storage):  # a study that is half there could never be entered again
+        return _entered(storage, study, corpus.fingerprint)
+
+
+def _entered(storage: RDBStorage, study: Study, fingerprint: str) -> optuna.Study:
+    directions = [StudyDirection.MINIMIZE] * len(study.objectives)
+    found = optuna.create_study(study_name=study.name, storage=storage, directions=directions, load_if_exists=True)
+    _require_same(found, study, fingerprint)
+    owner_of(found)
+    ledger = Ledger(storage, found._study_id)
+    if ledger.open():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            found.set_metric_names(study.objectives)  # what the dashboard writes at its axes
+        for values in study.start:
+            queue(found, flat(values), {"start": True})
+    ledger.set_state(RUNNING)
+    found.set_user_attr("fingerprint", fingerprint)
+    found.set_user_attr("study", study.stored())
+    return found
+
+
+def require_unchanged(storage: RDBStorage, study: Study, fingerprint: str) -> None:
+    """Raises StudyError when another study of that name is in the database, as `enter` would; writes nothing."""
+    if study.name in optuna.get_all_study_names(storage):
+        _require_same(optuna.load_study(study_name=study.name, storage=storage), study, fingerprint)
+
+
+def _require_same(found: optuna.Study, study: Study, fingerprint: str) -> None:
+    before, directions = found.user_attrs.get("study"), [StudyDirection.MINIMIZE] * len(study.objectives)
+    fresh = before is None and found.directions == directions and not found.get_trials(deepcopy=False)
+    if not fresh and not is_ours(found.user_attrs):
+        raise StudyError(f"study {study.name} in this database was not made by the tuner; give yours another name")
+    changes = differences(defined(found), study) if before else []
+    if found.user_attrs.get("fingerprint", fingerprint) != fingerprint:
+        changes.append(f"the text of the corpus: was {found.user_attrs['fingerprint']}, is {fingerprint}")
+    if changes:
+        raise StudyError(
+            f"study {study.name} exists in the database and has changed since:\n  "
+            + "\n  ".join(changes)
+            + "\nGive the changed study another name, or change it back; only its budget may change."
+        )
+
+
+def require_sound(study: Study, say: Callable[[str], None] = lambda text: None) -> EncodedCorpus:
+    """Returns the study's text; raises ConfigError or CorpusError when it or a generator is not as it should be."""
+    own = {name: study.space.examples(name) for name in study.space.own_architectures}
+    for name, examples in own.items():
+        _require_classes(name, examples)
+    corpus = _corpus(study, say)
+    if corpus.files:
+        say(f"corpus {corpus.name}: {corpus.files}")
+    for examples in own.values():
+        _rehearse(examples, corpus.tokenizer.vocabulary_size)
+    return corpus
+
+
+def _require_classes(name: str, examples: Sequence[Config]) -> None:
+    """Raises ConfigError when a class of the user's own is not there or takes other parameters; imports torch."""
+    from models.nn.custom import own_class, require_takes
+
+    found = own_class(name)
+    for config in examples:
+        require_takes(found, name, config.own)
+
+
+def _rehearse(examples: Sequence[Config], vocabulary_size: int) -> None:
+    from models.runs.rehearsal import rehearse
+
+    for config in examples:
+        rehearse(config, vocabulary_size)
+
+
+def _corpus(study: Study, say: Callable[[str], None]) -> EncodedCorpus:
+    """Reads the study's corpus in every tokenizer of the search, and requires room in it for the largest batch."""
+    space = study.space
+    searched = space.searched.get("tokenizer")
+    for tokenizer in searched.values() if searched else [space.fixed.get("tokenizer", Config().tokenizer)]:
+        corpus = load_corpus(study.corpus, str(tokenizer), space.largest("vocabulary_size"), say=say)
+        require_room(corpus, space.largest("batch_size"), space.largest("sequence_length"))
+    return corpus

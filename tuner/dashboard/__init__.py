@@ -1,0 +1,1 @@
+"""The dashboard: Optuna's behind a login, with pages of our own."""

@@ -1,0 +1,179 @@
+"""What a study has come to: status, leaderboard, progress."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import optuna
+from optuna.storages import RDBStorage
+from optuna.trial import FrozenTrial, TrialState
+
+from tuner.errors import StudyError
+from tuner.storage.blocking import Blockage
+from tuner.storage.leases import RUNNING, Counts, Ledger, Worker
+from tuner.study.definition import Study, defined
+from tuner.study.facts import is_result, is_told
+
+NO_WORKER = "no worker wrote this end"
+"""What is said of a trial that was ended from outside, as by Optuna's `tell`: it is no result."""
+
+LONGEST_SECONDS = 1e12
+"""The longest time that is shown, some 30,000 years: a budget may be any number."""
+
+FAILED_SHOWN = 5
+"""Failed trials that are named without being asked for."""
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How far a study is, as its books say."""
+
+    study: Study
+    counts: Counts
+    workers: list[Worker]
+    active_seconds: float
+    state: str = RUNNING
+    blocked: Blockage | None = None
+    told: int = 0
+    """Trials that are complete though no worker wrote so."""
+
+    @property
+    def spent(self) -> float:
+        """The part of the budget that is spent, 0 to 1."""
+        parts = [0.0]
+        if self.study.trials is not None:
+            parts.append(self.counts.finished / self.study.trials)
+        if self.study.budget.hours is not None:
+            parts.append(self.active_seconds / (3600 * self.study.budget.hours))
+        return min(max(parts), 1.0)
+
+    @property
+    def condition(self) -> str:
+        """In one word, what the study is doing."""
+        if self.spent >= 1:
+            return "finished"
+        return self.state if self.workers or self.state != RUNNING else "no worker"
+
+    @property
+    def seconds_left(self) -> float | None:
+        """A guess from how the budget was spent so far; None before anything was, when all is, or nobody works."""
+        if self.state != RUNNING or not self.workers:
+            return None
+        return self.active_seconds * (1 - self.spent) / self.spent if 0 < self.spent < 1 else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Snapshot(Standing):
+    """A study at one moment, with its trials."""
+
+    best: FrozenTrial | None
+    trials: list[FrozenTrial]
+    infeasible: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row(Standing):
+    """A study at one moment, as one row among all studies."""
+
+    study_id: int
+    confirmation: dict[str, Any] | None = None
+    best: float | None
+    best_trial: int | None
+
+
+def snapshot(storage: RDBStorage, optuna_study: optuna.Study, study: Study) -> Snapshot:
+    """Reads the study's state; finished trials are read from the database once."""
+    ledger = Ledger(storage, optuna_study._study_id)
+    trials = optuna_study.get_trials(deepcopy=False)
+    board, told = leaderboard(trials), sum(map(is_told, trials))
+    return Snapshot(
+        study,
+        ledger.counts(),
+        ledger.alive(),
+        ledger.active_seconds(),
+        ledger.state(),
+        best=board[0] if board else None,
+        trials=trials,
+        infeasible=sum(trial.state == TrialState.COMPLETE for trial in trials) - told - len(board),
+        told=told,
+    )
+
+
+def current(storage: RDBStorage, optuna_study: optuna.Study) -> Snapshot:
+    """Reads the study's state, and its definition too: its budget and its name may have been changed since.
+
+    Raises Gone when it was deleted.
+    """
+    optuna_study.study_name = Ledger(storage, optuna_study._study_id).name()
+    return snapshot(storage, optuna_study, defined(optuna_study))
+
+
+def leaderboard(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
+    """Returns the trials that workers completed and that keep the study's limits, the best one first."""
+    good = [trial for trial in trials if is_result(trial) and is_feasible(trial)]
+    return sorted(good, key=lambda trial: (quality(trial), trial.number))
+
+
+def is_feasible(trial: FrozenTrial) -> bool:
+    """Whether a trial keeps the study's limits, as far as anybody found out."""
+    return not excess(trial)
+
+
+def excess(trial: FrozenTrial) -> dict[str, float]:
+    """Returns by how much of itself each limit is exceeded (`limits.mark`), those that are."""
+    return {name: by for name, by in trial.constraints.items() if isinstance(by, int | float) and by > 0}
+
+
+def require_board(trials: Sequence[FrozenTrial], study_name: str) -> list[FrozenTrial]:
+    """Returns the leaderboard. Raises StudyError when nothing is on it."""
+    board = leaderboard(trials)
+    if board:
+        return board
+    complete = sum(map(is_result, trials))
+    if complete:
+        raise StudyError(
+            f"study {study_name} has {counted(complete, 'completed trial')}, but none that keeps its limits; "
+            f"raise them in a study of another name, or export one all the same with --trial"
+        )
+    told = sum(map(is_told, trials))
+    if told:
+        raise StudyError(
+            f"study {study_name} has no completed trial: no worker wrote the end of {counted(told, 'trial')}"
+        )
+    raise StudyError(f"study {study_name} has no completed trial yet; look again with `tuner status`")
+
+
+def quality(trial: FrozenTrial) -> float:
+    """Returns the bits per byte of a completed trial, whatever else it is compared by."""
+    assert trial.values is not None
+    return float(trial.values[0])
+
+
+def numbered(trials: list[FrozenTrial], wanted: int, study_name: str) -> FrozenTrial:
+    """Returns the trial of that number. Raises StudyError."""
+    if 0 <= wanted < len(trials):
+        return trials[wanted]
+    there = f"it has 0 to {len(trials) - 1}" if trials else "it has none yet"
+    raise StudyError(f"study {study_name} has no trial {wanted}; {there}")
+
+
+def front(trials: list[FrozenTrial]) -> list[FrozenTrial]:
+    """Returns the trials of the leaderboard to which none is better in one objective and no worse in the others."""
+    best: list[FrozenTrial] = []  # of two objectives: the lower the first, the earlier; so the second must fall
+    for trial in sorted(leaderboard(trials), key=lambda one: (one.values, one.number)):
+        if not best or trial.values[-1] < best[-1].values[-1] or trial.values == best[-1].values:
+            best.append(trial)
+    return best
+
+
+def counted(number: int, what: str) -> str:
+    """Returns a number of things, as in 1 trial, 2 trials."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as h:mm:ss."""
+    return str(timedelta(seconds=round(min(seconds, LONGEST_SECONDS))))

@@ -1,0 +1,1 @@
+"""The database: connections, the embedded PostgreSQL, leases, roles."""

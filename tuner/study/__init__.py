@@ -1,0 +1,1 @@
+"""Study files: the definition, the search space, samplers, pruners, limits."""

@@ -1,0 +1,1 @@
+"""One trial: objective, checkpoints, decoding, provenance."""

@@ -1,0 +1,57 @@
+"""The checkpoints of a trial, one for each attempt."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from models.training.loop import Training
+from tuner.artifacts.store import Artifacts
+
+
+class Checkpoints:
+    """The checkpoints of one trial, each attempt with a file of its own, so that no worker spoils another's."""
+
+    def __init__(self, artifacts: Artifacts, number: int, attempt: int, warn: Callable[[str], None]) -> None:
+        self.artifacts, self.number, self.attempt, self.warn = artifacts, number, attempt, warn
+        self.saved = time.monotonic()
+
+    def newest_first(self) -> list[Path]:
+        """Returns the files of earlier attempts, which a training may go on from; what they left half written goes."""
+        found = []
+        for attempt in range(self.attempt - 1, 0, -1):
+            try:
+                self.artifacts.remove_drafts(self._name(attempt))
+                self.artifacts.fetch(self._name(attempt))
+            except OSError as error:
+                self.warn(f"a checkpoint of trial {self.number} cannot be read: {error.strerror}")
+            path = self.artifacts.folder / self._name(attempt)
+            found += [path] if path.exists() else []
+        return found
+
+    @property
+    def age(self) -> float:
+        """Seconds since the last checkpoint, or since the attempt began."""
+        return time.monotonic() - self.saved
+
+    def save(self, training: Training) -> None:
+        """Saves a checkpoint; a full disk is no reason to stop, the one before stays."""
+        path = self.artifacts.folder / self._name(self.attempt)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            training.save(path)
+            self.artifacts.share(self._name(self.attempt))
+        except OSError as error:
+            self.warn(f"no checkpoint of trial {self.number}: {error.strerror} ({path.parent}); training goes on")
+        self.saved = time.monotonic()
+
+    def delete(self) -> None:
+        """Deletes them all; one that cannot be reached is left where it is."""
+        for attempt in range(1, self.attempt + 1):
+            with suppress(OSError):
+                self.artifacts.remove(self._name(attempt))
+
+    def _name(self, attempt: int) -> str:
+        return f"checkpoints/trial-{self.number}.{attempt}.safetensors"

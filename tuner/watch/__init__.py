@@ -1,0 +1,1 @@
+"""Views of a study: terminal, JSON, figures, report, notes, Prometheus."""

@@ -1,0 +1,171 @@
+"""Shows studies while they run: a live view in a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self
+
+import optuna
+from optuna.storages import RDBStorage
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.text import Text
+
+from models.safe_text import terminal
+from tuner.results import queries
+from tuner.results.confirmation import lines
+from tuner.results.summary import Row, Snapshot, duration, quality
+from tuner.storage.leases import RUNNING
+from tuner.storage.outages import is_outage
+from tuner.study.definition import Study
+from tuner.watch import tables
+from tuner.watch.tables import configured, described, progress
+
+PLAIN_SECONDS = 30.0
+"""How often plain output says how far a study is, when no trial ends."""
+
+BOARD_ROWS = 5
+"""Trials on a board, unless there are two objectives."""
+
+REFRESH_SECONDS = 2.0
+"""How often somebody who only watches looks again."""
+
+AWAY = "the database is away; waiting for it"
+
+
+class View:
+    """What is looked at again and again, and goes on when the database was away."""
+
+    def __init__(self, transient: bool) -> None:
+        self.console = Console(highlight=False, markup=False, emoji=False)
+        self.live = Live(console=self.console, auto_refresh=False, transient=transient)
+        self.is_live = self.console.is_terminal and not self.console.is_dumb_terminal
+        self.away = False
+
+    def __enter__(self) -> Self:
+        if self.is_live:
+            self.live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.is_live:
+            self.live.stop()
+
+    def say(self, text: str) -> None:
+        """Prints a line above the live view."""
+        self.console.print(terminal.lines(text), soft_wrap=True)
+
+    def look(self) -> bool:
+        """Looks once and shows what is there; returns False when the database is away."""
+        there = survives_outages(self.show)
+        if there is self.away:
+            self.away = not there
+            self.say("the database is back" if there else AWAY)
+        return there
+
+    def show(self) -> None:
+        """Reads what is watched and shows it."""
+        raise NotImplementedError
+
+
+class Watcher(View):
+    """Looks at a study now and then and says what is new; with a `board`, shows the best trials, too."""
+
+    def __init__(self, storage: RDBStorage, found: optuna.Study, study: Study, board: bool = False) -> None:
+        super().__init__(transient=not board)
+        self.storage, self.found, self.study, self.board = storage, found, study, board
+        self.told = queries.ended(storage, found._study_id)
+        self.spoke = -PLAIN_SECONDS if board else time.monotonic()
+        self.state = RUNNING
+
+    def show(self) -> None:
+        now = queries.in_short(self.storage, self.found._study_id, self.study, BOARD_ROWS)
+        if now.study.name != self.study.name:
+            self.say(f"study {self.study.name} is now called {now.study.name}")
+            self.study, self.found.study_name = now.study, now.study.name
+        self._tell_finished(now)
+        if now.state != self.state:
+            self.state = now.state
+            self.say(f"the study is {now.state}")
+        if self.is_live:
+            self.live.update(self._view(now), refresh=True)
+        elif time.monotonic() - self.spoke > PLAIN_SECONDS:
+            self.say(_line(now))
+            self.spoke = time.monotonic()
+
+    def _view(self, now: Snapshot) -> RenderableType:
+        return Group(progress(now), Text(""), *details(self.found, now)) if self.board else progress(now)
+
+    def _tell_finished(self, now: Snapshot) -> None:
+        fresh = queries.ended(self.storage, self.found._study_id) - self.told
+        trials = [self.storage.get_trial(trial_id) for trial_id in fresh]
+        self.told |= fresh
+        for trial in sorted(trials, key=lambda one: (one.datetime_complete is None, one.datetime_complete)):
+            self.say(described(trial, self.study, now.best))
+            self.spoke = time.monotonic()
+
+
+class StudiesWatcher(View):
+    """Looks at all studies now and then; where there is no terminal, prints those that have changed."""
+
+    def __init__(self, storage: RDBStorage) -> None:
+        super().__init__(transient=False)
+        self.storage = storage
+        self.told: dict[str, str] = {}
+
+    def show(self) -> None:
+        rows = queries.rows(self.storage)
+        if self.is_live:
+            self.live.update(tables.studies_table(rows), refresh=True)
+            return
+        for row in rows:
+            told = _row_line(row)
+            if self.told.get(row.study.name) != told:
+                self.told[row.study.name] = told
+                self.say(told)
+
+
+def details(found: optuna.Study, now: Snapshot) -> list[RenderableType]:
+    """What is shown of a study below its progress: its best trials and what a confirmation found."""
+    confirmed = found.user_attrs.get("confirmation")
+    found_out = [] if confirmed is None else [Text("\n" + terminal.lines("\n".join(lines(confirmed))))]
+    return [tables.leaderboard_table(now), *found_out]
+
+
+def survives_outages(look: Callable[[], object]) -> bool:
+    """Looks once; returns False when the database is away."""
+    try:
+        look()
+    except Exception as error:
+        if not is_outage(error):
+            raise
+        return False
+    return True
+
+
+def follow(look: Callable[[], object], requested: threading.Event) -> None:
+    """Looks again and again until that is no longer wanted."""
+    while not requested.is_set():
+        look()
+        requested.wait(REFRESH_SECONDS)
+
+
+def _line(now: Snapshot) -> str:
+    total = "" if now.study.trials is None else f"/{now.study.trials}"
+    left = "" if now.seconds_left is None else f", about {duration(now.seconds_left)} left"
+    best = ""
+    if now.best is not None:
+        best = f", best {quality(now.best):.4f} ({configured(now.best)})"
+    return f"{now.counts.finished}{total} trials finished, {len(now.workers)} workers{left}{best}"
+
+
+def _row_line(row: Row) -> str:
+    total = "" if row.study.trials is None else f"/{row.study.trials}"
+    best = "" if row.best is None else f", best {row.best:.4f} in trial {row.best_trial}"
+    finished = f"{row.counts.finished}{total} trials finished, {row.counts.fail} failed"
+    return f"{row.study.name}: {row.condition}, {finished}, {len(row.workers)} workers{best}"

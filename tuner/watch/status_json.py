@@ -1,0 +1,114 @@
+"""The state of studies for machines: JSON with stable keys, in which there is no NaN and no infinity."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import Any
+
+import optuna
+from optuna.storages import RDBStorage
+from optuna.trial import FrozenTrial
+
+from tuner.results import queries
+from tuner.results.summary import Row, Snapshot, Standing, front, leaderboard, quality
+from tuner.storage.leases import Worker
+from tuner.study.definition import Study
+
+SCHEMA = 1
+BOARD = 10
+"""Trials on the leaderboard of a document; with two objectives, all of the Pareto front."""
+
+Document = dict[str, Any]
+
+
+def studies_document(storage: RDBStorage) -> Document:
+    """Returns all studies of the tuner, but for confirmations."""
+    return _headed({"studies": [_row(row) for row in queries.rows(storage)]})
+
+
+def study_document(storage: RDBStorage, found: optuna.Study, study: Study) -> Document:
+    """Returns one study, with its best trials and what its last confirmation found."""
+    now = queries.in_short(storage, found._study_id, study, BOARD)
+    confirmation = found.user_attrs.get("confirmation")
+    means = {one["trial"]: one["mean"] for one in (confirmation or {"candidates": []})["candidates"]}
+    board = front(now.trials) if len(study.objectives) > 1 else leaderboard(now.trials)[:BOARD]
+    more = {"leaderboard": [_trial(one, means) for one in board], "confirmation": confirmation}
+    return _headed({"study": _study(now) | more})
+
+
+def away_document() -> Document:
+    """Returns what there is to say while the database cannot be reached."""
+    return _headed({}) | {"reachable": False}
+
+
+def text(document: Document) -> str:
+    """Returns a document as one line; raises ValueError if there were a NaN in it."""
+    return json.dumps(document, allow_nan=False)
+
+
+def _headed(content: Document) -> Document:
+    moment = datetime.now(UTC).isoformat(timespec="seconds")
+    return {"schema": SCHEMA, "time": moment, "reachable": True, **_finite(content)}
+
+
+def _row(row: Row) -> Document:
+    return _standing(row) | {"best": None if row.best is None else {"trial": row.best_trial, "value": row.best}}
+
+
+def _study(now: Snapshot) -> Document:
+    document = _standing(now)
+    document["trials"]["infeasible"] = now.infeasible
+    best = None if now.best is None else {"trial": now.best.number, "value": quality(now.best)}
+    return document | {"best": best}
+
+
+def _standing(now: Standing) -> Document:
+    counts = asdict(now.counts)
+    failed = counts.pop("fail")
+    return {
+        "name": now.study.name,
+        "state": now.state,
+        "condition": now.condition,
+        "objectives": now.study.objectives,
+        "trials": {
+            "finished": now.counts.finished,
+            "budget": now.study.trials,
+            **counts,
+            "failed": failed,
+            "ended_by_no_worker": now.told,
+        },
+        "hours": {"spent": now.active_seconds / 3600, "budget": now.study.budget.hours},
+        "spent": now.spent,
+        "seconds_left": now.seconds_left,
+        "workers": [_worker(worker) for worker in now.workers],
+        "blocked": None if now.blocked is None else asdict(now.blocked),
+    }
+
+
+def _worker(worker: Worker) -> Document:
+    document = asdict(worker)
+    return document | {"seen_seconds_ago": document.pop("seen")}
+
+
+def _trial(trial: FrozenTrial, means: dict[int, float]) -> Document:
+    facts = trial.user_attrs
+    known = {name: facts.get(name) for name in ("parameter_count", "tokens_per_second", "text_divergence")}
+    return {
+        "trial": trial.number,
+        "values": list(trial.values),
+        "confirmed_mean": means.get(trial.number),
+        **known,
+        "parameters": trial.params,
+    }
+
+
+def _finite(value: Any) -> Any:
+    """A value without the numbers that JSON does not have."""
+    if isinstance(value, dict):
+        return {str(name): _finite(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

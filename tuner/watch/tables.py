@@ -1,0 +1,169 @@
+"""What a terminal shows of a study: progress, workers, leaderboard."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from typing import Any
+
+from optuna.trial import FrozenTrial, TrialState
+from rich.console import Group, RenderableType
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from models.safe_text import terminal
+from tuner.results.summary import (
+    FAILED_SHOWN,
+    NO_WORKER,
+    Row,
+    Snapshot,
+    counted,
+    duration,
+    excess,
+    front,
+    is_feasible,
+    leaderboard,
+    quality,
+)
+from tuner.storage.leases import RUNNING, Worker
+from tuner.study.definition import Study
+from tuner.study.facts import is_told, number
+
+
+def described(trial: FrozenTrial, study: Study, best: FrozenTrial | None) -> str:
+    """One line about a trial."""
+    rungs = max(trial.intermediate_values, default=0)
+    value = trial.values[0] if trial.values else trial.intermediate_values.get(rungs)
+    shown = "-" if value is None else f"{value:.4f}"
+    reason = terminal.line(str(trial.user_attrs.get("reason", "")).partition("\n")[0])
+    beyond = f"  exceeds {exceeded(trial)}" if not is_feasible(trial) else ""
+    what = {
+        TrialState.COMPLETE: f"complete  {shown}{beyond}{f'  {NO_WORKER}' if is_told(trial) else ''}",
+        TrialState.PRUNED: f"pruned    {reason or f'{shown} at rung {rungs}/{study.trial.rungs}'}",
+        TrialState.FAIL: f"failed    {reason or NO_WORKER}",
+    }.get(trial.state, trial.state.name.lower())
+    star = "  * best so far" if best is not None and best.number == trial.number else ""
+    attempts = number(trial, "attempts") or 1
+    again = f"  ({attempts:.0f} attempts)" if attempts > 1 else ""
+    return f"trial {trial.number:>3}  {what}  {configured(trial)}{again}{star}"
+
+
+def exceeded(trial: FrozenTrial) -> str:
+    """Says which limits a trial exceeds."""
+    return ", ".join(terminal.line(name) for name in excess(trial))
+
+
+def failures(now: Snapshot) -> list[str]:
+    """Returns a paragraph about each trial that failed, crashed or was too much: why, and what its code said."""
+    facts = [(trial, trial.user_attrs) for trial in now.trials]
+    return [
+        "\n".join([described(trial, now.study, None), *_traceback(fact)])
+        for trial, fact in facts
+        if trial.state == TrialState.FAIL or fact.keys() & {"reason", "crashes"}
+    ]
+
+
+def failed_lines(now: Snapshot) -> list[str]:
+    """Returns a line for each of the last trials that failed, and the command that says more."""
+    failed = [trial for trial in now.trials if trial.state == TrialState.FAIL]
+    lines = [described(trial, now.study, None) for trial in failed[-FAILED_SHOWN:]]
+    command = f"tuner status {shlex.quote(now.study.name)} --failed"
+    return [*lines, f"{counted(now.counts.fail, 'trial')} failed: {command} says why"] if failed else []
+
+
+def _traceback(facts: dict[str, Any]) -> list[str]:
+    return terminal.lines(str(facts.get("traceback", ""))).strip().splitlines()
+
+
+def configured(trial: FrozenTrial) -> str:
+    """The searched parameters of a trial, those that count for it."""
+    return " ".join(f"{terminal.line(name)}={_short(value)}" for name, value in trial.params.items())
+
+
+def progress(now: Snapshot) -> RenderableType:
+    """The live view of a running study."""
+    head = Table.grid(padding=(0, 2))
+    name = Text(terminal.line(now.study.name), style="bold")
+    head.add_row(name, ProgressBar(1.0, now.spent, width=30), states(now))
+    lines: list[RenderableType] = [head]
+    if now.best is not None:
+        best = f"best: {quality(now.best):.4f} bits per byte, trial {now.best.number}  {configured(now.best)}"
+        lines.append(Text(best, style="green"))
+    if now.blocked is not None:
+        lines.append(Text(terminal.line(str(now.blocked)), style="yellow"))
+    lines.append(worker_table(now.workers))
+    return Group(*lines)
+
+
+def states(now: Snapshot) -> str:
+    """How many trials are in which state, what was asked of the study, and how long it may still take."""
+    counts = now.counts
+    done = f"{counts.finished}/{now.study.trials}" if now.study.trials is not None else str(counts.finished)
+    rest = {"failed": counts.fail, "waiting": counts.waiting}
+    others = "".join(f", {count} {state}" for state, count in rest.items() if count)
+    apart = {"beyond the limits": now.infeasible, "ended by no worker": now.told}
+    infeasible = "".join(f" of which {count} {what}" for what, count in apart.items() if count)
+    asked = f"  {now.state}" if now.state != RUNNING and now.spent < 1 else ""
+    left = "" if now.seconds_left is None else f"  about {duration(now.seconds_left)} left"
+    return f"{done} trials  ({counts.complete} complete{infeasible}, {counts.pruned} pruned{others}){asked}{left}"
+
+
+def worker_table(workers: list[Worker]) -> Table:
+    """What each worker is doing."""
+    table = Table.grid(padding=(0, 2))
+    for worker in workers:
+        words = activity(worker) | {"seen": f"seen {worker.seen:.0f} s ago"}
+        table.add_row(f"worker {worker.number}", *map(terminal.line, words.values()))
+    return table
+
+
+def activity(worker: Worker) -> dict[str, str]:
+    """Where a worker is and what it does, in words, and when it last gave a sign of life."""
+    return {
+        "place": f"{worker.host} {worker.device}",
+        "trial": "" if worker.trial is None else f"trial {worker.trial}",
+        "doing": worker.doing,
+        "progress": "" if worker.progress is None else f"{worker.progress:.0%}",
+        "speed": "" if worker.tokens_per_second is None else f"{worker.tokens_per_second:,.0f} tokens/s",
+        "memory": "" if worker.memory_bytes is None else f"{worker.memory_bytes / 2**20:,.0f} MiB",
+        "seen": f"{worker.seen:.0f} s ago",
+    }
+
+
+def leaderboard_table(now: Snapshot, rows: int = 5) -> Table:
+    """The best trials, with their searched parameters; with several objectives, all of the Pareto front."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("trial", "bits per byte", "divergence", "parameters", "tokens/s", "configuration"):
+        table.add_column(column, justify="left" if column == "configuration" else "right")
+    several = len(now.study.objectives) > 1
+    for trial in front(now.trials) if several else leaderboard(now.trials)[:rows]:
+        divergence = number(trial, "text_divergence")
+        table.add_row(
+            str(trial.number),
+            f"{quality(trial):.4f}",
+            "-" if divergence is None else f"{divergence:.4f}",
+            f"{number(trial, 'parameter_count') or 0:,}",
+            f"{number(trial, 'tokens_per_second') or 0:,}",
+            configured(trial),
+        )
+    return table
+
+
+def studies_table(rows: Sequence[Row]) -> Table:
+    """All studies, a row each."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("study", "state", "trials", "complete", "pruned", "failed", "running", "workers", "left", "best"):
+        table.add_column(column, justify="left" if column in ("study", "state") else "right")
+    for now in rows:
+        counts = now.counts
+        total = "" if now.study.trials is None else f"/{now.study.trials}"
+        best = "-" if now.best is None else f"{now.best:.4f}"
+        left = "-" if now.seconds_left is None else duration(now.seconds_left)
+        numbers = map(str, (counts.complete, counts.pruned, counts.fail, counts.running, len(now.workers)))
+        table.add_row(terminal.line(now.study.name), now.condition, f"{counts.finished}{total}", *numbers, left, best)
+    return table
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else terminal.line(str(value))

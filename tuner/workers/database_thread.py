@@ -1,0 +1,116 @@
+"""The one thread of a worker that talks to the database: in order, again after an outage, and a beat in between."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as NoAnswer
+from typing import Any, TypeVar
+
+from tuner.storage.leases import BEAT_SECONDS
+from tuner.storage.outages import is_outage
+
+Result = TypeVar("Result")
+_Errand = tuple[Callable[[], Any], "Future[Any]"]
+
+PATIENCE_SECONDS = 600.0
+"""How long a worker that has nothing else to do waits for the database."""
+
+
+class Away(Exception):
+    """The database did not come back in time."""
+
+
+class Courier:
+    """Runs errands to the database one after the other, so that training goes on when it is slow or away.
+
+    An errand that finds no database is tried again until it does, before any later one; it must therefore bear
+    to be run twice. Any other exception is the errand's answer. `beat` runs every few seconds as one more errand.
+    """
+
+    def __init__(self, beat: Callable[[], None], say: Callable[[str], None]) -> None:
+        self._beat, self._say = beat, say
+        self._errands: queue.Queue[_Errand | None] = queue.Queue()
+        self._leaving = threading.Event()
+        self._away_since: float | None = None
+        self._thread = threading.Thread(target=self._run, name="courier", daemon=True)
+
+    def __enter__(self) -> Courier:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._leaving.set()
+        self._errands.put(None)
+        self._thread.join(BEAT_SECONDS)
+
+    def send(self, errand: Callable[[], Result]) -> Future[Result]:
+        """Queues an errand and returns at once; the future gets its answer."""
+        answer: Future[Result] = Future()
+        self._errands.put((errand, answer))
+        return answer
+
+    def ask(self, errand: Callable[[], Result], patience: float = PATIENCE_SECONDS) -> Result:
+        """Runs an errand after those before it, and returns its answer or raises what it raised, or Away."""
+        try:
+            return self.send(errand).result(timeout=patience)
+        except NoAnswer:
+            raise Away(f"the database did not answer for {patience:.0f} s") from None
+
+    def _run(self) -> None:
+        next_beat = time.monotonic()
+        while True:
+            if time.monotonic() >= next_beat:  # even when there is always an errand
+                self._persist(self._beat, Future())
+                next_beat = time.monotonic() + BEAT_SECONDS
+            try:
+                errand = self._errands.get(timeout=max(0.0, next_beat - time.monotonic()))
+            except queue.Empty:
+                continue
+            if errand is None:
+                return
+            self._persist(*errand)
+
+    def _persist(self, errand: Callable[[], Any], answer: Future[Any]) -> None:
+        pause = 0.2
+        while not self._attempt(errand, answer):
+            if self._leaving.wait(pause):
+                answer.set_exception(Away("the database did not come back in time"))
+                return
+            pause = min(pause * 2, BEAT_SECONDS)
+
+    def _attempt(self, errand: Callable[[], Any], answer: Future[Any]) -> bool:
+        """Tries an errand; False means that the database is away."""
+        try:
+            result = errand()
+        except Exception as error:
+            if is_outage(error):
+                self._note_away(error)
+                return False
+            answer.set_exception(error)
+        else:
+            answer.set_result(result)
+        self._note_back()
+        return True
+
+    def _note_away(self, error: Exception) -> None:
+        if self._away_since is None:
+            self._away_since = time.monotonic()
+            said = _first_line(error)
+            if "lock timeout" in said:
+                self._say(f"another session keeps the database busy, training goes on and waits for it ({said})")
+            else:
+                self._say(f"the database is away, training goes on and waits for it ({said})")
+
+    def _note_back(self) -> None:
+        if self._away_since is not None:
+            self._say(f"the database is back after {time.monotonic() - self._away_since:.0f} s")
+            self._away_since = None
+
+
+def _first_line(error: BaseException) -> str:
+    cause = error.__cause__ if not hasattr(error, "orig") and error.__cause__ else error
+    return str(getattr(cause, "orig", None) or cause).strip().split("\n")[0]

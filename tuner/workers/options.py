@@ -1,0 +1,62 @@
+"""What the options of a command say: where things are kept, and who works on them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from tuner.errors import WorkerError
+from tuner.storage.locations import Places
+
+if TYPE_CHECKING:
+    from tuner.study.definition import Study
+    from tuner.workers.processes import Slot
+
+
+@dataclass(frozen=True)
+class Crew:
+    """The workers of a command: how many, on which devices, with how many threads, and how they save their trials."""
+
+    workers: int | None
+    devices: str
+    per_device: int | str | None
+    threads: int | None
+    grace: float
+    checkpoint_seconds: float
+    heartbeat: Path | None = None
+
+    def beat(self) -> None:
+        """Says to a health check that this command is alive and has the database. Raises WorkerError."""
+        if self.heartbeat is None:
+            return
+        try:
+            self.heartbeat.touch()
+        except OSError as error:
+            raise WorkerError(f"--heartbeat {self.heartbeat}: cannot be written ({error.strerror})") from error
+
+    def slots(self, study: Study) -> list[Slot]:
+        """Returns the places that were asked for; for `auto`, as many on a device as do the most together."""
+        from tuner.workers.processes import slots
+
+        threads, per_device = self.threads or study.threads, self.per_device
+        if per_device == "auto" and self.workers is None:
+            from tuner.workers.oversubscription import workers_per_device
+
+            per_device = workers_per_device(study, self.devices, threads, click.echo)
+        return slots(self.workers, self.devices, threads, per_device if isinstance(per_device, int) else None)
+
+
+def environment(places: Places, crew: Crew) -> dict[str, str]:
+    """Returns what workers are told by their environment: a command line would show a URL's password to all."""
+    password_file = places.storage_password_file
+    given = {
+        "TUNER_STORAGE": places.storage,
+        "TUNER_STORAGE_PASSWORD_FILE": None if password_file is None else password_file.absolute(),
+        "TUNER_DATA": places.data_folder,
+        "TUNER_ARTIFACTS": places.artifacts,
+        "TUNER_CHECKPOINT_SECONDS": crew.checkpoint_seconds,
+    }
+    return {name: str(value) for name, value in given.items() if value is not None}

@@ -1,0 +1,152 @@
+"""Watches over the workers of a command until their study ends, and buries those that die."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, suppress
+from typing import Protocol
+
+import optuna
+from optuna.storages import RDBStorage
+
+from models.training.stopping import stop_requests
+from tuner.artifacts.store import Artifacts
+from tuner.errors import WorkerError
+from tuner.results.summary import Snapshot, current
+from tuner.storage.embedded import default_folder, revive
+from tuner.storage.leases import Gone, Ledger, LostLease, forget_deleted
+from tuner.storage.locations import Places
+from tuner.storage.outages import is_outage
+from tuner.study.definition import Study
+from tuner.study.limits import OUT_OF_MEMORY, mark
+from tuner.workers.options import Crew, environment
+from tuner.workers.processes import Death, Slot, Team
+from tuner.workers.supervisor_watch import Lifeline
+
+REFRESH_SECONDS = 1.0
+
+
+class Watcher(Protocol):
+    """What shows a study to the person who waits for its end."""
+
+    study: Study
+
+    def say(self, text: str) -> None:
+        """Prints a line."""
+
+    def look(self) -> bool:
+        """Looks at the study and shows it; returns False when the database is away. Raises Gone."""
+
+
+class Interrupted(Exception):
+    """A person asked to stop; the message says what is lost."""
+
+
+class Supervisor:
+    """What the workers of one command have in common, whichever study they are on."""
+
+    def __init__(self, storage: RDBStorage, places: Places, crew: Crew, supervisor: int | None = None) -> None:
+        """`supervisor` is the process that watches over this command, as standing workers do; it ends with it."""
+        self.storage, self.places, self.crew = storage, places, crew
+        self.lifeline = None if supervisor is None else Lifeline(supervisor)
+
+    def supervise(
+        self,
+        found: optuna.Study,
+        study: Study,
+        kept: Artifacts,
+        slots: Sequence[Slot],
+        begins: str,
+        arguments: Sequence[str],
+        view: AbstractContextManager[Watcher],
+    ) -> str:
+        """Runs workers until the study ends, shown by `view`; returns why it ended.
+
+        Raises Interrupted after Ctrl-C, when they have saved their trials, WorkerError when all of them failed, and
+        Gone when the study was deleted.
+        """
+        logs = kept.folder / "logs"
+        told = environment(self.places, self.crew)
+        with stop_requests() as requested, view as watcher:
+            watcher.say(f"study {study.name}: {begins}")
+            arguments = [*arguments, "--study-id", str(found._study_id)]
+            team = Team(slots, arguments, told, logs, _undertaker(self.storage, found, study), watcher.say)
+            try:
+                while team.watch() and not requested.is_set():
+                    if watcher.look():
+                        self.crew.beat()
+                    else:
+                        self._revive()
+                    requested.wait(REFRESH_SECONDS)
+                    if self.lifeline is not None and self.lifeline.is_cut:
+                        requested.set()
+                if requested.is_set():
+                    watcher.say("saving the running trials ...")
+                killed = team.stop(self.crew.grace)
+                watcher.look()
+            except Gone as error:
+                team.stop(self.crew.grace)
+                forget_deleted(self.storage.engine)
+                raise Gone(f"study {watcher.study.name} was deleted; its workers have ended") from error
+            except (OSError, SystemExit):  # nobody reads what is said here any more: rich ends a process for that
+                team.stop(self.crew.grace)
+                raise
+            finally:
+                team.kill()
+        now = current(self.storage, found)
+        if requested.is_set() and now.spent < 1:
+            late = f"the last seconds of {killed} trials that were not saved within {self.crew.grace:g} s are lost"
+            raise Interrupted(late if killed else "nothing is lost")
+        if team.failed():
+            failed = f"every worker of study {study.name} ended with an error"
+            raise WorkerError(f"{failed}; see above, and the logs in {logs}")
+        return _reason(now)
+
+    def _revive(self) -> None:
+        """Helps when the database is away: starts the embedded one again. A real server is somebody else's."""
+        if self.places.storage is None:
+            revive(self.places.data_folder or default_folder())
+
+
+def _undertaker(storage: RDBStorage, found: optuna.Study, study: Study) -> Callable[[Death], bool]:
+    """What is done for a worker that died: its trial goes on elsewhere, unless it was to blame."""
+    ledger = Ledger(storage, found._study_id)
+
+    def end_out_of_memory(trial_id: int) -> None:
+        trial = optuna.Trial(found, trial_id)
+        trial.set_user_attr("reason", "out of memory: the system ended the worker")
+        mark(trial, OUT_OF_MEMORY)
+        found.tell(trial, state=optuna.trial.TrialState.PRUNED)
+
+    def bury(death: Death) -> bool:
+        try:
+            trial_id = ledger.holding(death.worker_id)
+            if trial_id is not None and death.out_of_memory:
+                with ledger.held(trial_id, death.worker_id):
+                    end_out_of_memory(trial_id)
+            elif trial_id is not None and death.crash:
+                reason = f"the worker ended {death.how}"
+                with suppress(LostLease):
+                    ledger.crashed(trial_id, death.worker_id, reason, death.words, study.retries)
+            ledger.leave(death.worker_id)
+        except Gone:
+            return True
+        except Exception as error:
+            if not is_outage(error):
+                raise  # without the database its lease runs out by itself
+            return True
+        return trial_id is not None
+
+    return bury
+
+
+def _reason(now: Snapshot) -> str:
+    """Why the study ended, from its books."""
+    study = now.study
+    if study.trials is not None and now.counts.finished >= study.trials:
+        return f"all {study.trials} trials are finished"
+    if study.budget.hours is not None and now.active_seconds >= study.budget.hours * 3600:
+        return f"the {study.budget.hours:g} hours are spent"
+    if now.counts.fail and not now.counts.finished:
+        return f"all of its {now.counts.fail} trials failed"
+    return "the study was stopped"

@@ -1,0 +1,605 @@
+"""One worker process: take a trial, keep its lease, report its rungs, hand it back or finish it, stop."""
+
+from __future__ import annotations
+
+import faulthandler
+import gc
+import os
+import socket
+import threading
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as NoAnswer
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import optuna
+import torch
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.storages import RDBStorage
+from optuna.trial import TrialState
+from pydantic import ValidationError
+
+from models.config import DECODING, Config
+from models.errors import ConfigError, UserError
+from models.files import optional
+from models.nn.network import generator_class
+from models.training.failures import lost_device, ran_out_of_memory
+from models.training.loop import Diverged, Evaluation, Training
+from tuner.artifacts.store import SAMPLES, Artifacts
+from tuner.errors import LostDeviceError, StorageError, WorkerError
+from tuner.results.summary import leaderboard
+from tuner.storage.leases import GONE, PAUSED, STOPPED, Activity, Claim, Ended, Gone, Ledger, LostLease, forget_deleted
+from tuner.study import samplers
+from tuner.study.definition import Study, defined, load_study
+from tuner.study.limits import OUT_OF_MEMORY, DoesNotFit, mark
+from tuner.study.multi_objective import Tuned, should_prune
+from tuner.study.space import Space, chosen_problem, configuration_problem
+from tuner.trials import attachments
+from tuner.trials.objective import (
+    CHECKPOINT_SECONDS,
+    Objective,
+    Outcome,
+    Pruned,
+    is_crowded,
+    peak_memory,
+    release_memory,
+)
+from tuner.workers.database_thread import PATIENCE_SECONDS, Away, Courier, Result
+from tuner.workers.supervisor_watch import Lifeline
+
+KEPT = 3
+"""How many of the best trials keep their weights."""
+
+ANSWER_SECONDS = 10.0
+"""How long training waits for the verdict on a rung before it goes on without."""
+
+FAREWELL_SECONDS = 5.0
+"""How long a worker that leaves waits for the database; then its lease runs out by itself."""
+
+MOST_FAILURES = 10
+"""Trials that may fail in a row before a worker gives up: they are no part of the budget, so it would never end."""
+
+STDERR = 2
+
+BESIDE_STEPS = 10
+"""How many times as long as a step a piece of held-out text may take to be read, or some tokens to be written."""
+
+POLL_SECONDS = 0.5
+"""How often a worker that has nothing to do looks again."""
+
+
+PRUNED_AT = "tuner:pruned"
+"""The system attribute that keeps a verdict with its rung: pruners answer once, and the answer may get lost."""
+
+
+class Unbuildable(Exception):
+    """A trial whose configuration is none that this study would try."""
+
+
+class HandBack(Exception):
+    """The worker is asked to stop or to pause: the trial is saved and goes back into the queue."""
+
+
+def work(
+    storage: RDBStorage,
+    name: str,
+    *,
+    study_id: int | None = None,
+    device: str,
+    threads: int,
+    artifacts: Artifacts,
+    requested: threading.Event,
+    say: Callable[[str], None],
+    worker_id: str,
+    checkpoint_seconds: float = CHECKPOINT_SECONDS,
+    corpus_path: str | None = None,
+    supervisor: int | None = None,
+) -> str:
+    """Works on a study until it ends or `requested` is set; returns why it stopped.
+
+    One that is given by its id may have another name by now. Raises StudyError when the study or its corpus is not what
+    it should be.
+    """
+    torch.set_num_threads(threads)
+    if study_id is not None:
+        name = Ledger(storage, study_id).name()
+    load_study(storage, name)
+    study = Tuned(name, storage)
+    definition = defined(study)
+    if corpus_path is not None:
+        definition = definition.model_copy(
+            update={"corpus": definition.corpus.model_copy(update={"path": corpus_path})}
+        )
+    _require_a_generator(definition)
+    with optional("files that nobody needs are not deleted", say):
+        sweep_artifacts(study, artifacts)
+    objective = Objective(definition, study.user_attrs["fingerprint"], device, artifacts, checkpoint_seconds)
+    worker = Worker(study, definition, objective, storage, threads, requested, say, worker_id, Lifeline(supervisor))
+    return worker.run()
+
+
+def sweep_artifacts(study: optuna.Study, artifacts: Artifacts) -> None:
+    """Deletes what is left of trials that have ended: a worker that is killed cannot do it."""
+    ended = [trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()]
+    complete = {trial.number for trial in ended if trial.state == TrialState.COMPLETE}
+    artifacts.sweep({trial.number for trial in ended}, complete)
+
+
+class Worker:
+    """A worker at work. The main thread trains; the courier alone talks to the database."""
+
+    def __init__(
+        self,
+        study: optuna.Study,
+        definition: Study,
+        objective: Objective,
+        storage: RDBStorage,
+        threads: int,
+        requested: threading.Event,
+        say: Callable[[str], None],
+        worker_id: str,
+        lifeline: Lifeline | None = None,
+    ) -> None:
+        self.study, self.definition, self.objective, self.storage = study, definition, objective, storage
+        self.threads, self.requested, self.say = threads, requested, say
+        self.id = worker_id
+        self.ledger = Ledger(storage, study._study_id)
+        self.courier = Courier(self._beat, say)
+        self.activity = Activity()
+        self.trial_id: int | None = None
+        self.lost, self.gone = threading.Event(), threading.Event()
+        self.unanswered = False
+        self.paused = False
+        self.forgotten: set[int] = set()
+        self.failures: list[str] = []
+        self.lost_device: BaseException | None = None
+        self.lifeline = lifeline or Lifeline()
+        objective.say = self._say_of_text
+
+    def _say_of_text(self, text: str) -> None:
+        """Says what the objective says while it reads the text, here and in the status of the study."""
+        self.activity = Activity(self.activity.trial, text)
+        self.say(text)
+
+    def run(self) -> str:
+        """Takes trials until there is nothing more to do; returns why."""
+        if self.lifeline.is_cut:
+            return "its supervisor is gone"
+        with self.courier:
+            number = self.courier.ask(self._join)
+            self.study.sampler = samplers.sampler(self.definition.sampler, self.definition.space, stream=number)
+            self.study.pruner = samplers.pruner(self.definition.pruner, self.definition.trial.rungs)
+            self.courier.ask(lambda: self.study.get_trials(deepcopy=False))  # many, perhaps: not while a lock is held
+            try:
+                return self._take_trials()
+            except Away as error:
+                raise StorageError(f"{error}; the trial goes on from its checkpoint when a worker is back") from error
+            finally:
+                with suppress(Away):  # without the database the lease runs out by itself
+                    self.courier.ask(self._leave, FAREWELL_SECONDS)
+
+    def _join(self) -> int:
+        place = (socket.gethostname(), os.getpid(), self.objective.device, self.threads)
+        self.ledger.open()
+        return self.ledger.join(self.id, *place)
+
+    def _leave(self) -> None:
+        self.ledger.leave(self.id)
+        if self.gone.is_set() or not self.ledger.exists():
+            forget_deleted(self.storage.engine)
+
+    def _take_trials(self) -> str:
+        while not self.requested.is_set():
+            if self.lifeline.stands_still:
+                self.activity = Activity(doing="waiting for its command, which was stopped (Ctrl-Z)")
+                self.requested.wait(POLL_SECONDS)
+                continue
+            claim = self.courier.ask(self._take)
+            if isinstance(claim, Ended):
+                return claim.reason
+            if isinstance(claim, Claim):
+                self.paused = False  # the answer is newer than the last beat
+                self._work_on(claim)
+                self._require_success()
+            else:
+                self.activity = Activity(doing=claim.reason)
+                self.requested.wait(POLL_SECONDS)
+        return GONE if self.gone.is_set() else "asked to stop"
+
+    def _require_success(self) -> None:
+        """Raises what ends a worker that cannot do any better: its GPU is lost, or its disk is full."""
+        if self.lost_device is not None:
+            line = str(self.lost_device).partition("\n")[0]
+            raise LostDeviceError(f"this process can do nothing more on its GPU ({line})") from self.lost_device
+        if len(self.failures) >= MOST_FAILURES:
+            raise WorkerError(f"{len(self.failures)} trials in a row failed here; the last: {self.failures[-1]}")
+
+    def _take(self) -> Any:
+        """Claims a trial; when asked again after an outage, the first answer may have been a claim, too."""
+        if self.unanswered:
+            self.ledger.let_go(self.id)
+        self.unanswered = True
+        budget = self.definition.trials, self.definition.budget.hours
+        try:
+            claim = self.ledger.take(self.study, self.id, *budget, new=self.definition.confirms is None)
+        except Gone as error:
+            claim = Ended(str(error))
+        self.unanswered = False
+        return claim
+
+    def _work_on(self, claim: Claim) -> None:
+        """Trains a claimed trial to its end, whatever that is, and writes the end down."""
+        trial, number = claim.trial, claim.trial.number
+        self.lost.clear()
+        self.trial_id = trial._trial_id
+        self.activity = Activity(number, "starting")
+        try:
+            draft = _Draft(trial, self.definition)
+            self.courier.ask(draft.write)
+            config = self.courier.ask(lambda: self._configure(draft, claim.attempt))
+            self.objective.require_fit(config)
+            training = _Conversation(self, trial)
+            with training.watched():
+                outcome = self.objective(number, claim.attempt, config, training.report, training.look, self.say)
+            training.settle()
+            self.courier.ask(lambda: self._complete(trial, outcome))
+            self._keep_best()
+            self.failures.clear()
+        except (Unbuildable, ConfigError) as error:
+            if not self._fail(trial, str(error)):
+                return
+        except (LostLease, Gone) as error:
+            self.say(str(error))
+            return
+        except (HandBack, UserError) as error:
+            self._hand_back(trial)
+            if isinstance(error, UserError):
+                raise
+            return
+        except Away:
+            raise
+        except UpdateFinishedTrialError:
+            self.say(f"trial {number} was ended by somebody else; what was trained of it is dropped")
+        except Pruned:
+            self.failures.clear()
+            if not self._end(trial, TrialState.PRUNED, {}):
+                return
+        except (Exception, SystemExit) as error:
+            self.lost_device = lost_device(error)
+            if not self._end_badly(trial, error):
+                return
+        finally:
+            self.trial_id = None
+            self.activity = Activity()
+            self._collect_garbage()
+        self.objective.forget(number, claim.attempt)
+
+    def _collect_garbage(self) -> None:
+        """Frees what a trial leaves: an exception's frames hold its model, and the next one needs the memory."""
+        gc.collect()
+        release_memory(self.objective.device)
+        if not gc.get_freeze_count():
+            gc.freeze()  # what outlives the first trial is code, for the most part: looked through once, not each time
+
+    def _configure(self, draft: _Draft, attempt: int) -> Config:
+        """Enters the proposed configuration, or finds the one that an earlier attempt got."""
+        trial_id = draft.trial._trial_id
+        with self.ledger.held(trial_id, self.id):
+            stored = self.storage.get_trial(trial_id).user_attrs.get("configuration")
+            config = draft.config if stored is None else draft.checked(stored)
+            for name, value, distribution in draft.parameters if stored is None else ():
+                self.storage.set_trial_param(trial_id, name, value, distribution)
+            facts = {"attempts": attempt, "worker": f"{socket.gethostname()} {self.objective.device}"}
+            self.ledger.note(trial_id, facts | {"configuration": config.model_dump(mode="json")})
+        return config
+
+    def _complete(self, trial: optuna.Trial, outcome: Outcome) -> None:
+        with self.ledger.held(trial._trial_id, self.id):
+            if _is_finished(self.storage, trial):
+                return  # this errand was cut off after its work was done
+            self.ledger.note(trial._trial_id, outcome.facts | {"configuration": outcome.config.model_dump(mode="json")})
+            texts = attachments.samples_kept(outcome.samples)
+            if outcome.attachment is not None:
+                texts |= attachments.attached(outcome.attachment, SAMPLES)
+            self.ledger.note(trial._trial_id, texts, "system")
+            for name, searched in self.definition.space.decoded.items():
+                self._set_parameter(trial, name, getattr(outcome.config, name), searched.distribution())
+            self._tell(trial, TrialState.COMPLETE, outcome.values)
+
+    def _set_parameter(self, trial: optuna.Trial, name: str, value: Any, distribution: Any) -> None:
+        if value is not None or name not in DECODING:
+            self.storage.set_trial_param(trial._trial_id, name, distribution.to_internal_repr(value), distribution)
+
+    def _hand_back(self, trial: optuna.Trial) -> None:
+        self._if_held(lambda: self.ledger.hand_back(trial._trial_id, self.id), FAREWELL_SECONDS)
+
+    def _fail(self, trial: optuna.Trial, reason: str) -> bool:
+        """Fails a trial that can be trained nowhere, at once; returns whether it was this worker's to say."""
+        reason = " ".join(reason.split())
+        self.say(f"trial {trial.number} failed: {reason}")
+        self.failures.append(reason)
+        return self._end(trial, TrialState.FAIL, {"reason": reason})
+
+    def _end_badly(self, trial: optuna.Trial, error: BaseException) -> bool:
+        """Writes down what ended a trial: its configuration, or a mistake. Returns whether the trial is over."""
+        blamed = _blamed(error)
+        if blamed is not None and not self._crowded_out(trial, error):
+            # Counted as pruned, so that the sampler learns to stay away: a failed trial teaches it nothing.
+            reason, violations = blamed
+            self.say(f"trial {trial.number}: {reason}")
+            return self._end(trial, TrialState.PRUNED, {"reason": reason}, violations)
+        reason, trace = f"{type(error).__name__}: {error}", traceback.format_exc()
+        retries = self.definition.retries
+        failed = self._if_held(lambda: self.ledger.crashed(trial._trial_id, self.id, reason, trace, retries))
+        if failed:
+            self.say(f"trial {trial.number} failed: {reason}")
+            self.failures.append(reason)
+        elif failed is not None:
+            self.say(f"trial {trial.number} crashed and is tried again: {reason}")
+        return bool(failed)
+
+    def _crowded_out(self, trial: optuna.Trial, error: BaseException) -> bool:
+        """Whether memory ran out for the first time while others held most of it: it may suffice when tried again."""
+        if not (self.definition.retries and ran_out_of_memory(error) and is_crowded(self.objective.device)):
+            return False
+        return "crashes" not in self.courier.ask(lambda: self.storage.get_trial(trial._trial_id)).user_attrs
+
+    def _end(
+        self, trial: optuna.Trial, state: TrialState, facts: dict[str, Any], violations: dict[str, float] | None = None
+    ) -> bool:
+        """Writes down that a trial is over; returns whether it was this worker's to say."""
+        facts = facts | {"peak_memory_bytes": peak_memory(self.objective.device)}
+        if self.activity.tokens_per_second:
+            facts["tokens_per_second"] = round(self.activity.tokens_per_second)
+
+        def write() -> bool:
+            with self.ledger.held(trial._trial_id, self.id):
+                if not _is_finished(self.storage, trial):
+                    mark(trial, violations or {})
+                    self.ledger.note(trial._trial_id, facts)
+                    self._tell(trial, state, None)
+            return True
+
+        return bool(self._if_held(write))
+
+    def _if_held(self, errand: Callable[[], Result], patience: float = PATIENCE_SECONDS) -> Result | None:
+        """Runs an errand about the worker's trial; None, and a word about it, when the trial is another's by now."""
+        try:
+            return self.courier.ask(errand, patience)
+        except (LostLease, Gone, UpdateFinishedTrialError) as error:
+            self.say(str(error))
+            return None
+
+    def _tell(self, trial: optuna.Trial, state: TrialState, values: list[float] | None) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            self.study.tell(trial, values, state=state)
+
+    def _keep_best(self) -> None:
+        """Deletes the weights of completed trials that are no longer among the best; a confirmation needs all."""
+        if self.definition.confirms is not None:
+            return
+        trials = self.courier.ask(lambda: self.study.get_trials(deepcopy=False))
+        best = {trial.number for trial in leaderboard(trials)[:KEPT]}
+        complete = {trial.number for trial in trials if trial.state == TrialState.COMPLETE}
+        for number in complete - best - self.forgotten:
+            self.objective.forget_run(number)
+            self.forgotten.add(number)
+
+    def _beat(self) -> None:
+        try:
+            state, active_seconds = self.ledger.beat(self.id, self.trial_id, self.activity)
+        except LostLease:
+            self.lost.set()
+            return
+        except Gone:
+            self.gone.set()
+            return
+        hours = self.definition.budget.hours
+        spent = hours is not None and active_seconds >= 3600 * hours
+        self.paused = state == PAUSED or self.lifeline.stands_still
+        if spent or state == STOPPED or self.lifeline.is_cut:
+            self.requested.set()
+
+
+class _Draft:
+    """What a trial is to be trained with: what the sampler proposes, or an earlier attempt got, if the study has it.
+
+    The sampler may think for seconds, so nothing is locked, nor written, meanwhile. The database is believed in nothing
+    that the study does not say: an architecture is a name of code.
+    """
+
+    def __init__(self, trial: optuna.Trial, definition: Study) -> None:
+        self.trial, self.space = trial, definition.space
+        self.free = [] if definition.confirms is None else ["seed"]  # a confirmation trains with seeds of its own
+        self.parameters: list[tuple[str, float, Any]] = []
+        self.config = Config()
+
+    def write(self) -> None:
+        """Asks the sampler, unless an earlier attempt did; may be repeated. Raises Unbuildable."""
+        known = self.get_trial(self.trial._trial_id)
+        stored = known.user_attrs.get("configuration")
+        if stored is not None:
+            self.config = self.checked(stored)
+            return
+        _require_queued(self.space, known.system_attrs.get("fixed_params", {}))
+        storage = self.trial.storage
+        self.trial.storage = self  # type: ignore[assignment]
+        self.parameters = []
+        try:
+            self.config = self.space.suggest(self.trial)
+        except ValidationError as error:
+            raise Unbuildable(f"a configuration that cannot be: {_first(error)}") from error
+        finally:
+            self.trial.storage = storage
+
+    def checked(self, stored: Any) -> Config:
+        """Returns a stored configuration. Raises Unbuildable when it is none that this study would try."""
+        try:
+            config = Config.model_validate(stored)
+            problem = configuration_problem(self.space, config, self.free)
+        except ValidationError as error:
+            raise Unbuildable(f"a configuration that cannot be: {_first(error)}") from error
+        if problem is not None:
+            raise Unbuildable(f"a configuration that is not of this study: {problem}")
+        return config
+
+    def set_trial_param(self, trial_id: int, name: str, value: float, distribution: Any) -> None:
+        """Keeps a parameter until it may be written."""
+        self.parameters.append((name, value, distribution))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.trial.study._storage, name)
+
+
+class _Conversation:
+    """What is said between a training and the study: rungs one way, verdicts the other."""
+
+    def __init__(self, worker: Worker, trial: optuna.Trial) -> None:
+        self.worker, self.trial = worker, trial
+        stored = worker.courier.ask(lambda: worker.storage.get_trial(trial._trial_id))
+        if PRUNED_AT in stored.system_attrs:
+            raise Pruned  # says the verdict on an earlier attempt, which did not hear it
+        self.told = set(stored.intermediate_values)
+        self.verdicts: list[Future[bool]] = []
+        self.looked = 0.0
+        self.stepping: Callable[[], bool] = lambda: True
+        self.stepped = True
+
+    def report(self, evaluation: Evaluation) -> None:
+        """Sends a rung and waits a moment for the verdict; raises Pruned."""
+        if evaluation.rung in self.told:
+            return  # by an earlier attempt
+        self.verdicts.append(self.worker.courier.send(lambda: self._write(evaluation)))
+        with suppress(NoAnswer):
+            self.verdicts[-1].result(timeout=ANSWER_SECONDS)
+        self._heed()
+        self._wind_up()
+
+    def look(self, training: Training | None, save: Callable[[], None]) -> None:
+        """Is called after each step and between pieces of other work: leaves when it must, and says how far it is."""
+        if self.worker.gone.is_set():
+            raise Gone(GONE)
+        if self.worker.lost.is_set():
+            raise LostLease(f"trial {self.trial.number} was taken over by another worker")
+        if self.worker.requested.is_set() or self.worker.paused:
+            save()
+            raise HandBack
+        self.stepping = lambda: training is not None and training.steps_next
+        now = time.monotonic()
+        if now - self.looked > 0.5 or self.stepping() != self.stepped:
+            self.looked = now
+            self._wind_up()
+            self._heed()
+            self._tell_how_far(training)
+
+    def _tell_how_far(self, training: Training | None) -> None:
+        memory = peak_memory(self.worker.objective.device)
+        if training is not None:
+            if memory is not None and training.progress < 1:  # what it takes to write texts afterwards is not limited
+                self._require_fit(memory)
+            rate = training.tokens / training.seconds if training.seconds else None
+            doing = str(training.config.architecture)
+            self.worker.activity = Activity(self.trial.number, doing, training.progress, rate, memory)
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Ends the process, and says where it stood, when training hangs: nothing gentler stops a thread."""
+        self._wind_up()
+        try:
+            yield
+        finally:
+            faulthandler.cancel_dump_traceback_later()
+
+    def _wind_up(self) -> None:
+        """Allows `timeout` for the next step; what comes between steps is called for in pieces that may take longer."""
+        self.stepped = self.stepping()
+        seconds = self.worker.definition.timeout * (1 if self.stepped else BESIDE_STEPS)
+        faulthandler.dump_traceback_later(seconds, exit=True, file=STDERR)
+
+    def _require_fit(self, memory: int) -> None:
+        needs = {"memory": float(memory)}
+        limits = self.worker.definition.limits
+        if limits.violations(needs):
+            raise DoesNotFit(limits, needs)
+
+    def settle(self) -> None:
+        """Waits until every rung is written."""
+        try:
+            for verdict in self.verdicts:
+                verdict.result(timeout=PATIENCE_SECONDS)
+        except NoAnswer:
+            raise Away("the database did not take the trial's last rungs") from None
+
+    def _heed(self) -> None:
+        while self.verdicts and self.verdicts[0].done():
+            if self.verdicts.pop(0).result():
+                raise Pruned
+
+    def _write(self, evaluation: Evaluation) -> bool:
+        """Writes a rung, with the verdict: a pruner that is asked twice about a rung does not repeat itself."""
+        last = evaluation.rung == self.worker.definition.trial.rungs
+        with self.worker.ledger.held(self.trial._trial_id, self.worker.id):
+            storage, trial_id = self.worker.storage, self.trial._trial_id
+            stored = storage.get_trial(trial_id)
+            if evaluation.rung in stored.intermediate_values:  # this errand was cut off after its work was done
+                return PRUNED_AT in stored.system_attrs
+            storage.set_trial_intermediate_value(trial_id, evaluation.rung, evaluation.bits_per_byte)
+            pruned = not last and should_prune(self.worker.study, self.trial)
+            if pruned:
+                self.worker.ledger.note(trial_id, {PRUNED_AT: evaluation.rung}, "system")
+            return pruned
+
+
+def _blamed(error: BaseException) -> tuple[str, dict[str, float]] | None:
+    """What a configuration has done wrong, if it is to blame for an error, and the limits it exceeds."""
+    if isinstance(error, DoesNotFit):
+        return str(error), error.violations
+    if isinstance(error, Diverged):
+        return f"diverged: {error}", {}
+    if ran_out_of_memory(error):
+        return f"out of memory: {error}", OUT_OF_MEMORY
+    return None
+
+
+def _require_queued(space: Space, queued: Any) -> None:
+    """Raises Unbuildable unless a trial was queued with values that this study searches."""
+    if not isinstance(queued, dict):
+        raise Unbuildable("queued with something that is no set of values")
+    for name, value in queued.items():
+        problem = chosen_problem(space, name, value)
+        if problem is not None:
+            raise Unbuildable(f"queued with a value that is not of this study: {name} {problem}")
+
+
+def _require_a_generator(study: Study) -> None:
+    """Raises ConfigError when not one architecture of the study is there, so that every trial would fail here."""
+    searched = study.space.searched.get("architecture")
+    missing = None
+    for name in searched.values() if searched else [study.space.fixed.get("architecture", Config().architecture)]:
+        try:
+            generator_class(Config(architecture=str(name)))
+        except ConfigError as error:
+            missing = error
+        except Exception:  # what its module raises, a trial will tell
+            return
+        else:
+            return
+    if missing is not None:
+        raise missing
+
+
+def _first(error: ValidationError) -> str:
+    """The first problem of several, in one line."""
+    one = error.errors()[0]
+    place = ".".join(map(str, one["loc"]))
+    message = one["msg"].removeprefix("Value error, ").replace("Input should be", "should be")
+    return f"{place} {message}" if place else message
+
+
+def _is_finished(storage: RDBStorage, trial: optuna.Trial) -> bool:
+    return storage.get_trial(trial._trial_id).state.is_finished()
