@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import optuna
 import sqlalchemy as sql
+from optuna.distributions import BaseDistribution, distribution_to_json
 from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 from sqlalchemy import Connection, Engine, func
@@ -91,6 +92,11 @@ _attributes = {  # Optuna's
     kind: sql.table(f"trial_{kind}_attributes", *map(sql.column, ("trial_id", "key", "value_json")))
     for kind in ("user", "system")
 }
+
+
+_parameters = sql.table(  # Optuna's
+    "trial_params", *map(sql.column, ("trial_id", "param_name", "param_value", "distribution_json"))
+)
 
 
 class LostLease(Exception):
@@ -341,6 +347,17 @@ class Ledger:
         newer = {"value_json": entry.excluded.value_json}
         with transaction(self.storage) as connection:
             connection.execute(entry.on_conflict_do_update(index_elements=["trial_id", "key"], set_=newer))
+
+    def propose(self, trial_id: int, parameters: Sequence[tuple[str, float, BaseDistribution]]) -> None:
+        """Enters what a sampler has chosen, each by Optuna's number for it, in one go."""
+        if not parameters:
+            return
+        names = ("trial_id", "param_name", "param_value", "distribution_json")
+        rows = [(trial_id, name, value, distribution_to_json(distribution)) for name, value, distribution in parameters]
+        entry = _insert(_parameters).values([dict(zip(names, row, strict=True)) for row in rows])
+        newer = {name: entry.excluded[name] for name in names[2:]}
+        with transaction(self.storage) as connection:
+            connection.execute(entry.on_conflict_do_update(index_elements=list(names[:2]), set_=newer))
 
     def hand_back(self, trial_id: int, worker_id: str) -> None:
         """Puts a running trial back into the queue, for whoever comes first. Raises LostLease."""

@@ -291,8 +291,7 @@ class Worker:
         with self.ledger.held(trial_id, self.id):
             stored = self.storage.get_trial(trial_id).user_attrs.get("configuration")
             config = draft.config if stored is None else draft.checked(stored)
-            for name, value, distribution in draft.parameters if stored is None else ():
-                self.storage.set_trial_param(trial_id, name, value, distribution)
+            self.ledger.propose(trial_id, draft.parameters if stored is None else [])
             facts = {"attempts": attempt, "worker": f"{socket.gethostname()} {self.objective.device}"}
             self.ledger.note(trial_id, facts | {"configuration": config.model_dump(mode="json")})
         return config
