@@ -42,9 +42,12 @@ _RESULT = (
     " AND NOT EXISTS (SELECT 1 FROM trial_values AS others WHERE others.trial_id = trials.trial_id"
     " AND (others.value IS NULL OR others.value = 'NaN'))"
 )
-_COUNTS = sql.text(
-    "SELECT study_id, lower(CAST(state AS text)), count(*), count(results.trial_id) FROM trials"
-    f" LEFT JOIN (SELECT trial_id FROM trials WHERE {_RESULT}) AS results USING (trial_id) GROUP BY study_id, state"
+_BOOKS = sql.text(
+    "SELECT books.study_id, books.state, active_seconds, lower(CAST(trials.state AS text)) AS of,"
+    " count(trials.trial_id) AS many, count(results.trial_id) AS results FROM tuner_studies AS books"
+    " LEFT JOIN trials ON trials.study_id = books.study_id"
+    f" LEFT JOIN (SELECT trial_id FROM trials WHERE {_RESULT}) AS results ON results.trial_id = trials.trial_id"
+    " GROUP BY books.study_id, trials.state"
 )
 # Optuna's own minimum knows nothing of limits.
 _BEST = sql.text(
@@ -80,9 +83,8 @@ def all_rows(storage: RDBStorage) -> list[Row]:
         studies = connection.execute(_STUDIES).all()
         if not studies:
             return []  # and perhaps no table of ours
-        counts, told = _counts(connection)
+        books, counts, told = _books(connection)
         best = {row.study_id: row for row in connection.execute(_BEST)}
-        books = {row.study_id: row for row in connection.execute(leases.studies.select())}
         workers = _workers(connection)
         blocked = blockages(connection, workers)
     readable = [
@@ -192,14 +194,17 @@ def _confirmation(text: str) -> dict[str, Any] | None:
     return found if study_problem({"confirmation": found}) is None else None
 
 
-def _counts(connection: Connection) -> tuple[dict[int, dict[str, int]], dict[int, int]]:
-    """How many trials of each study are in which state, and how many were completed by no worker."""
-    found: dict[int, dict[str, int]] = defaultdict(dict)
+def _books(connection: Connection) -> tuple[dict[int, Any], dict[int, dict[str, int]], dict[int, int]]:
+    """The line of each study, how many of its trials are in which state, and how many no worker completed."""
+    lines: dict[int, Any] = {}
+    counts: dict[int, dict[str, int]] = defaultdict(dict)
     told: dict[int, int] = defaultdict(int)
-    for study, state, count, results in connection.execute(_COUNTS):
-        found[study][state] = count
-        told[study] += count - results if state == "complete" else 0
-    return found, told
+    for row in connection.execute(_BOOKS):
+        lines[row.study_id] = row
+        if row.of is not None:
+            counts[row.study_id][row.of] = row.many
+            told[row.study_id] += row.many - row.results if row.of == "complete" else 0
+    return lines, counts, told
 
 
 def _workers(connection: Connection) -> dict[int, list[Worker]]:
