@@ -118,11 +118,17 @@ def is_stdout(path: Path) -> bool:
 
 
 def require_makeable(folder: Path) -> None:
-    """Makes a folder and tries to write in it; raises OSError when that does not work."""
-    folder.mkdir(parents=True, exist_ok=True)
-    trial = draft_of(folder / "trial")
-    trial.touch()
-    trial.unlink()
+    """Tries to make a folder and to write in it, and leaves nothing; raises OSError when that does not work."""
+    missing = [one for one in (folder, *folder.parents) if not one.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        trial = draft_of(folder / "trial")
+        trial.touch()
+        trial.unlink()
+    finally:
+        for one in missing:
+            with suppress(OSError):  # somebody else has put something there
+                one.rmdir()
 
 
 @contextmanager

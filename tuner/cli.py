@@ -215,7 +215,7 @@ def run(
     goes on with a study that was stopped. With --corpus the study is named after its text, too.
     """
     from tuner.control.create import enter
-    from tuner.results.export import prepare, require_free, require_run_free
+    from tuner.results.export import require_free, require_makeable_outputs, require_run_free
     from tuner.study.definition import read_study, renamed
     from tuner.workers.supervisor import Supervisor
 
@@ -223,7 +223,7 @@ def run(
     run_folder = run_folder or Path("runs") / study.name
     require_free(output, force, study.name)
     require_run_free(run_folder, force=force or run_folder == Path("runs") / study.name)
-    prepare(output, run_folder)
+    require_makeable_outputs(output, run_folder)
     slots = crew.slots(study)
     places.require_usable()
     with places.opened() as opened:

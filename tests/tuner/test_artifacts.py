@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from optuna.trial import TrialState
 
 from tuner.artifacts.store import Artifacts, Owner, artifacts_of
 from tuner.errors import WorkerError
-from tuner.storage.locations import Places
+from tuner.storage.locations import Places, require_writable
 from tuner.study.definition import Study
 from tuner.trials.checkpoints import Checkpoints
 from tuner.trials.objective import Objective
@@ -282,3 +283,39 @@ def test_a_worker_sweeps_before_it_works(small: Small, enter: Enter, tmp_path: P
     leave(kept, "checkpoints/trial-0.1.safetensors", "checkpoints/trial-1.1.safetensors", "trial-0/config.yaml")
     sweep_artifacts(found, kept)
     assert kept.leftovers() == {"checkpoints/trial-1.1.safetensors"}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="becomes two users, which root alone can")
+@pytest.mark.parametrize(("umask", "works"), [(0o002, True), (0o022, False)])
+def test_two_users_share_a_folder_or_are_told_what_it_takes(tmp_path: Path, umask: int, works: bool) -> None:
+    """Users 60001 and 60002 of group 60000, in a folder of that group that hands its group on."""
+    for folder in (tmp_path, *tmp_path.parents[:2]):
+        folder.chmod(0o755)
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    os.chown(shared, 60001, 60000)
+    shared.chmod(0o2775)
+    owner = Owner("a" * 32, "study")
+
+    def as_user(user: int, attempt: int) -> int:
+        child = os.fork()
+        if child == 0:
+            try:
+                os.setgroups([60000])
+                os.setgid(user)
+                os.setuid(user)
+                os.umask(umask)
+                kept = artifacts_of(str(shared), owner, tmp_path)
+                require_writable(kept.folder)
+                kept.put(f"checkpoints/trial-0.{attempt}.safetensors", io.BytesIO(b"x"))
+                kept.put("trial-0/config.yaml", io.BytesIO(b"x"))
+                Checkpoints(kept, 0, attempt, lambda text: None).delete()
+                kept.remove_run(0)
+                os._exit(0 if kept.leftovers() == {"owner.json"} else 1)
+            except WorkerError as error:
+                os._exit(4 if "you may not write there; let its owner share it" in str(error) else 1)
+            finally:
+                os._exit(1)
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+    assert [as_user(60001, 1), as_user(60002, 2)] == [0, 0 if works else 4]

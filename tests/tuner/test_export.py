@@ -23,7 +23,15 @@ from models.runs.run import read_recipe
 from tuner.backup import archive
 from tuner.errors import StudyError
 from tuner.results import formats
-from tuner.results.export import best_trials, chosen_trial, copy_run, exported, prepare, require_free, write_new
+from tuner.results.export import (
+    best_trials,
+    chosen_trial,
+    copy_run,
+    exported,
+    require_free,
+    require_makeable_outputs,
+    write_new,
+)
 from tuner.results.formats import json_schema, noted
 from tuner.study.definition import Study, read_study
 from tuner.watch import html_report
@@ -400,7 +408,7 @@ def test_a_pipe_is_written_to_and_neither_read_nor_replaced(tmp_path: Path, forc
     os.mkfifo(pipe)
     require_free(pipe, force, "a study")
     html_report.require_free(pipe, force, "a study")
-    prepare(pipe)
+    require_makeable_outputs(pipe)
     for write in (lambda: write_new(pipe, "text", force), lambda: html_report.write(pipe, "text", force, "a study")):
         heard, reader = read_from(pipe)
         write()
@@ -433,9 +441,9 @@ def test_devices_and_descriptors_are_streams_and_files_are_not(tmp_path: Path) -
     assert not any(map(is_stream, (tmp_path, tmp_path / "file", tmp_path / "none", Path("/dev/shm/x.yaml"))))
 
 
-def test_the_folder_of_an_output_is_made_before_the_work_or_refused(tmp_path: Path) -> None:
-    prepare(tmp_path / "new" / "best.yaml")
-    assert list((tmp_path / "new").iterdir()) == []
+def test_a_folder_of_an_output_that_cannot_be_made_is_refused_before_the_work(tmp_path: Path) -> None:
+    require_makeable_outputs(tmp_path / "new" / "er" / "best.yaml")
+    assert not (tmp_path / "new").exists()
     for place in (Path("/proc/none/best.yaml"), Path("/proc/best.yaml")):
         with pytest.raises(RunError, match=r"cannot be written to .*; name another place$"):
-            prepare(place)
+            require_makeable_outputs(place)

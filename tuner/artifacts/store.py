@@ -341,7 +341,7 @@ def artifacts_of(
         if not reading and own.claim(study.identity) != study.identity:
             raise WorkerError(f"{own.folder}: belongs to another study; choose other --artifacts")
     except OSError as error:
-        raise WorkerError(f"{place}: {remedy(error)}") from error
+        raise WorkerError(f"{error.filename or place}: {remedy(error)}") from error
     own.refused = str(first.folder) if type(first) is Artifacts else f"{place}/{study.folder}"
     return own
 
@@ -357,7 +357,7 @@ def remedy(error: OSError) -> str:
     """Returns what is wrong with a place, and what to do."""
     if isinstance(error, PermissionError):
         return (
-            f"{error.filename}: you may not write there; let its owner share it with a group of yours "
+            "you may not write there; let its owner share it with a group of yours "
             "(chgrp -R GROUP, chmod -R g+rwX, chmod g+s on folders, umask 002 for all), or choose other --artifacts"
         )
     return f"cannot be made ({error.strerror or error}); choose other --artifacts"

@@ -154,8 +154,8 @@ def require_free(path: Path, force: bool, study_name: str | None = None) -> None
         raise RunError(f"{path}: {parent} is not a folder that you may write in; name another file with -o")
 
 
-def prepare(*outputs: Path) -> None:
-    """Makes the folders of what is to be written after long work; raises RunError where that is not possible."""
+def require_makeable_outputs(*outputs: Path) -> None:
+    """Tries the folders of what is to be written after long work; raises RunError where that will not be possible."""
     for path in outputs:
         try:
             if not is_stream(path):
@@ -187,8 +187,9 @@ def copy_run(trial: FrozenTrial, source: Path, target: Path, force: bool) -> Non
 def require_copiable(source: Path, target: Path, force: bool, elsewhere: str | None = None) -> None:
     """Raises RunError unless the run folder of a trial is kept, and can be copied; `elsewhere` says where to look."""
     if not source.is_dir():
-        remedy = elsewhere or "train it with `tuner train`"
-        raise RunError(f"{source}: the weights of this trial are not kept here; {remedy}")
+        if elsewhere is not None:
+            raise RunError(f"{source}: no weights of this trial; {elsewhere}")
+        raise RunError(f"{source}: the weights of this trial are not kept here; train it with `tuner train`")
     require_run_free(target, force)
 
 

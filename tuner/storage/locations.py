@@ -83,7 +83,7 @@ class Places:
         try:
             make_artifacts(place)
         except OSError as error:
-            raise WorkerError(f"{place}: {remedy(error)}") from error
+            raise WorkerError(f"{error.filename or place}: {remedy(error)}") from error
 
     def _artifacts_of(self, found: optuna.Study, reading: bool) -> Artifacts:
         from tuner.storage.ownership import owner_of, wrote
@@ -111,4 +111,4 @@ def require_writable(folder: Path) -> None:
             if not os.access(one, os.W_OK | os.X_OK):
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(one))
     except OSError as error:
-        raise WorkerError(f"{folder}: {remedy(error)}") from error
+        raise WorkerError(f"{error.filename or folder}: {remedy(error)}") from error
