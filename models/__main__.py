@@ -248,9 +248,7 @@ def writing(command: Command) -> Command:
             click.option(
                 "--beams", type=click.IntRange(min=1), help="Search the most probable text with so many beams."
             ),
-            click.option(
-                "--length-penalty", type=Finite(), help="Above 1 makes beams favour longer texts; default: 1."
-            ),
+            click.option("--length-penalty", type=Finite(), help="Above 1 favours longer texts; default: 1."),
             click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="The same seed gives the same text."),
             click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:0, ..."),
         ]
