@@ -48,7 +48,8 @@ MEASURES = {
 
 def joined(written: str, ours: str) -> str:
     """Returns a note with what a person has written in the dashboard, if anything, and below it what we say now."""
-    own = re.sub(rf"{re.escape(BEGIN)}.*{re.escape(END)}", "", written, flags=re.DOTALL).strip()
+    own = re.sub(rf"{re.escape(BEGIN)}.*{re.escape(END)}", "", written, flags=re.DOTALL)
+    own = own.replace(BEGIN, "").replace(END, "").strip()  # a stray one would take along what is written below it
     return "\n\n".join([*([own] if own else []), BEGIN, ours.strip(), END])
 
 
