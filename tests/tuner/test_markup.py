@@ -20,12 +20,13 @@ from playwright.sync_api import Browser, Page, sync_playwright
 
 from tests.tuner.conftest import WRITTEN
 from tests.tuner.doors import PASSWORD, USERS, Client, served, written
-from tuner import html_report
-from tuner.artifacts import Artifacts
-from tuner.ledger import Ledger
-from tuner.notes import BEGIN, END, SAMPLES, joined
-from tuner.publisher import Publisher
-from tuner.study import Study, stored_study
+from tuner.artifacts.store import Artifacts
+from tuner.dashboard.publisher import Publisher
+from tuner.storage.leases import Ledger
+from tuner.study.definition import Study, stored_study
+from tuner.trials.attachments import SAMPLES
+from tuner.watch import html_report
+from tuner.watch.notes import BEGIN, END, joined
 
 EVIL = "https://evil.example"
 PAYLOADS = [

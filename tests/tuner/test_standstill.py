@@ -32,7 +32,7 @@ WORKER = """
 import os, signal, sys, time
 from pathlib import Path
 import optuna, sqlalchemy
-from tuner import ledger as books, storage as storages
+from tuner.storage import connection as storages, leases as books
 from tuner.workers.database_thread import Courier
 
 folder, name, action, word = sys.argv[1:]
