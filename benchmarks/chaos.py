@@ -35,7 +35,7 @@ from models.text.corpus import load_corpus
 from models.training.loop import Evaluation, train
 from tuner.storage.connection import open_storage
 from tuner.storage.embedded import attached, revive
-from tuner.storage.leases import Ledger
+from tuner.storage.leases import Leases
 from tuner.study.definition import Study, read_study
 
 CHECKPOINT_SECONDS = 1.0
@@ -180,7 +180,7 @@ def disturb(team: Team, server: Server, artifacts: Path, disk: bool, wanted: arg
             held = losses.look()
             with suppress(KeyError, SQLAlchemyError, optuna.exceptions.StorageInternalError):
                 study_id = storage.get_study_id_from_name("chaos")
-                finished = Ledger(storage, study_id).counts().finished
+                finished = Leases(storage, study_id).counts().finished
             if any(at <= finished for at in stops):
                 stops -= {at for at in stops if at <= finished}
                 server.stop(dice.choice([signal.SIGINT, signal.SIGKILL]))

@@ -22,7 +22,7 @@ from machine import show
 from sqlalchemy.exc import SQLAlchemyError
 
 from tuner.storage.connection import open_storage
-from tuner.storage.leases import Ledger
+from tuner.storage.leases import Leases
 
 STUDY = """
 name: memory
@@ -65,7 +65,7 @@ def main() -> None:
             time.sleep(0.2)
             worker = worker_of(command)
             with suppress(KeyError, SQLAlchemyError, psutil.Error, optuna.exceptions.StorageInternalError):
-                finished = Ledger(storage, storage.get_study_id_from_name("memory")).counts().finished
+                finished = Leases(storage, storage.get_study_id_from_name("memory")).counts().finished
                 if worker is not None and finished >= wanted.every * (len(rows) + 1) - 1:
                     rows.append({"trials": finished, "resident MiB": worker.memory_info().rss / 2**20})
     show(rows)

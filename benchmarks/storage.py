@@ -27,7 +27,7 @@ from models.config import Config
 from tuner.control.create import enter
 from tuner.storage.connection import open_storage
 from tuner.storage.embedded import SETTINGS
-from tuner.storage.leases import Claim, Ledger
+from tuner.storage.leases import Claim, Leases
 from tuner.study import samplers
 from tuner.study.definition import Study
 
@@ -44,23 +44,23 @@ def ours(url: str, study: Study, worker: str) -> Iterator[None]:
         found = optuna.load_study(study_name=study.name, storage=storage)
         found.sampler = samplers.sampler(study.sampler, study.space, stream=hash(worker) % 1000)
         found.pruner = samplers.pruner(study.pruner, RUNGS)
-        ledger = Ledger(storage, found._study_id)
-        ledger.join(worker, "host", 1, "cpu", 1)
+        leases = Leases(storage, found._study_id)
+        leases.join(worker, "host", 1, "cpu", 1)
         while True:
-            claim = ledger.take(found, worker, study.trials, None)
+            claim = leases.claim(found, worker, study.trials, None)
             assert isinstance(claim, Claim)
             trial, state = claim.trial, TrialState.COMPLETE
-            with ledger.held(trial._trial_id, worker):
+            with leases.lease_held(trial._trial_id, worker):
                 config = study.space.suggest(trial)
                 trial.set_user_attr("configuration", config.model_dump(mode="json"))
                 trial.set_user_attr("attempts", claim.attempt)
             for rung in range(1, RUNGS + 1):
-                with ledger.held(trial._trial_id, worker):
+                with leases.lease_held(trial._trial_id, worker):
                     trial.report(worth(config, rung), rung)
                     if rung < RUNGS and trial.should_prune():
                         state = TrialState.PRUNED
                         break
-            with ledger.held(trial._trial_id, worker):
+            with leases.lease_held(trial._trial_id, worker):
                 found.tell(
                     trial, 3 - 0.1 * RUNGS + config.dropout if state == TrialState.COMPLETE else None, state=state
                 )

@@ -133,17 +133,17 @@ def train(
         raise click.UsageError("give either --tokens or --seconds or --hours")
     flags = {name: options.pop(name) for name in ("tensorboard", "allow_changed_corpus")}
     with joined_team() as team, stop_requests() as requested, warnings.catch_warnings():
-        if not team.leads:
+        if not team.is_main_process:
             warnings.simplefilter("ignore")
         with options_checked():
-            promised = team.leader_first(lambda: read_recipe(recipe))
-            wanted = team.leader_first(lambda: changed(promised, **options))
-        device = team.leader_first(lambda: team.device(device))
+            promised = team.main_process_first(lambda: read_recipe(recipe))
+            wanted = team.main_process_first(lambda: changed(promised, **options))
+        device = team.main_process_first(lambda: team.device(device))
         _mention_threads(wanted, recipe, options["threads"], device, team)
         try:
             _train_all(wanted, promised, output, seeds, resume, force, team, requested.is_set, device=device, **flags)
         except Stopped:
-            if team.leads:
+            if team.is_main_process:
                 click.echo("Saved; go on with the same command" + (" and --resume" if not resume else ""), err=True)
             sys.exit(STOPPED)
 
@@ -166,12 +166,12 @@ def _train_all(
     if seeds is not None:
         with options_checked():
             runs = seed_runs(recipe, output, seeds)
-        team.leader_only(lambda: require_startable(output, runs, resume, force))
+        team.main_process_only(lambda: require_startable(output, runs, resume, force))
     for folder, one in runs.items():
         if seeds is not None and resume and trained_already(folder, one, options["allow_changed_corpus"]):
             continue
         _train_one(one, promised, folder, team, requested, resume=resume, force=force, **options)
-    if team.leads:
+    if team.is_main_process:
         for line in summary(runs) if seeds is not None else ():
             click.echo(line)
         group = click.get_current_context().command_path.rpartition(" ")[0]
@@ -187,7 +187,7 @@ def _train_one(
     from models.runs.run import train_run
     from models.training.stopping import Stopped
 
-    progress = Progress(recipe) if team.leads else None
+    progress = Progress(recipe) if team.is_main_process else None
 
     def look(training: Training, save: Callable[[], None]) -> None:
         if team.any(requested()):
@@ -201,7 +201,7 @@ def _train_one(
             progress.tell(evaluation)
 
     trained = train_run(recipe, folder, team=team, on_evaluation=tell, on_step=look, say=_say, **options)
-    if team.leads:
+    if team.is_main_process:
         with optional("not compared with the value in the file"):
             comparison = None if options["allow_changed_corpus"] else compared(promised, recipe, trained, team)
             if comparison is not None:
@@ -222,7 +222,7 @@ def _mention_threads(recipe: Recipe, path: Path, given: int | None, device: str,
     import torch
 
     usual, gpu = torch.get_num_threads(), device != "cpu" and torch.cuda.is_available()
-    if team.leads and not gpu and given is None and recipe.threads is not None and recipe.threads < usual:
+    if team.is_main_process and not gpu and given is None and recipe.threads is not None and recipe.threads < usual:
         click.echo(
             f"On {recipe.threads} of {usual} CPU threads, as {path} says, for the same bits; "
             f"--threads {usual} uses them all, and may change the last bits"

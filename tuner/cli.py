@@ -20,8 +20,8 @@ import click
 from models import __main__ as single
 from models.errors import RunError
 from tuner.errors import StorageError, StudyError, WorkerError
-from tuner.storage.locations import Places
-from tuner.workers.options import Crew
+from tuner.storage.locations import StorageOptions
+from tuner.workers.options import WorkerOptions
 
 if TYPE_CHECKING:
     import optuna
@@ -138,7 +138,9 @@ _checkpoint_seconds = click.option(
 )
 
 
-def _gathered(name: str, kind: type[Places | Crew], options: list[Callable[..., Any]]) -> Callable[..., Any]:
+def _gathered(
+    name: str, kind: type[StorageOptions | WorkerOptions], options: list[Callable[..., Any]]
+) -> Callable[..., Any]:
     """Gives a command these options together, as one argument of that name."""
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -154,9 +156,9 @@ def _gathered(name: str, kind: type[Places | Crew], options: list[Callable[..., 
     return decorate
 
 
-_database = _gathered("places", Places, [_storage, _password_file, _data])
-_places = _gathered("places", Places, [_storage, _password_file, _data, _artifacts])
-_crew = _gathered("crew", Crew, [_workers, _devices, _per_device, _threads, _grace, _checkpoint_seconds])
+_database = _gathered("places", StorageOptions, [_storage, _password_file, _data])
+_places = _gathered("places", StorageOptions, [_storage, _password_file, _data, _artifacts])
+_crew = _gathered("crew", WorkerOptions, [_workers, _devices, _per_device, _threads, _grace, _checkpoint_seconds])
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -198,8 +200,8 @@ commands.add_command(single.generate)
 @_force
 def run(
     study_file: str,
-    places: Places,
-    crew: Crew,
+    places: StorageOptions,
+    crew: WorkerOptions,
     output: Path,
     run_folder: Path | None,
     corpus_path: Path | None,
@@ -255,8 +257,8 @@ def run(
 )
 def work(
     study_name: str | None,
-    places: Places,
-    crew: Crew,
+    places: StorageOptions,
+    crew: WorkerOptions,
     corpus_path: Path | None,
 ) -> None:
     """Join more workers to a study that was started here or on another machine.
@@ -300,8 +302,8 @@ def work(
 )
 def confirm(
     study_name: str,
-    places: Places,
-    crew: Crew,
+    places: StorageOptions,
+    crew: WorkerOptions,
     top: int | None,
     seeds: int,
     corpus_path: Path | None,
@@ -333,7 +335,7 @@ def confirm(
 @_checkpoint_seconds
 def worker(
     study_name: str,
-    places: Places,
+    places: StorageOptions,
     device: str,
     threads: int,
     corpus_path: str | None,
@@ -395,7 +397,7 @@ def pace() -> None:
 @click.option("--failed", is_flag=True, help="Why trials of STUDY failed or crashed, with what their code said.")
 @click.option("-w", "--watch", is_flag=True, help="Look again every two seconds, until Ctrl-C.")
 @click.option("--json", "as_json", is_flag=True, help="For machines: one JSON document; with --watch a line each time.")
-def status(study_name: str | None, places: Places, failed: bool, watch: bool, as_json: bool) -> None:
+def status(study_name: str | None, places: StorageOptions, failed: bool, watch: bool, as_json: bool) -> None:
     """Show all studies, or one: its trials, its best ones, its workers."""
     if failed and (watch or as_json):
         raise click.UsageError("--failed stands alone")
@@ -412,7 +414,7 @@ def status(study_name: str | None, places: Places, failed: bool, watch: bool, as
             click.echo(f"\nDatabase: {_described(places)}")
 
 
-def _described(places: Places) -> str:
+def _described(places: StorageOptions) -> str:
     from tuner.storage.connection import describe
 
     return describe(places.storage, places.data_folder)
@@ -501,7 +503,7 @@ def _show_study(opened: RDBStorage, found: optuna.Study, study: Study, failed: b
 @_force
 def export(
     study_name: str,
-    places: Places,
+    places: StorageOptions,
     output: Path | None,
     number: int | None,
     top: int | None,
@@ -516,12 +518,12 @@ def export(
     """
     from models.files import is_stdout
     from tuner.results.export import best_trials, chosen_trial, copy_run, exported, files, require_copiable
-    from tuner.results.formats import NOTATIONS, OURS
+    from tuner.results.formats import FORMATS, OURS
 
     printed = output is not None and (str(output) == "-" or is_stdout(output))
     if top is not None and (number is not None or weights is not None or printed):
         raise click.UsageError("--top writes several files; leave out --trial, --weights and -o -")
-    usual = Path("best").with_suffix(NOTATIONS[notation])
+    usual = Path("best").with_suffix(FORMATS[notation])
     output = output or usual
     with places.opened() as opened:
         found, study = _find(opened, study_name)
@@ -570,7 +572,7 @@ def json_schema() -> None:
 @single.writing
 def sample(
     study_name: str,
-    places: Places,
+    places: StorageOptions,
     number: int | None,
     **options: Any,
 ) -> None:
@@ -596,7 +598,7 @@ def sample(
     help="The file to write.",
 )
 @_force
-def write_report(study_name: str, places: Places, output: Path, force: bool) -> None:
+def write_report(study_name: str, places: StorageOptions, output: Path, force: bool) -> None:
     """Write what a study found as one HTML file, which opens anywhere without a network."""
     from models.files import is_stdout
     from tuner.watch import html_report
@@ -610,7 +612,7 @@ def write_report(study_name: str, places: Places, output: Path, force: bool) -> 
     click.echo(f"{output}: report of study {study.name}, {size}; open it in a browser", err=is_stdout(output))
 
 
-def _readable_artifacts(places: Places, found: optuna.Study) -> Artifacts | None:
+def _readable_artifacts(places: StorageOptions, found: optuna.Study) -> Artifacts | None:
     """A study's artifacts; None, and a word about it, where they cannot be reached."""
     try:
         return places.artifacts_of(found)
@@ -645,7 +647,7 @@ def _steers(steer: Callable[..., str]) -> Any:
     """
 
     @wraps(steer)
-    def command(study_name: str, places: Places, **own: Any) -> None:
+    def command(study_name: str, places: StorageOptions, **own: Any) -> None:
         with places.opened() as opened:
             found, study = _find(opened, study_name)
             click.echo(f"study {study.name}: {steer(opened, found, study, **own)}")
@@ -699,7 +701,7 @@ def enqueue(opened: RDBStorage, found: optuna.Study, study: Study, assignments: 
 @click.argument("study_file", metavar="STUDY.yaml")
 @_database
 @_corpus
-def check(study_file: str, places: Places, corpus_path: Path | None) -> None:
+def check(study_file: str, places: StorageOptions, corpus_path: Path | None) -> None:
     """Read a study file and its corpus, and say all that is wrong with them.
 
     A class of your own is made and stepped once. If there is a database, a study of that name in it is compared.
@@ -714,7 +716,7 @@ def check(study_file: str, places: Places, corpus_path: Path | None) -> None:
     click.echo(f"{path}: fine; study {study.name} searches {searched} parameters and fixes {fixed}")
 
 
-def _compare(places: Places, study: Study, fingerprint: str) -> None:
+def _compare(places: StorageOptions, study: Study, fingerprint: str) -> None:
     """Raises StudyError as `run` would when the study in the database is another; says when it cannot be reached."""
     from tuner.control.create import require_unchanged
 
@@ -736,7 +738,7 @@ _secret = partial(click.option, type=_Folder(path_type=Path))
 @_force
 def backup(
     study_name: str,
-    places: Places,
+    places: StorageOptions,
     output: Path | None,
     force: bool,
 ) -> None:
@@ -753,7 +755,7 @@ def backup(
     click.echo(f"{output}: {told}", err=is_stdout(output))
 
 
-def _kept_of(places: Places, storage: RDBStorage, study_name: str) -> Artifacts:
+def _kept_of(places: StorageOptions, storage: RDBStorage, study_name: str) -> Artifacts:
     """What is kept of a study of that name."""
     from tuner.study.definition import load_study
 
@@ -764,7 +766,7 @@ def _kept_of(places: Places, storage: RDBStorage, study_name: str) -> Artifacts:
 @click.argument("file", type=single.FILE)
 @_places
 @click.option("--name", "new_name", help="Another name for the study.")
-def restore(file: Path, places: Places, new_name: str | None) -> None:
+def restore(file: Path, places: StorageOptions, new_name: str | None) -> None:
     """Put a study from a backup into the database, whole or not at all."""
     from tuner.backup import dump as backups
 
@@ -780,7 +782,7 @@ def restore(file: Path, places: Places, new_name: str | None) -> None:
 @click.option("--dashboard", help="The role of dashboards.")
 @click.option("--dashboard-password-file", type=single.FILE, help="The same for dashboards.")
 def grant(
-    places: Places,
+    places: StorageOptions,
     worker: str | None,
     worker_password_file: Path | None,
     dashboard: str | None,
@@ -804,7 +806,7 @@ def grant(
 
 @commands.command()
 @_database
-def upgrade(places: Places) -> None:
+def upgrade(places: StorageOptions) -> None:
     """Bring the tables of an older Optuna to the version of this one. Make backups and end all workers before."""
     from tuner.storage.connection import upgrade as upgrade_tables
 
@@ -838,14 +840,14 @@ def upgrade(places: Places) -> None:
 @_secret("--certificate", help="TLS: the certificate, with those between it and its authority (PEM).")
 @_secret("--key", help="TLS: the certificate's key (PEM).")
 @click.option("--behind-proxy", is_flag=True, help="One proxy in front says by X-Forwarded-For and -Proto who asks.")
-def dashboard(study_name: str | None, places: Places, **door: Any) -> None:
+def dashboard(study_name: str | None, places: StorageOptions, **door: Any) -> None:
     """Serve the Optuna dashboard, a page to steer studies (/tuner/), and /metrics for Prometheus.
 
     Users may also be given in the environment: TUNER_LOGIN, with the lines of a file of users.
     """
-    from tuner.dashboard.app import Door, serve
+    from tuner.dashboard.app import ServerConfig, serve
 
-    found_door = Door(**door, login=os.environ.get("TUNER_LOGIN"))
+    found_door = ServerConfig(**door, login=os.environ.get("TUNER_LOGIN"))
     found_door.require_safe()
     with places.opened() as opened:
         page = "/dashboard" if study_name is None else f"/dashboard/studies/{_find(opened, study_name)[0]._study_id}"
@@ -934,7 +936,7 @@ def _named_after(name: str, corpus_path: Path) -> str:
     return both
 
 
-def _stand_by(places: Places, crew: Crew) -> None:
+def _stand_by(places: StorageOptions, crew: WorkerOptions) -> None:
     """Lets this very command work on each study that has work, with the study's name behind it."""
     from models.training.stopping import stop_requests
     from tuner.workers import standby

@@ -25,5 +25,5 @@ class LostDeviceError(UserError):
     exit_code = 5
 
 
-class DoorError(UserError):
+class ServerConfigError(UserError):
     """Users, keys, certificates or addresses with which the dashboard cannot be opened."""

@@ -53,7 +53,7 @@ def steps_in_halves(mode: str, device: torch.device) -> bool:
     return device.type != "cuda" and (mode != "LSTM" or _lstm_takes_halves())
 
 
-def allow_short_products(config: Config) -> None:
+def allow_tf32(config: Config) -> None:
     """Lets a GPU shorten single-precision products to TF32 from here on, unless float32 was asked for by name."""
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.precision != "float32"
 

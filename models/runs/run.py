@@ -79,13 +79,13 @@ def train_run(
     """
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
-    corpus = team.leader_first(lambda: _checked(recipe, device, allow_changed_corpus, tensorboard, team, say))
-    if team.leads and corpus.files:
+    corpus = team.main_process_first(lambda: _checked(recipe, device, allow_changed_corpus, tensorboard, team, say))
+    if team.is_main_process and corpus.files:
         say(f"corpus {corpus.name}: {corpus.files}")
     recipe = with_facts(recipe, corpus.fingerprint)
     checkpoint = folder / CHECKPOINT
-    team.leader_only(lambda: _prepare(folder, recipe, corpus.tokenizer, resume, force))
-    tell = _tellers(folder, tensorboard) if team.leads else {}
+    team.main_process_only(lambda: _prepare(folder, recipe, corpus.tokenizer, resume, force))
+    tell = _tellers(folder, tensorboard) if team.is_main_process else {}
     saved = time.monotonic()
 
     def keep(training: Training) -> None:
@@ -108,7 +108,7 @@ def train_run(
         on_evaluation(evaluation)
 
     def finish(trained: Trained) -> None:
-        if team.leads:
+        if team.is_main_process:
             _write_end(folder, trained)
             checkpoint.unlink(missing_ok=True)
 
@@ -127,10 +127,10 @@ def train_run(
             on_trained=finish,
         )
     except Diverged as error:
-        if not team.leads:
+        if not team.is_main_process:
             raise FailedElsewhere from error
         raise RunError(f"{folder}: {error}; a smaller learning_rate or gradient_clip helps") from error
-    if team.leads:
+    if team.is_main_process:
         write_report(folder, recipe, corpus, trained, team.size)
         sweep(folder)
     return trained

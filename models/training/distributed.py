@@ -31,7 +31,7 @@ class Team:
     size: int = 1
 
     @property
-    def leads(self) -> bool:
+    def is_main_process(self) -> bool:
         """Whether this is the process that writes files and talks."""
         return self.rank == 0
 
@@ -56,12 +56,12 @@ class Team:
             raise DeviceError(f"device {name}: {here} processes here and {devices} CUDA devices; start one for each")
         return f"cuda:{os.environ['LOCAL_RANK']}"
 
-    def spread(self, tensors: Iterable[Tensor]) -> None:
+    def broadcast(self, tensors: Iterable[Tensor]) -> None:
         """Gives every process the leader's values."""
         for tensor in tensors if self.size > 1 else ():
             distributed.broadcast(tensor, 0)
 
-    def average(self, gradients: Iterable[Tensor | None]) -> None:
+    def all_reduce_mean(self, gradients: Iterable[Tensor | None]) -> None:
         """Makes gradients the mean over all processes."""
         if self.size == 1:
             return
@@ -93,20 +93,20 @@ class Team:
         """Returns whether one of the processes says so."""
         return any(self.numbers(flag))
 
-    def leader_first(self, action: Callable[[], Result]) -> Result:
+    def main_process_first(self, action: Callable[[], Result]) -> Result:
         """Does something on the leader, then on the others; raises on all of them when the leader cannot."""
         problem: UserError | None = None
         try:
-            result = action() if self.leads else None
+            result = action() if self.is_main_process else None
         except UserError as error:
             problem = error
         if self.any(problem is not None):
             raise problem or FailedElsewhere
-        return cast(Result, result) if self.leads else action()
+        return cast(Result, result) if self.is_main_process else action()
 
-    def leader_only(self, action: Callable[[], None]) -> None:
+    def main_process_only(self, action: Callable[[], None]) -> None:
         """Does something on the leader while the others wait; raises on all of them when it cannot be done."""
-        self.leader_first(lambda: action() if self.leads else None)
+        self.main_process_first(lambda: action() if self.is_main_process else None)
 
 
 ALONE = Team()

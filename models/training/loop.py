@@ -19,7 +19,7 @@ from models.config import Budget, Config
 from models.errors import DeviceError
 from models.files import optional, reason
 from models.nn.network import State, build
-from models.nn.precision import allow_short_products, half_precision, set_recurrences
+from models.nn.precision import allow_tf32, half_precision, set_recurrences
 from models.text.batches import Batch, Streams, Windows
 from models.text.corpus import EncodedCorpus, require_room
 from models.training import cuda_graphs
@@ -192,13 +192,13 @@ class Training:
         self.half = half_precision(config, device)
         self.precision = set_recurrences(self.model, device, self.half)
         if device.type == "cuda":
-            allow_short_products(config)
+            allow_tf32(config)
         self.carries_state = getattr(self.model, "carries_state", False)
         captured = cuda_graphs.serves(config, device, team)
         self.optimizers = list(build_optimizers(config, self.model, self.vocabulary_size, captured))
         self.captured = cuda_graphs.Captured(self, self._move) if captured else None
         self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        team.spread(weights(self.model).values())
+        team.broadcast(weights(self.model).values())
         rows = team.rows(config.batch_size)
         self.batches = (Streams if self.carries_state else Windows)(corpus.train, config, device, rows)
         self.rows = rows.stop - rows.start
@@ -287,7 +287,7 @@ class Training:
             loss.backward()
             self.states[number] = detached(state) if self.carries_state else None
             losses.append(loss.detach())
-        self.team.average(parameter.grad for parameter in self.parameters)
+        self.team.all_reduce_mean(parameter.grad for parameter in self.parameters)
         return torch.stack(losses).sum()
 
     def _loss(self, inputs: Tensor, targets: Tensor, state: State) -> tuple[Tensor, State]:
@@ -413,7 +413,7 @@ class Training:
     def save(self, path: Path) -> None:
         """Writes a checkpoint beside `path` and puts it in place in one move; a team calls it together."""
         tensors = self._tensors()
-        if self.team.leads:
+        if self.team.is_main_process:
             write_checkpoint(path, tensors, self._facts())
 
     def load(self, path: Path) -> None:
@@ -500,7 +500,7 @@ class Training:
 
     def _draw_apart(self) -> None:
         """Lets each process drop other activations; the leader's are those of a run of one process."""
-        if not self.team.leads:
+        if not self.team.is_main_process:
             torch.manual_seed(hash((self.config.seed, self.team.rank, self.step)))
 
     # A checkpoint holds the state of the whole batch, whatever pieces and processes it was split over.

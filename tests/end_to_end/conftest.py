@@ -23,7 +23,7 @@ from optuna.trial import FrozenTrial
 from sqlalchemy.exc import ProgrammingError
 
 from tuner.storage.connection import open_storage
-from tuner.storage.leases import Ledger, Worker
+from tuner.storage.leases import Leases, Worker
 
 TUNER = Path(sysconfig.get_path("scripts")) / "tuner"
 PATIENCE = 90.0
@@ -138,7 +138,7 @@ class Place:
 
     def workers(self, name: str) -> list[Worker]:
         with self.opened() as storage:
-            return Ledger(storage, optuna.load_study(study_name=name, storage=storage)._study_id).alive()
+            return Leases(storage, optuna.load_study(study_name=name, storage=storage)._study_id).alive()
 
     def studies(self) -> list[str]:
         with self.opened() as storage:

@@ -163,7 +163,7 @@ class Instant:
         pass
 
 
-class Crew:
+class WorkerOptions:
     """Workers in threads of this process, each with connections of its own."""
 
     def __init__(self, data_folder: Path, folder: Path) -> None:
@@ -203,7 +203,7 @@ class Crew:
 
 
 @pytest.fixture
-def crew(data_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Crew]:
+def crew(data_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[WorkerOptions]:
     monkeypatch.setattr("tuner.workers.worker.POLL_SECONDS", 0.01)
     monkeypatch.setattr(Worker, "_collect_garbage", lambda worker: None)  # slow here, and nothing is big
-    return Crew(data_folder, tmp_path / "artifacts")
+    return WorkerOptions(data_folder, tmp_path / "artifacts")

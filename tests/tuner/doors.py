@@ -18,7 +18,7 @@ from werkzeug.datastructures import Headers
 from werkzeug.security import generate_password_hash
 
 from tuner.artifacts.store import Artifacts
-from tuner.dashboard.app import Door, server
+from tuner.dashboard.app import ServerConfig, server
 
 PASSWORD = "correct horse"
 QUICK = generate_password_hash(PASSWORD, "scrypt:128:8:1")
@@ -79,7 +79,7 @@ class Client:
 def served(storage: RDBStorage, folder: Path, context: ssl.SSLContext | None = None, **door: Any) -> Iterator[Client]:
     """Serves a dashboard at a free port of this machine, with this door."""
     said: list[str] = []
-    made = server(storage, Artifacts(folder / "study").attachments(), Door(port=0, **door), said.append)
+    made = server(storage, Artifacts(folder / "study").attachments(), ServerConfig(port=0, **door), said.append)
     made.prepare()
     thread = threading.Thread(target=made.serve)
     thread.start()

@@ -14,7 +14,7 @@ from optuna.trial import TrialState
 
 from tuner.artifacts.store import Artifacts, Owner, artifacts_of
 from tuner.errors import WorkerError
-from tuner.storage.locations import Places, require_writable
+from tuner.storage.locations import StorageOptions, require_writable
 from tuner.study.definition import Study
 from tuner.trials.checkpoints import Checkpoints
 from tuner.trials.objective import Objective
@@ -187,11 +187,11 @@ def test_no_attachment_leads_to_another_file(tmp_path: Path) -> None:
 
 
 def test_a_dashboard_needs_to_write_nothing_but_attachments(tmp_path: Path) -> None:
-    Places(None, None, str(tmp_path / "artifacts")).attachments()
+    StorageOptions(None, None, str(tmp_path / "artifacts")).attachments()
     assert [path.name for path in tmp_path.glob("**/*")] == ["artifacts", ".attachments"]
     (tmp_path / "file").touch()
     with pytest.raises(WorkerError, match=r"file: cannot be made .*; choose other --artifacts"):
-        Places(None, None, str(tmp_path / "file")).attachments()
+        StorageOptions(None, None, str(tmp_path / "file")).attachments()
 
 
 def test_attachments_and_files_are_listed_by_the_names_that_others_know_them_by(bucket: Any, tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ from tuner.results.confirmation import CONFIRMS, companion_name, companion_of
 from tuner.results.confirmation import enter as enter_companion
 from tuner.results.export import chosen_trial, exported
 from tuner.storage.connection import open_storage
-from tuner.storage.leases import Ledger
+from tuner.storage.leases import Leases
 from tuner.storage.ownership import KEY, owner_of
 from tuner.study.definition import Study, parse_study, stored_study
 
@@ -49,7 +49,7 @@ def places(folder: Path) -> Callable[[str], Artifacts]:
 def known(storage: RDBStorage, name: str) -> dict[str, Any]:
     """All that a person can see of a study, but for its name and ids."""
     found = optuna.load_study(study_name=name, storage=storage)
-    ledger, ids = Ledger(storage, found._study_id), {trial._trial_id: trial.number for trial in found.trials}
+    leases, ids = Leases(storage, found._study_id), {trial._trial_id: trial.number for trial in found.trials}
     attributes = storage.get_study_system_attrs(found._study_id)
     return {
         "directions": found.directions,
@@ -62,8 +62,8 @@ def known(storage: RDBStorage, name: str) -> dict[str, Any]:
         },
         "notes": {number: get_note_from_system_attrs(attributes, one) for one, number in ids.items()},
         "trials": [vars_of(trial) for trial in found.trials],
-        "ledger": (ledger.state(), ledger.active_seconds()),
-        "attempts": {ids[one]: attempt for one, attempt in ledger.attempts().items()},
+        "leases": (leases.state(), leases.active_seconds()),
+        "attempts": {ids[one]: attempt for one, attempt in leases.attempts().items()},
     }
 
 
@@ -184,7 +184,7 @@ def searched(crew: Any, small: Small, enter: Enter, storage: RDBStorage, tmp_pat
     furnish(storage, companion, places(tmp_path / "old")(companion_name(study.name)), [])
     running = found.ask()
     with storage.engine.begin() as connection:
-        Ledger(storage, found._study_id)._lease(connection, running._trial_id, "one")
+        Leases(storage, found._study_id)._lease(connection, running._trial_id, "one")
     running.suggest_float("learning_rate", 1e-3, 1e-1, log=True)
     running.suggest_categorical("architecture", ["rnn", "gru"])
     running.set_user_attr("configuration", found.trials[0].user_attrs["configuration"])

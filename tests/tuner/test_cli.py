@@ -24,7 +24,7 @@ from models.reader import parse, plain
 from models.runs.run import read_recipe
 from tests.tuner.conftest import complete
 from tuner import cli
-from tuner.storage.leases import Ledger
+from tuner.storage.leases import Leases
 from tuner.study.definition import Study, stored_study
 from tuner.workers import supervisor
 
@@ -563,7 +563,7 @@ def test_status_of_all_studies_and_of_one(
     failed = found.ask()
     failed.set_user_attr("reason", "KeyError: '[/b]'")
     found.tell(failed, state=TrialState.FAIL)
-    Ledger(storage, found._study_id).join("someone", "host", 1, "cuda:3", 1)
+    Leases(storage, found._study_id).join("someone", "host", 1, "cuda:3", 1)
     (line,) = [line for line in tuner("status").out.splitlines() if line.startswith("a [bold] :smile: study")]
     assert line.split()[-9:] == ["running", "3/8", "2", "1", "1", "0", "1", "0:00:00", "2.2500"]
     assert "a foreign one" not in tuner("status").out

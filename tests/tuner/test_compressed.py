@@ -11,7 +11,7 @@ from werkzeug.wrappers import Response
 
 from tests.tuner.doors import USERS, served, written
 from tuner.dashboard import compression
-from tuner.dashboard.compression import LONG, Compressed
+from tuner.dashboard.compression import LONG, CompressionMiddleware
 
 THERE, HERE = {"REMOTE_ADDR": "203.0.113.9"}, {"REMOTE_ADDR": "127.0.0.1"}
 GZIP = {"Accept-Encoding": "gzip, br"}
@@ -32,7 +32,7 @@ TEXT = json.dumps(["a trial"] * LONG)
 def test_long_answers_are_compressed_for_others_who_take_it(
     text: str, kind: str, place: dict[str, str], headers: dict[str, str], is_packed: bool
 ) -> None:
-    answer = Client(Compressed(Response(text, mimetype=kind))).get("/", environ_base=place, headers=headers)
+    answer = Client(CompressionMiddleware(Response(text, mimetype=kind))).get("/", environ_base=place, headers=headers)
     assert (answer.headers.get("Content-Encoding") == "gzip") is is_packed
     assert (gzip.decompress(answer.data) if is_packed else answer.data).decode() == text
     assert int(answer.headers["Content-Length"]) == len(answer.data)

@@ -24,7 +24,7 @@ from tuner.results import confirmation
 from tuner.results.confirmation import candidates, conclude, confirmed_trial, enter, fresh_seeds, judged, lines
 from tuner.results.export import best_trials, exported
 from tuner.results.summary import quality
-from tuner.storage.leases import Counts, Ledger
+from tuner.storage.leases import Counts, Leases
 from tuner.study.definition import Study
 from tuner.workers.worker import work
 
@@ -144,7 +144,7 @@ def test_the_best_are_trained_with_fresh_seeds_and_the_study_does_not_see_it(con
         assert trial.user_attrs["configuration"] == own | {"seed": trial.params["seed"]}
     assert result["winner"] == 2
     assert confirming.found.get_trials() == before
-    assert Ledger(confirming.storage, confirming.found._study_id).counts() == Counts(complete=4)
+    assert Leases(confirming.storage, confirming.found._study_id).counts() == Counts(complete=4)
 
 
 def test_a_confirmation_neither_searches_nor_prunes(confirming: Confirming) -> None:

@@ -1,4 +1,4 @@
-"""The courier: errands in order, again after an outage, and a beat in between whatever happens."""
+"""The database_thread: requests in order, again after an outage, and a beat in between whatever happens."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -11,7 +11,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from tuner.storage.outages import is_outage
 from tuner.workers import database_thread as couriers
-from tuner.workers.database_thread import Away, Courier
+from tuner.workers.database_thread import DatabaseThread, DatabaseUnavailable
 
 AWAY = OperationalError("select 1", {}, ConnectionRefusedError("connection refused\nis the server running?"))
 
@@ -23,7 +23,7 @@ class Database:
         self.away, self.answered = 0, []
         self.refusals = threading.Semaphore(0)
 
-    def errand(self, name: Any) -> Callable[[], Any]:
+    def request(self, name: Any) -> Callable[[], Any]:
         def call() -> Any:
             if self.away:
                 self.away -= 1
@@ -47,33 +47,33 @@ def said() -> list[str]:
 
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(couriers, "BEAT_SECONDS", 60.0)
+    monkeypatch.setattr(couriers, "HEARTBEAT_SECONDS", 60.0)
 
 
 @pytest.fixture
-def courier(said: list[str]) -> Iterator[Courier]:
-    with Courier(lambda: None, said.append) as courier:
-        yield courier
+def database_thread(said: list[str]) -> Iterator[DatabaseThread]:
+    with DatabaseThread(lambda: None, said.append) as database_thread:
+        yield database_thread
 
 
-def test_errands_are_run_in_order_and_answered(courier: Courier, database: Database) -> None:
-    answers = [courier.send(database.errand(number)) for number in range(100)]
-    assert courier.ask(database.errand("last")) == "last"
+def test_errands_are_run_in_order_and_answered(database_thread: DatabaseThread, database: Database) -> None:
+    answers = [database_thread.submit(database.request(number)) for number in range(100)]
+    assert database_thread.call(database.request("last")) == "last"
     assert [answer.result(0) for answer in answers] == list(range(100))
     assert database.answered == [*range(100), "last"]
 
 
-def test_all_errands_are_run_by_one_thread_that_is_not_ours(courier: Courier) -> None:
-    threads = {courier.ask(threading.get_ident) for _ in range(3)}
+def test_all_errands_are_run_by_one_thread_that_is_not_ours(database_thread: DatabaseThread) -> None:
+    threads = {database_thread.call(threading.get_ident) for _ in range(3)}
     assert len(threads) == 1
     assert threads != {threading.get_ident()}
 
 
 def test_after_an_outage_errands_go_on_in_order_and_it_is_told_once(
-    courier: Courier, database: Database, said: list[str]
+    database_thread: DatabaseThread, database: Database, said: list[str]
 ) -> None:
     database.away = 3
-    answers = [courier.send(database.errand(number)) for number in range(5)]
+    answers = [database_thread.submit(database.request(number)) for number in range(5)]
     assert [answer.result(60) for answer in answers] == list(range(5))
     assert database.answered == list(range(5))
     assert said[0] == "the database is away, training goes on and waits for it (connection refused)"
@@ -81,10 +81,10 @@ def test_after_an_outage_errands_go_on_in_order_and_it_is_told_once(
     assert len(said) == 2
 
 
-def test_a_second_outage_is_told_again(courier: Courier, database: Database, said: list[str]) -> None:
+def test_a_second_outage_is_told_again(database_thread: DatabaseThread, database: Database, said: list[str]) -> None:
     for _ in range(2):
         database.away = 1
-        courier.ask(database.errand(1))
+        database_thread.call(database.request(1))
     assert [line.split(",")[0].split(" after")[0] for line in said] == [
         "the database is away",
         "the database is back",
@@ -94,65 +94,65 @@ def test_a_second_outage_is_told_again(courier: Courier, database: Database, sai
 @pytest.mark.parametrize(
     "error", [ValueError("wrong"), KeyError("x"), IntegrityError("insert", {}, Exception("twice"))]
 )
-def test_any_other_error_is_an_answer(courier: Courier, said: list[str], error: Exception) -> None:
-    def errand() -> None:
+def test_any_other_error_is_an_answer(database_thread: DatabaseThread, said: list[str], error: Exception) -> None:
+    def request() -> None:
         raise error
 
     with pytest.raises(type(error)):
-        courier.ask(errand)
-    assert courier.ask(lambda: "next") == "next"
+        database_thread.call(request)
+    assert database_thread.call(lambda: "next") == "next"
     assert said == []
 
 
 def test_leaving_while_the_database_is_away_does_not_wait_for_it(database: Database, said: list[str]) -> None:
     database.away = 10**9
-    with Courier(lambda: None, said.append) as courier:
-        answers = [courier.send(database.errand(number)) for number in range(3)]
+    with DatabaseThread(lambda: None, said.append) as database_thread:
+        answers = [database_thread.submit(database.request(number)) for number in range(3)]
         database.refusals.acquire()
-    assert not courier._thread.is_alive()
+    assert not database_thread._thread.is_alive()
     for answer in answers:
-        with pytest.raises(Away, match="did not come back in time"):
+        with pytest.raises(DatabaseUnavailable, match="did not come back in time"):
             answer.result(0)
     assert database.answered == []
 
 
-def test_who_asks_does_not_wait_for_ever(courier: Courier, database: Database) -> None:
+def test_who_asks_does_not_wait_for_ever(database_thread: DatabaseThread, database: Database) -> None:
     database.away = 10**9
-    with pytest.raises(Away, match="did not answer for 0 s"):
-        courier.ask(database.errand(1), patience=0.01)
+    with pytest.raises(DatabaseUnavailable, match="did not answer for 0 s"):
+        database_thread.call(database.request(1), patience=0.01)
 
 
 def test_leaving_runs_what_was_sent_before(database: Database) -> None:
-    with Courier(lambda: None, lambda text: None) as courier:
+    with DatabaseThread(lambda: None, lambda text: None) as database_thread:
         for number in range(20):
-            courier.send(database.errand(number))
+            database_thread.submit(database.request(number))
     assert database.answered == list(range(20))
 
 
 def test_the_heart_beats_while_there_is_nothing_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(couriers, "BEAT_SECONDS", 0.01)
+    monkeypatch.setattr(couriers, "HEARTBEAT_SECONDS", 0.01)
     beats = threading.Semaphore(0)
-    with Courier(beats.release, lambda text: None):
+    with DatabaseThread(beats.release, lambda text: None):
         for _ in range(3):
             assert beats.acquire(timeout=30)
 
 
 def test_the_heart_beats_while_there_is_always_something_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     """Otherwise the lease of the busiest worker would be the first to run out."""
-    monkeypatch.setattr(couriers, "BEAT_SECONDS", 0.01)
+    monkeypatch.setattr(couriers, "HEARTBEAT_SECONDS", 0.01)
     beats = threading.Semaphore(0)
     beaten = threading.Event()
 
     def busy() -> None:
-        if not beaten.wait(0.005) and not courier._leaving.is_set():
-            courier.send(busy)
+        if not beaten.wait(0.005) and not database_thread._leaving.is_set():
+            database_thread.submit(busy)
 
     def beat() -> None:
         beats.release()
 
-    with Courier(beat, lambda text: None) as courier:
+    with DatabaseThread(beat, lambda text: None) as database_thread:
         for _ in range(4):
-            courier.send(busy)
+            database_thread.submit(busy)
         for _ in range(4):
             assert beats.acquire(timeout=10)
         beaten.set()
@@ -161,13 +161,13 @@ def test_the_heart_beats_while_there_is_always_something_to_do(monkeypatch: pyte
 def test_an_outage_is_met_by_the_beat_as_by_any_errand(
     database: Database, said: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(couriers, "BEAT_SECONDS", 0.01)
+    monkeypatch.setattr(couriers, "HEARTBEAT_SECONDS", 0.01)
     database.away = 2
-    with Courier(database.errand("beat"), said.append) as courier:
+    with DatabaseThread(database.request("beat"), said.append) as database_thread:
         assert database.refusals.acquire(timeout=30)
-        courier.ask(database.errand("errand"))
+        database_thread.call(database.request("request"))
     assert database.answered[0] == "beat"
-    assert "errand" in database.answered
+    assert "request" in database.answered
     assert [line.split(",")[0].split(" after")[0] for line in said] == ["the database is away", "the database is back"]
 
 

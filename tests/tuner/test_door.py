@@ -27,16 +27,16 @@ from tests.tuner.doors import PASSWORD, QUICK, USERS, Answer, Client, said_on, s
 from tuner import cli
 from tuner.artifacts.store import Artifacts
 from tuner.dashboard import app, rate_limit, users
-from tuner.dashboard.app import Door
+from tuner.dashboard.app import ServerConfig
 from tuner.dashboard.auth import CHANGES, is_served
 from tuner.dashboard.pages import safe_next
-from tuner.dashboard.rate_limit import Attempts
+from tuner.dashboard.rate_limit import RateLimiter
 from tuner.dashboard.sessions import Sessions, session_key
 from tuner.dashboard.users import Users, parse_password, parse_users
-from tuner.errors import DoorError
+from tuner.errors import ServerConfigError
 from tuner.results import summary
 from tuner.storage.connection import open_storage
-from tuner.storage.leases import Ledger
+from tuner.storage.leases import Leases
 from tuner.study.definition import Study
 from tuner.watch import tables
 
@@ -81,7 +81,7 @@ def page_of(found: optuna.Study) -> str:
 
 
 def state_of(found: optuna.Study, storage: RDBStorage) -> str:
-    return Ledger(storage, found._study_id).state()
+    return Leases(storage, found._study_id).state()
 
 
 # Without a login.
@@ -175,7 +175,7 @@ def test_guessing_is_stopped_and_a_right_password_then_waits_too(storage: RDBSto
 
 def test_right_logins_are_not_counted_and_time_heals_wrong_ones() -> None:
     now = [0.0]
-    some = Attempts(lambda: now[0])
+    some = RateLimiter(lambda: now[0])
     for _ in range(100):
         assert some.take("10.0.0.1", "olga") == 0
         some.give_back("10.0.0.1", "olga")
@@ -187,14 +187,14 @@ def test_right_logins_are_not_counted_and_time_heals_wrong_ones() -> None:
 
 @pytest.mark.parametrize("address", ["10.0.0.1", "2001:db8::{}"])
 def test_an_address_that_guesses_names_is_stopped_too(address: str) -> None:
-    some = Attempts(lambda: 0.0)
+    some = RateLimiter(lambda: 0.0)
     waits = [some.take(address.format(number), f"user{number}") > 0 for number in range(40)]
     assert waits == [False] * 30 + [True] * 10
 
 
 def test_what_is_remembered_of_guesses_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rate_limit, "MOST_KEPT", 10)
-    some = Attempts()
+    some = RateLimiter()
     for number in range(100):
         some.take(f"10.0.0.{number}", "x" * 1000)
     assert len(some) == 10
@@ -217,33 +217,33 @@ def test_what_is_remembered_of_guesses_is_bounded(monkeypatch: pytest.MonkeyPatc
     ],
 )
 def test_a_malformed_line_is_refused_by_its_number_and_not_shown(line: str, message: str) -> None:
-    with pytest.raises(DoorError) as caught:
+    with pytest.raises(ServerConfigError) as caught:
         parse_users(f"rolf:reader:{QUICK}\n{line}\n", "users")
     assert str(caught.value).startswith(f"users, {message}")
     assert "secret-in-clear" not in str(caught.value)
 
 
 def test_a_file_without_users_is_refused() -> None:
-    with pytest.raises(DoorError, match="no users in it"):
+    with pytest.raises(ServerConfigError, match="no users in it"):
         parse_users("# nobody\n", "users")
 
 
 def test_a_file_that_others_may_read_is_warned_of(tmp_path: Path) -> None:
     said: list[str] = []
-    Door(users_file=written(tmp_path / "users", USERS, 0o644)).users(said.append)
+    ServerConfig(users_file=written(tmp_path / "users", USERS, 0o644)).users(said.append)
     assert said == [
         f"{tmp_path / 'users'}: every user of this machine may read it; chmod 640 keeps it to you and your group"
     ]
-    Door(users_file=written(tmp_path / "users", USERS, 0o640)).users(pytest.fail)
+    ServerConfig(users_file=written(tmp_path / "users", USERS, 0o640)).users(pytest.fail)
 
 
 def test_a_secret_of_a_container_is_as_open_as_it_must_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tuner.dashboard.users.MOUNTED", tmp_path)
-    Door(users_file=written(tmp_path / "users", USERS, 0o644)).users(pytest.fail)
+    ServerConfig(users_file=written(tmp_path / "users", USERS, 0o644)).users(pytest.fail)
 
 
 def test_users_come_from_a_file_the_environment_and_a_secret_together(tmp_path: Path) -> None:
-    door = Door(
+    door = ServerConfig(
         users_file=written(tmp_path / "users", USERS),
         login=f"eva:reader:{QUICK}\nuwe:reader:{QUICK}",
         operator_password_file=written(tmp_path / "secret", "from a secret\n"),
@@ -254,15 +254,15 @@ def test_users_come_from_a_file_the_environment_and_a_secret_together(tmp_path: 
     ]
     assert some.verified("operator", "from a secret") == some.find("operator")
     assert some.verified("operator", "from a secret\n") is None
-    with pytest.raises(DoorError, match="in several places: olga"):
-        Door(users_file=door.users_file, login=f"olga:reader:{QUICK}").users(pytest.fail)
+    with pytest.raises(ServerConfigError, match="in several places: olga"):
+        ServerConfig(users_file=door.users_file, login=f"olga:reader:{QUICK}").users(pytest.fail)
 
 
 def test_a_short_or_missing_secret_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DoorError, match="shorter than 8 characters"):
+    with pytest.raises(ServerConfigError, match="shorter than 8 characters"):
         parse_password("1234567\n", "secret")
-    with pytest.raises(DoorError, match=r"none: No such file or directory"):
-        Door(users_file=tmp_path / "none").users(pytest.fail)
+    with pytest.raises(ServerConfigError, match=r"none: No such file or directory"):
+        ServerConfig(users_file=tmp_path / "none").users(pytest.fail)
 
 
 # Sessions.
@@ -318,7 +318,7 @@ def test_sessions_have_an_age_and_a_key(tmp_path: Path) -> None:
     assert Sessions(key, some).user(cookie) == known["olga"]  # as after a restart
     assert Sessions(key, some, seconds=-1).user(cookie) is None
     assert Sessions(session_key(None), some).user(cookie) is None
-    with pytest.raises(DoorError, match="fewer than 32 characters"):
+    with pytest.raises(ServerConfigError, match="fewer than 32 characters"):
         session_key(written(tmp_path / "key", "short"))
 
 
@@ -570,11 +570,11 @@ def test_a_certificate_that_cannot_be_used_is_refused(
     made, key = certificate
     attachments = Artifacts(tmp_path / "study").attachments()
     for door, message in [
-        (Door(certificate=made, key=tmp_path / "none"), "none: no such file"),
-        (Door(certificate=key, key=made), "not a certificate and its key"),
-        (Door(certificate=made), "--certificate and --key: give both"),
+        (ServerConfig(certificate=made, key=tmp_path / "none"), "none: no such file"),
+        (ServerConfig(certificate=key, key=made), "not a certificate and its key"),
+        (ServerConfig(certificate=made), "--certificate and --key: give both"),
     ]:
-        with pytest.raises(DoorError, match=message):
+        with pytest.raises(ServerConfigError, match=message):
             app.server(storage, attachments, door)
 
 
@@ -609,35 +609,35 @@ def test_a_header_that_only_looks_like_the_proxys_is_left_out(storage: RDBStorag
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.1", "tuner.example", "169.254.0.1"])
 def test_any_other_address_is_refused_without_users(host: str) -> None:
-    with pytest.raises(DoorError, match=r"could stop and delete studies; give users.*--users FILE"):
-        Door(host=host).require_safe()
-    Door(host=host, login="x").require_safe()
+    with pytest.raises(ServerConfigError, match=r"could stop and delete studies; give users.*--users FILE"):
+        ServerConfig(host=host).require_safe()
+    ServerConfig(host=host, login="x").require_safe()
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1", "127.8.8.8"])
 def test_this_machine_needs_no_users(host: str) -> None:
-    Door(host=host).require_safe()
-    with pytest.raises(DoorError, match="everybody who reaches the proxy"):
-        Door(host=host, behind_proxy=True).require_safe()
+    ServerConfig(host=host).require_safe()
+    with pytest.raises(ServerConfigError, match="everybody who reaches the proxy"):
+        ServerConfig(host=host, behind_proxy=True).require_safe()
 
 
 def test_passwords_in_clear_text_are_warned_of(storage: RDBStorage, tmp_path: Path) -> None:
     said: list[str] = []
     attachments = Artifacts(tmp_path / "study").attachments()
-    app.server(storage, attachments, Door(host="0.0.0.0", login=USERS), said.append)
+    app.server(storage, attachments, ServerConfig(host="0.0.0.0", login=USERS), said.append)
     assert said == ["passwords travel in clear text: give --certificate and --key, or put a proxy with TLS in front"]
 
 
 @pytest.mark.parametrize(
     ("door", "address"),
     [
-        (Door(), "http://127.0.0.1:8080"),
-        (Door(host="::1", port=1), "http://[::1]:1"),
-        (Door(host="0.0.0.0"), f"http://{socket.gethostname()}:8080"),
-        (Door(certificate=Path("c"), key=Path("k")), "https://127.0.0.1:8080"),
+        (ServerConfig(), "http://127.0.0.1:8080"),
+        (ServerConfig(host="::1", port=1), "http://[::1]:1"),
+        (ServerConfig(host="0.0.0.0"), f"http://{socket.gethostname()}:8080"),
+        (ServerConfig(certificate=Path("c"), key=Path("k")), "https://127.0.0.1:8080"),
     ],
 )
-def test_the_address_that_is_told_can_be_opened(door: Door, address: str) -> None:
+def test_the_address_that_is_told_can_be_opened(door: ServerConfig, address: str) -> None:
     assert door.address == address
 
 
@@ -677,13 +677,13 @@ def test_a_password_is_asked_for_twice_at_a_terminal() -> None:
 @pytest.mark.parametrize(("name", "given"), [("anna", "short"), ("anna", ""), ("an:na", PASSWORD), ("", PASSWORD)])
 def test_a_bad_name_or_password_is_refused(name: str, given: str) -> None:
     done = invoked("password", name, given=given)
-    assert isinstance(done.exception, DoorError)
+    assert isinstance(done.exception, ServerConfigError)
     assert done.output == ""
 
 
 def test_the_dashboard_is_refused_at_other_addresses_before_a_database_is_asked() -> None:
     done = invoked("dashboard", "--host", "0.0.0.0", "--storage", "postgresql://nobody@127.0.0.1:1/none")
-    assert isinstance(done.exception, DoorError)
+    assert isinstance(done.exception, ServerConfigError)
 
 
 def test_users_may_be_given_in_the_environment(data_folder: Path, tmp_path: Path) -> None:
@@ -774,8 +774,8 @@ def test_the_page_shows_the_best_trials_and_the_workers(
     found.add_trial(
         optuna.trial.create_trial(params={"learning_rate": 0.003}, distributions=rates, value=1.25, user_attrs=WRITTEN)
     )
-    ledger = Ledger(storage, found._study_id)
-    ledger.join("w<1>", "host<b>", 1, "cuda:0", 1)
+    leases = Leases(storage, found._study_id)
+    leases.join("w<1>", "host<b>", 1, "cuda:0", 1)
     page = locked.get(page_of(found), Cookie=reader).text
     best = summary.leaderboard(found.trials)[0]
     assert f"<td>{best.number}</td><td>{best.value:.4f}</td>" in page
@@ -784,7 +784,7 @@ def test_the_page_shows_the_best_trials_and_the_workers(
     assert f"/dashboard/studies/{found._study_id}" in page
     board = locked.get("/tuner/", Cookie=reader).text
     assert f"<dd>{best.value:.4f}</dd>" in board
-    ledger.leave("w<1>")
+    leases.leave("w<1>")
 
 
 def test_names_from_study_files_are_no_markup(small: Small, enter: Enter, locked: Client, reader: str) -> None:

@@ -32,7 +32,7 @@ from tuner.results.export import (
     require_makeable_outputs,
     write_new,
 )
-from tuner.results.formats import json_schema, noted
+from tuner.results.formats import json_schema, render
 from tuner.study.definition import Study, read_study
 from tuner.watch import html_report
 
@@ -212,7 +212,7 @@ def test_what_a_shell_would_take_apart_is_quoted(shelf: Shelf) -> None:
     own = STORED.model_copy(update={"architecture": "my net:Net; rm -rf $HOME"})
     recipe = Recipe(corpus=shelf.study.corpus, trial=shelf.study.trial, parameters=own)
     for notation in ("flags", "env"):
-        assert own.architecture in " ".join(shlex.split(noted(recipe, notation, "", "")))
+        assert own.architecture in " ".join(shlex.split(render(recipe, notation, "", "")))
 
 
 # Schema.

@@ -24,12 +24,12 @@ from models.config import Config
 from models.errors import ConfigError, UserError
 from tuner import cli
 from tuner.artifacts.store import Artifacts
-from tuner.dashboard.error_middleware import Shield
+from tuner.dashboard.error_middleware import ErrorMiddleware
 from tuner.dashboard.pages import application
 from tuner.dashboard.publisher import Publisher
 from tuner.results import confirmation, summary
 from tuner.results.confirmation import companion_name
-from tuner.storage.leases import Counts, Ledger
+from tuner.storage.leases import Counts, Leases
 from tuner.study.definition import Study, StudyBudget, load_study
 from tuner.study.facts import is_result
 from tuner.study.space import Space, configuration_problem
@@ -113,7 +113,7 @@ def test_a_waiting_trial_that_is_not_of_the_study_fails_and_the_worker_goes_on(
     found = enter(study)
     waiting(found, user, system)
     assert crew.work(study, lambda number, config, rung: 1.0) == ["all 2 trials are finished"]
-    assert Ledger(storage, found._study_id).counts() == Counts(complete=2, fail=1)
+    assert Leases(storage, found._study_id).counts() == Counts(complete=2, fail=1)
     said = found.trials[0].user_attrs["reason"]
     assert reason in said
     assert "\n" not in said
@@ -280,7 +280,7 @@ def test_an_end_that_no_worker_wrote_is_named_and_never_a_result(
     publisher = Publisher(storage)
     publisher.publish()
     with publisher.shown():
-        answer = Client(Shield(wsgi(storage), lambda: False)).get(f"/api/studies/{found._study_id}")
+        answer = Client(ErrorMiddleware(wsgi(storage), lambda: False)).get(f"/api/studies/{found._study_id}")
     assert answer.status_code == 200, answer.text
     sent = json.loads(answer.text)
     assert [one["number"] for one in sent["best_trials"]] == [0] * results
@@ -328,7 +328,7 @@ def test_facts_of_a_wrong_kind_are_no_workers(
     study = small(2, pruner="none")
     found = enter(study)
     crew.work(study, lambda number, config, rung: 2.0 + number)
-    Ledger(storage, found._study_id).note(found.trials[0]._trial_id, {name: value})
+    Leases(storage, found._study_id).note(found.trials[0]._trial_id, {name: value})
     found = load_study(storage, study.name)  # what is finished is read once
     assert [trial.number for trial in summary.leaderboard(found.get_trials())] == [1]
     for command in (["status", study.name], ["status", study.name, "--json"], ["status", study.name, "--failed"]):

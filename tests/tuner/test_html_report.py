@@ -26,7 +26,7 @@ from tuner import cli
 from tuner.artifacts.store import SAMPLES, Artifacts
 from tuner.errors import StudyError
 from tuner.results import analysis
-from tuner.storage.leases import Ledger
+from tuner.storage.leases import Leases
 from tuner.study.definition import Study
 from tuner.watch.html_report import report
 
@@ -64,7 +64,7 @@ class Desk:
         self.found = optuna.create_study(study_name=study.name, storage=storage, directions=directions)
         self.found.set_user_attr("study", study.stored())
         self.found.set_user_attr("fingerprint", "sha256:12")
-        Ledger(storage, self.found._study_id).open()
+        Leases(storage, self.found._study_id).open()
 
     def add(
         self,

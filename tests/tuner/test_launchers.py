@@ -19,9 +19,9 @@ from tuner.workers.processes import (
     MOST_BY_DEFAULT,
     MOST_QUICK_DEATHS,
     QUICK_SECONDS,
-    Death,
     Slot,
-    Team,
+    WorkerExit,
+    WorkerPool,
     slots,
 )
 
@@ -65,19 +65,19 @@ class Theatre:
     def __init__(self, place: Path) -> None:
         self.notes, self.logs = place / "notes", place / "logs"
         self.notes.mkdir()
-        self.deaths: list[Death] = []
+        self.deaths: list[WorkerExit] = []
         self.had_trial = False
         self.said: list[str] = []
-        self.teams: list[Team] = []
+        self.teams: list[WorkerPool] = []
 
-    def team(self, behaviour: str, count: int = 1, **environment: str) -> Team:
+    def team(self, behaviour: str, count: int = 1, **environment: str) -> WorkerPool:
         environment = {"BEHAVIOUR": behaviour, "NOTES": str(self.notes), **environment}
         places = [Slot("cpu", 3, "")] * count
-        team = Team(places, ["my-study"], environment, self.logs, self.bury, self.said.append)
+        team = WorkerPool(places, ["my-study"], environment, self.logs, self.bury, self.said.append)
         self.teams.append(team)
         return team
 
-    def bury(self, death: Death) -> bool:
+    def bury(self, death: WorkerExit) -> bool:
         self.deaths.append(death)
         return self.had_trial
 
@@ -100,7 +100,7 @@ def wait_for(condition: Callable[[], Any]) -> None:
         time.sleep(0.01)
 
 
-def has_ended(team: Team) -> bool:
+def has_ended(team: WorkerPool) -> bool:
     """Whether a process of a team has, although the team may not have noticed."""
     return any(member.process is not None and member.process.poll() is not None for member in team._members)
 
@@ -132,7 +132,7 @@ def gpus(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     return lambda count: monkeypatch.setattr(processes, "_gpus", lambda: count)
 
 
-# Places.
+# StorageOptions.
 
 
 def test_without_a_gpu_there_is_a_worker_per_core_up_to_eight(gpus: Callable[[int], None]) -> None:
@@ -346,7 +346,7 @@ def test_a_worker_that_dies_with_a_trial_is_replaced_at_once_for_its_trial_is_to
     [(1, True), (-signal.SIGSEGV, True), (-signal.SIGABRT, True), (-signal.SIGKILL, False), (2, False), (3, False)],
 )
 def test_what_was_done_to_a_worker_is_no_crash_of_its_trial(code: int, crash: bool) -> None:
-    assert Death("one", code, "", out_of_memory=False).crash == crash
+    assert WorkerExit("one", code, "", out_of_memory=False).crash == crash
 
 
 def test_the_kernels_kills_for_want_of_memory_are_told_from_others(

@@ -12,7 +12,7 @@ from optuna.trial import TrialState
 
 from tuner.storage import leases as books
 from tuner.storage.connection import open_storage
-from tuner.storage.leases import Activity, Claim, Counts, Ended, Ledger, LostLease, Wait
+from tuner.storage.leases import Activity, Claim, Counts, Ended, Leases, LostLease, Wait
 from tuner.study.definition import Study
 
 FOR_EVER = {"trials": None, "hours": None}
@@ -40,11 +40,11 @@ class Desk:
 
     def __init__(self, storage: RDBStorage, study: optuna.Study) -> None:
         self.storage, self.study = storage, study
-        self.books: dict[str, Ledger] = {}
+        self.books: dict[str, Leases] = {}
 
-    def of(self, who: str) -> Ledger:
+    def of(self, who: str) -> Leases:
         if who not in self.books:
-            self.books[who] = Ledger(self.storage, self.study._study_id)
+            self.books[who] = Leases(self.storage, self.study._study_id)
             self.books[who].join(self.id(who), "host", 1, "cpu", 1)
         return self.books[who]
 
@@ -52,7 +52,7 @@ class Desk:
         return f"{self.study.study_name}-{who}"
 
     def take(self, who: str, trials: int | None = None, hours: float | None = None) -> Any:
-        return self.of(who).take(self.study, self.id(who), trials, hours)
+        return self.of(who).claim(self.study, self.id(who), trials, hours)
 
     def take_trial(self, who: str) -> Claim:
         claim = self.take(who)
@@ -61,10 +61,10 @@ class Desk:
 
     def beat(self, who: str, claim: Claim | None) -> str:
         trial_id = None if claim is None else claim.trial._trial_id
-        return self.of(who).beat(self.id(who), trial_id, Activity())[0]
+        return self.of(who).heartbeat(self.id(who), trial_id, Activity())[0]
 
     def write(self, who: str, claim: Claim, name: str = "by") -> None:
-        with self.of(who).held(claim.trial._trial_id, self.id(who)):
+        with self.of(who).lease_held(claim.trial._trial_id, self.id(who)):
             claim.trial.set_user_attr(name, who)
 
     def state(self, claim: Claim) -> TrialState:
@@ -103,7 +103,7 @@ def test_an_expired_lease_is_watched_before_it_is_taken_over(
         with pytest.raises(LostLease):
             late()
     with pytest.raises(LostLease):
-        desk.of("ada").hand_back(first.trial._trial_id, desk.id("ada"))
+        desk.of("ada").release(first.trial._trial_id, desk.id("ada"))
     assert desk.state(first) == TrialState.RUNNING
     assert "by" not in desk.storage.get_trial(first.trial._trial_id).user_attrs
     desk.write("bob", taken)
@@ -135,7 +135,7 @@ def test_a_takeover_waits_for_a_write_and_a_later_write_fails(desk: Desk, ask: C
     entered, go_on = threading.Event(), threading.Event()
 
     def hold() -> None:
-        with desk.of("ada").held(claim.trial._trial_id, desk.id("ada")):
+        with desk.of("ada").lease_held(claim.trial._trial_id, desk.id("ada")):
             entered.set()
             go_on.wait(30)
 
@@ -159,7 +159,7 @@ def test_a_trial_handed_back_goes_on_as_itself(desk: Desk) -> None:
     value = claim.trial.suggest_float("learning_rate", 0, 1)
     claim.trial.report(3.5, 1)
     desk.write("ada", claim)
-    desk.of("ada").hand_back(claim.trial._trial_id, desk.id("ada"))
+    desk.of("ada").release(claim.trial._trial_id, desk.id("ada"))
     assert desk.state(claim) == TrialState.WAITING
     again = desk.take_trial("bob")
     assert (again.trial.number, again.attempt) == (0, 2)
@@ -205,7 +205,7 @@ def test_a_budget_of_trials_is_never_overdrawn(desk: Desk) -> None:
 
 def test_a_trial_that_waits_is_finished_before_the_budget_is_full(desk: Desk) -> None:
     claims = [desk.take("ada", 2) for _ in range(2)]
-    desk.of("ada").hand_back(claims[0].trial._trial_id, desk.id("ada"))
+    desk.of("ada").release(claims[0].trial._trial_id, desk.id("ada"))
     assert desk.take("bob", 2).trial.number == 0
     assert isinstance(desk.take("bob", 2), Wait)
 
@@ -240,10 +240,10 @@ def test_hours_are_those_in_which_somebody_works(desk: Desk, storage: RDBStorage
         ago(4)
         desk.beat(who, None)
     assert desk.of("ada").active_seconds() == pytest.approx(12, abs=1)
-    assert desk.of("ada").beat(desk.id("ada"), None, Activity())[1] == desk.of("bob").active_seconds()
+    assert desk.of("ada").heartbeat(desk.id("ada"), None, Activity())[1] == desk.of("bob").active_seconds()
     ago(7200)  # a night in which no worker was there
     desk.beat("ada", None)
-    assert desk.of("ada").active_seconds() < 12 + 3 * books.BEAT_SECONDS + 1
+    assert desk.of("ada").active_seconds() < 12 + 3 * books.HEARTBEAT_SECONDS + 1
     assert isinstance(desk.take("ada", hours=1), Claim)
     assert desk.take("ada", hours=10 / 3600) == Ended("the 0.00277778 hours are spent")
 
@@ -264,8 +264,8 @@ def test_one_finished_trial_lets_a_study_with_failed_ones_go_on(desk: Desk) -> N
 def test_who_is_at_work_and_on_what(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     claim = desk.take_trial("ada")
     doing = Activity(claim.trial.number, "gru", 0.25, 1234.5, 2**33)
-    desk.of("ada").beat(desk.id("ada"), claim.trial._trial_id, doing)
-    desk.of("bob").beat(desk.id("bob"), None, Activity(doing="the study is paused"))
+    desk.of("ada").heartbeat(desk.id("ada"), claim.trial._trial_id, doing)
+    desk.of("bob").heartbeat(desk.id("bob"), None, Activity(doing="the study is paused"))
     ada, bob = desk.of("ada").alive()
     assert (ada.host, ada.device, ada.trial, ada.doing, ada.progress) == ("host", "cpu", 0, "gru", 0.25)
     assert (ada.tokens_per_second, ada.memory_bytes) == (1234.5, 2**33)
@@ -309,10 +309,10 @@ def test_eight_threads_open_the_books_of_a_fresh_database_at_once(fresh_url: str
     def come(index: int) -> None:
         try:
             with open_storage(fresh_url) as storage:
-                ledger = Ledger(storage, study_id)
+                leases = Leases(storage, study_id)
                 start.wait(30)
-                ledger.open()
-                numbers.append(ledger.join(f"worker-{index}", "host", index, "cpu", 1))
+                leases.open()
+                numbers.append(leases.join(f"worker-{index}", "host", index, "cpu", 1))
         except Exception as error:
             errors.append(error)
 
@@ -336,7 +336,7 @@ def test_eight_threads_race_for_the_last_trials(desk: Desk, data_folder: Path, s
                 start.wait(30)
                 while not isinstance(claim := own.take(f"worker-{index}", 25), Ended):
                     if isinstance(claim, Claim) and claim.trial.number % 7 == 6 and claim.attempt == 1:
-                        own.of(f"worker-{index}").hand_back(claim.trial._trial_id, own.id(f"worker-{index}"))
+                        own.of(f"worker-{index}").release(claim.trial._trial_id, own.id(f"worker-{index}"))
                     elif isinstance(claim, Claim):
                         failed = claim.trial.number % 4 == 3
                         own.study.tell(claim.trial, None if failed else 1.0, TrialState.FAIL if failed else None)
@@ -361,14 +361,14 @@ def test_a_trial_that_its_slow_owner_completes_in_this_moment_is_not_taken_over(
 ) -> None:
     monkeypatch.setattr(books, "LEASE_SECONDS", 0)
     monkeypatch.setattr(books, "OBSERVED_SECONDS", -1)
-    look_again = Ledger._is_still
+    look_again = Leases._is_still
 
-    def complete_it(ledger: Ledger, connection: Any, trial_id: int, expiry: str) -> bool:
+    def complete_it(leases: Leases, connection: Any, trial_id: int, expiry: str) -> bool:
         ask(f"update trials set state = 'COMPLETE' where trial_id = {trial_id}")
-        return look_again(ledger, connection, trial_id, expiry)
+        return look_again(leases, connection, trial_id, expiry)
 
     slow = desk.take_trial("ada")
-    monkeypatch.setattr(Ledger, "_is_still", complete_it)
+    monkeypatch.setattr(Leases, "_is_still", complete_it)
     assert desk.take_trial("bob").trial.number == 1
     assert desk.of("ada").attempts()[slow.trial._trial_id] == 1
 

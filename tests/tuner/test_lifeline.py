@@ -11,7 +11,7 @@ import optuna
 import pytest
 from optuna.storages import RDBStorage
 
-from tuner.storage.leases import PAUSED, Ledger
+from tuner.storage.leases import PAUSED, Leases
 from tuner.study.definition import Study
 from tuner.workers.processes import Slot, Team
 from tuner.workers.supervisor_watch import SUPERVISOR, Lifeline
@@ -86,11 +86,11 @@ def test_an_idle_standing_crew_ends_with_its_supervisor(
     tmp_path: Path,
 ) -> None:  # fmt: skip
     study = small(2)
-    Ledger(storage, enter(study)._study_id).set_state(PAUSED)
+    Leases(storage, enter(study)._study_id).set_state(PAUSED)
     gone = subprocess.Popen(["true"])
     gone.wait()
     given = {SUPERVISOR: str(gone.pid), "TUNER_ARTIFACTS": str(tmp_path), "TUNER_DATA": str(data_folder)}
     command = [sys.executable, "-m", "tuner", "work", study.name, "-n", "1", "--devices", "cpu"]
     done = subprocess.run(command, env=os.environ | given, capture_output=True, text=True, timeout=120)
     assert done.returncode == 130
-    assert Ledger(storage, storage.get_study_id_from_name(study.name)).alive() == []
+    assert Leases(storage, storage.get_study_id_from_name(study.name)).alive() == []

@@ -22,7 +22,7 @@ from tests.tuner.conftest import WRITTEN
 from tests.tuner.doors import PASSWORD, USERS, Client, served, written
 from tuner.artifacts.store import Artifacts
 from tuner.dashboard.publisher import Publisher
-from tuner.storage.leases import Ledger
+from tuner.storage.leases import Leases
 from tuner.study.definition import Study, stored_study
 from tuner.trials.attachments import SAMPLES
 from tuner.watch import html_report
@@ -90,8 +90,8 @@ def hostile(
         )
     save_note(found, ALL)
     save_note(optuna.Trial(found, found.trials[0]._trial_id), ALL)
-    ledger = Ledger(storage, found._study_id)
-    ledger.join("w-" + found.study_name, PAYLOADS[1], 1, PAYLOADS[2], 1)
+    leases = Leases(storage, found._study_id)
+    leases.join("w-" + found.study_name, PAYLOADS[1], 1, PAYLOADS[2], 1)
     return found
 
 

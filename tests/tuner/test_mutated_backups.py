@@ -156,10 +156,10 @@ def where(error: BaseException) -> list[str]:
     return [f"{frame.filename}:{frame.lineno}" for frame in traceback.extract_tb(error.__traceback__)[-4:]]
 
 
-def said_of(errand: Callable[[], object], expected: type[Exception]) -> str | None:
+def said_of(request: Callable[[], object], expected: type[Exception]) -> str | None:
     """What is said when something is refused."""
     try:
-        errand()
+        request()
     except expected as error:
         return str(error)
     return None
@@ -182,11 +182,11 @@ def use(storage: RDBStorage, name: str, kept: Any, crew: Any) -> None:
     for trial in found.get_trials():
         assert notes.trial_note(study, trial)
     assert html_report.report(storage, found, study, kept)
-    for errand in (
+    for request in (
         lambda: exported(found, study, chosen_trial(found), Path("best.yaml")),
         lambda: confirmation.candidates(found, 1),
     ):
-        said = said_of(errand, StudyError)
+        said = said_of(request, StudyError)
         assert said is None or said.isprintable()
     if crew is not None:
         roomy = study.model_copy(update={"budget": study.budget.model_copy(update={"trials": 6})})

@@ -15,7 +15,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from models.safe_text.markdown import code, fenced
 from tests.tuner.conftest import WRITTEN
 from tuner.results.summary import Row
-from tuner.storage.leases import Counts, Ledger, Worker
+from tuner.storage.leases import Counts, Leases, Worker
 from tuner.study.definition import Study
 from tuner.trials.attachments import SAMPLES, samples_kept
 from tuner.watch.notes import BEGIN, END, joined, shown, sparkline, study_note, trial_note
@@ -198,10 +198,10 @@ def test_samples_are_kept_short(
     small: Callable[..., Study], enter: Callable[[Study], optuna.Study], storage: RDBStorage
 ) -> None:
     found = enter(small())
-    trial, ledger = found.ask(), Ledger(storage, found._study_id)
-    for _ in range(2):  # an errand may be done twice
+    trial, leases = found.ask(), Leases(storage, found._study_id)
+    for _ in range(2):  # a request may be done twice
         texts = samples_kept([{"prompt": "p" * 5000 + "end", "text": "begin" + "\x00" * 5000}])
-        ledger.note(trial._trial_id, texts, "system")
+        leases.note(trial._trial_id, texts, "system")
     (kept,) = trial.storage.get_trial(trial._trial_id).system_attrs[SAMPLES]
     assert kept["prompt"].endswith("end")
     assert kept["text"].startswith("begin")

@@ -14,12 +14,12 @@ from sqlalchemy.exc import OperationalError
 from tuner.control import create
 from tuner.errors import WorkerError
 from tuner.storage.connection import open_storage
-from tuner.storage.leases import PAUSED, RUNNING, Ledger
-from tuner.storage.locations import Places
+from tuner.storage.leases import PAUSED, RUNNING, Leases
+from tuner.storage.locations import StorageOptions
 from tuner.study.definition import Study
 from tuner.watch.live import Watcher
 from tuner.workers import standby
-from tuner.workers.options import Crew
+from tuner.workers.options import WorkerOptions
 from tuner.workers.processes import slots
 from tuner.workers.supervisor import Supervisor
 
@@ -37,12 +37,12 @@ def test_a_study_is_joined_while_it_has_work_and_may_go_on(fresh: RDBStorage, sm
     assert standby._next_study(fresh, {}) is None
     study = small(1)
     found = create.enter(fresh, study)
-    ledger = Ledger(fresh, found._study_id)
+    leases = Leases(fresh, found._study_id)
     optuna.create_study(study_name="of another program", storage=fresh)
     assert standby._next_study(fresh, {}) == study.name
-    ledger.set_state(PAUSED)
+    leases.set_state(PAUSED)
     assert standby._next_study(fresh, {}) is None
-    ledger.set_state(RUNNING)
+    leases.set_state(RUNNING)
     found.add_trial(optuna.trial.create_trial(value=1.0))
     assert standby._next_study(fresh, {}) is None
 
@@ -52,7 +52,7 @@ def test_the_study_with_the_fewest_workers_is_joined_first(fresh: RDBStorage, sm
     first, second = small(1), small(1)
     found = create.enter(fresh, first)
     create.enter(fresh, second)
-    Ledger(fresh, found._study_id).join("one", "host", 1, "cpu", 1)
+    Leases(fresh, found._study_id).join("one", "host", 1, "cpu", 1)
     assert standby._next_study(fresh, {}) == second.name
 
 
@@ -80,7 +80,7 @@ def test_workers_rest_where_they_cannot_work_and_end_when_asked(
 def test_a_heartbeat_tells_that_the_database_answers(
     fresh: RDBStorage, fresh_url: str, small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    crew = Crew(1, "cpu", None, 1, grace=1, checkpoint_seconds=30, heartbeat=tmp_path / "alive")
+    crew = WorkerOptions(1, "cpu", None, 1, grace=1, checkpoint_seconds=30, heartbeat=tmp_path / "alive")
     assert standby._next_study(fresh, {}, crew.beat) is None
     assert (tmp_path / "alive").exists()
     (tmp_path / "alive").unlink()
@@ -89,21 +89,21 @@ def test_a_heartbeat_tells_that_the_database_answers(
         raise OperationalError("select 1", {}, Exception("connection refused"))
 
     with monkeypatch.context() as patched:
-        patched.setattr(standby.overview, "all_rows", away)
+        patched.setattr(standby.queries, "all_rows", away)
         assert standby._next_study(fresh, {}, crew.beat) is None
     assert not (tmp_path / "alive").exists()
 
     study = small(1)
     found = create.enter(fresh, study)
     found.add_trial(optuna.trial.create_trial(value=1.0))
-    kept = Places(None, None, str(tmp_path / "artifacts")).writable_artifacts_of(found)
-    supervisor = Supervisor(fresh, Places(fresh_url, None), crew)
+    kept = StorageOptions(None, None, str(tmp_path / "artifacts")).writable_artifacts_of(found)
+    supervisor = Supervisor(fresh, StorageOptions(fresh_url, None), crew)
     supervisor.supervise(found, study, kept, slots(1, "cpu", 1, None), "", [study.name], Watcher(fresh, found, study))
     assert (tmp_path / "alive").exists()
 
 
 def test_a_heartbeat_that_cannot_be_written_is_told(tmp_path: Path) -> None:
-    crew = Crew(1, "cpu", None, 1, grace=1, checkpoint_seconds=30, heartbeat=tmp_path / "nowhere" / "alive")
+    crew = WorkerOptions(1, "cpu", None, 1, grace=1, checkpoint_seconds=30, heartbeat=tmp_path / "nowhere" / "alive")
     with pytest.raises(WorkerError, match=r"--heartbeat .*alive: cannot be written \(No such file or directory\)"):
         crew.beat()
 

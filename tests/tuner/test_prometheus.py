@@ -11,7 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse
 
 from tests.tuner.conftest import complete
 from tuner.results import queries
-from tuner.storage.leases import Activity, Ledger
+from tuner.storage.leases import Activity, Leases
 from tuner.study.definition import Study
 from tuner.watch import prometheus
 
@@ -49,11 +49,11 @@ def test_a_study_is_measured_as_it_is(small: Small, enter: Enter, storage: RDBSt
     ended(found, 0.5, memory=0.1, parameters=-1.0)  # too large, however good
     found.tell(found.ask(), state=TrialState.FAIL)
     found.ask()
-    ledger = Ledger(storage, found._study_id)
-    ledger.join("measured", "host", 7, "cuda:0", 1)
-    ledger.beat("measured", None, Activity(4, "trains", 0.25, 1000.0, 2**20))
+    leases = Leases(storage, found._study_id)
+    leases.join("measured", "host", 7, "cuda:0", 1)
+    leases.heartbeat("measured", None, Activity(4, "trains", 0.25, 1000.0, 2**20))
     told = samples(storage, study.name)
-    ledger.leave("measured")
+    leases.leave("measured")
     assert {key[1]: value for key, value in told.items() if key[0] == "tuner_trials"} == {
         "complete": 3,
         "pruned": 0,
@@ -69,7 +69,7 @@ def test_a_study_is_measured_as_it_is(small: Small, enter: Enter, storage: RDBSt
     assert told["tuner_study_state", "paused"] == 0
     assert told["tuner_study_workers",] == 1
     assert told["tuner_study_tokens_per_second",] == 1000
-    assert told["tuner_study_active_seconds_total",] == ledger.active_seconds()
+    assert told["tuner_study_active_seconds_total",] == leases.active_seconds()
     assert told["tuner_worker_tokens_per_second", "cuda:0", "host"] == 1000
     assert told["tuner_worker_memory_bytes", "cuda:0", "host"] == 2**20
     assert told["tuner_worker_trial_progress_ratio", "cuda:0", "host"] == 0.25

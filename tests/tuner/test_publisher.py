@@ -17,7 +17,7 @@ from werkzeug.test import Client
 from tests.tuner.conftest import complete
 from tuner.dashboard.publisher import Publisher
 from tuner.storage.connection import open_storage
-from tuner.storage.leases import Ledger
+from tuner.storage.leases import Leases
 from tuner.study.definition import Study
 from tuner.study.limits import mark
 from tuner.watch import plots
@@ -90,7 +90,7 @@ def test_notes_follow_the_study_and_nothing_is_written_for_them(
 ) -> None:
     before = storage.get_study_system_attrs(begun._study_id)
     publisher.publish()
-    Ledger(storage, begun._study_id).join("somebody", "a-host", 1, "cuda:3", 1)
+    Leases(storage, begun._study_id).join("somebody", "a-host", 1, "cuda:3", 1)
     trial = begun.ask(LEARNING_RATE)
     complete(begun, trial, 1.5)
     publisher.publish()

@@ -18,12 +18,12 @@ from tuner.control import create, steering
 from tuner.errors import StorageError
 from tuner.storage import roles
 from tuner.storage.connection import open_storage, upgrade, with_password
-from tuner.storage.leases import Ledger
-from tuner.storage.locations import Places
+from tuner.storage.leases import Leases
+from tuner.storage.locations import StorageOptions
 from tuner.storage.roles import Role
 from tuner.study.definition import Study
 from tuner.study.multi_objective import Tuned
-from tuner.workers.options import Crew, environment
+from tuner.workers.options import WorkerOptions, environment
 from tuner.workers.worker import Worker
 
 Small = Callable[..., Study]
@@ -71,7 +71,7 @@ def test_the_worker_role_makes_a_study_and_searches_it_to_its_end(team: dict[str
     with open_storage(team["owner"]) as storage:
         found = optuna.load_study(study_name=searched.name, storage=storage)
         assert [trial.state for trial in found.trials].count(TrialState.COMPLETE) == 3
-        assert Ledger(storage, found._study_id).alive() == []
+        assert Leases(storage, found._study_id).alive() == []
 
 
 def test_the_dashboard_role_shows_writes_notes_and_steers(team: dict[str, str], searched: Study) -> None:
@@ -239,15 +239,15 @@ def test_a_password_comes_from_a_file_unless_the_url_has_one(tmp_path: Path) -> 
 def test_workers_are_told_where_the_password_is_and_not_what_it_is(tmp_path: Path) -> None:
     file = tmp_path / "password"
     file.write_text("p@ss\n")
-    crew = Crew(1, "cpu", None, 1, 10.0, 30.0)
-    places = Places("postgresql://ada@host/studies", None, None, Path("password"))
+    crew = WorkerOptions(1, "cpu", None, 1, 10.0, 30.0)
+    places = StorageOptions("postgresql://ada@host/studies", None, None, Path("password"))
     told = environment(places, crew)
     assert told["TUNER_STORAGE"] == "postgresql://ada@host/studies"
     assert told["TUNER_STORAGE_PASSWORD_FILE"] == str(Path.cwd() / "password")
     assert dataclasses.replace(places, storage_password_file=file).address == "postgresql://ada:p%40ss@host/studies"
     own = "postgresql://ada:own@host/studies"
-    assert environment(Places(own, None), crew)["TUNER_STORAGE"] == own
-    assert Places(None, None, None, file).address is None
+    assert environment(StorageOptions(own, None), crew)["TUNER_STORAGE"] == own
+    assert StorageOptions(None, None, None, file).address is None
 
 
 def test_tables_of_an_older_optuna_are_upgraded_when_nobody_is_there(fresh_url: str, small: Small) -> None:

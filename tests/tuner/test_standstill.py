@@ -23,17 +23,17 @@ from tuner.results import queries
 from tuner.storage import blocking
 from tuner.storage import leases as books
 from tuner.storage.connection import open_storage
-from tuner.storage.leases import Activity, Claim, Ledger
+from tuner.storage.leases import Activity, Claim, Leases
 from tuner.storage.outages import is_outage
 from tuner.study.definition import Study, defined
-from tuner.workers.database_thread import Courier
+from tuner.workers.database_thread import DatabaseThread
 
 WORKER = """
 import os, signal, sys, time
 from pathlib import Path
 import optuna, sqlalchemy
 from tuner.storage import connection as storages, leases as books
-from tuner.workers.database_thread import Courier
+from tuner.workers.database_thread import DatabaseThread
 
 folder, name, action, word = sys.argv[1:]
 storages.PATIENCE["idle_in_transaction_session_timeout"] = "500ms"
@@ -41,12 +41,12 @@ books.LEASE_SECONDS = 0
 
 def ask():
     if action == "claim":
-        return f"trial {ledger.take(study, 'halting', None, None).trial.number}"
+        return f"trial {leases.claim(study, 'halting', None, None).trial.number}"
     if action == "beat":
-        return ledger.beat("halting", None, books.Activity())
+        return leases.heartbeat("halting", None, books.Activity())
     if action == "pause":
-        return ledger.set_state("paused")
-    with ledger.held(claim.trial._trial_id, "halting"):
+        return leases.set_state("paused")
+    with leases.lease_held(claim.trial._trial_id, "halting"):
         study.tell(claim.trial, 0.5)
 
 def halt(connection, cursor, statement, *more):
@@ -58,14 +58,14 @@ def halt(connection, cursor, statement, *more):
 
 with storages.open_storage(None, Path(folder)) as storage:
     study = optuna.load_study(study_name=name, storage=storage)
-    ledger = books.Ledger(storage, study._study_id)
-    ledger.join("halting", "host", os.getpid(), "cpu", 1)
-    claim = ledger.take(study, "halting", None, None) if action == "write" else None
+    leases = books.Leases(storage, study._study_id)
+    leases.join("halting", "host", os.getpid(), "cpu", 1)
+    claim = leases.claim(study, "halting", None, None) if action == "write" else None
     halting = [True]
     sqlalchemy.event.listen(storage.engine, "after_cursor_execute", halt)
-    with Courier(lambda: None, lambda text: None) as courier:
+    with DatabaseThread(lambda: None, lambda text: None) as database_thread:
         try:
-            print(courier.ask(ask), flush=True)
+            print(database_thread.call(ask), flush=True)
         except books.LostLease:
             print("lost", flush=True)
 """
@@ -97,18 +97,18 @@ def study(small: Callable[..., Study], enter: Callable[[Study], optuna.Study]) -
 
 
 @pytest.fixture
-def ours(storage: RDBStorage, study: optuna.Study, monkeypatch: pytest.MonkeyPatch) -> Ledger:
+def ours(storage: RDBStorage, study: optuna.Study, monkeypatch: pytest.MonkeyPatch) -> Leases:
     """The books as a worker keeps them that goes on, and is as patient as a test."""
     monkeypatch.setattr(books, "OBSERVED_SECONDS", 0)
-    ledger = Ledger(storage, study._study_id)
-    ledger.join(f"{study.study_name}-ours", "host", 1, "cpu", 1)
-    return ledger
+    leases = Leases(storage, study._study_id)
+    leases.join(f"{study.study_name}-ours", "host", 1, "cpu", 1)
+    return leases
 
 
-def answer(errand: Callable[[], Any]) -> Any:
-    """What a worker's errand comes to; the test fails where it would wait for ever."""
-    with Courier(lambda: None, lambda text: None) as courier:
-        return courier.ask(errand, patience=60)
+def answer(request: Callable[[], Any]) -> Any:
+    """What a worker's request comes to; the test fails where it would wait for ever."""
+    with DatabaseThread(lambda: None, lambda text: None) as database_thread:
+        return database_thread.call(request, patience=60)
 
 
 @pytest.mark.parametrize(
@@ -121,28 +121,28 @@ def answer(errand: Callable[[], Any]) -> Any:
     ],
 )
 def test_a_worker_that_stands_still_holds_nobody_up(
-    data_folder: Path, study: optuna.Study, ours: Ledger, action: str, word: str, later: str
+    data_folder: Path, study: optuna.Study, ours: Leases, action: str, word: str, later: str
 ) -> None:
     """And when it goes on, it asks again: its half of a question was never asked."""
     us = f"{study.study_name}-ours"
     with halted(data_folder, study.study_name, action, word) as go_on:
-        claim = answer(lambda: ours.take(study, us, None, None))
+        claim = answer(lambda: ours.claim(study, us, None, None))
         assert isinstance(claim, Claim)
         assert claim.trial.number == 0
-        assert answer(lambda: ours.beat(us, claim.trial._trial_id, Activity()))[0] == "running"
+        assert answer(lambda: ours.heartbeat(us, claim.trial._trial_id, Activity()))[0] == "running"
         assert len(study.trials) == 1
         assert go_on().startswith(later)
 
 
 @pytest.mark.parametrize("word", ["FOR UPDATE", "UPDATE trials"])
 def test_a_write_that_stands_still_is_taken_back_and_the_trial_goes_on_elsewhere(
-    data_folder: Path, study: optuna.Study, ours: Ledger, word: str
+    data_folder: Path, study: optuna.Study, ours: Leases, word: str
 ) -> None:
     """Also what Optuna wrote on its way: the worker finds out that the trial is no longer its own."""
     with halted(data_folder, study.study_name, "write", word) as go_on:
         taken = None
         while taken is None or taken.trial.number != 0:  # while it is locked, the lease is not waited for
-            taken = answer(lambda: ours.take(study, "ours", None, None))
+            taken = answer(lambda: ours.claim(study, "ours", None, None))
         assert taken.attempt == 2
         assert go_on() == "lost"
         found = study.trials[0]
@@ -150,14 +150,14 @@ def test_a_write_that_stands_still_is_taken_back_and_the_trial_goes_on_elsewhere
 
 
 def test_a_block_whose_connection_is_lost_counts_not_at_all(
-    storage: RDBStorage, study: optuna.Study, ours: Ledger, ask: Callable[[str], Any]
+    storage: RDBStorage, study: optuna.Study, ours: Leases, ask: Callable[[str], Any]
 ) -> None:
-    claim = ours.take(study, "ours", None, None)
+    claim = ours.claim(study, "ours", None, None)
     assert isinstance(claim, Claim)
     tries: list[int] = []
 
     def write() -> None:
-        with ours.held(claim.trial._trial_id, "ours"):
+        with ours.lease_held(claim.trial._trial_id, "ours"):
             claim.trial.set_user_attr(f"try-{len(tries)}", True)
             ours.note(claim.trial._trial_id, {f"note-{len(tries)}": True})
             tries.append(1)
@@ -176,17 +176,17 @@ def test_a_block_whose_connection_is_lost_counts_not_at_all(
 
 
 def test_a_claim_whose_connection_is_lost_leaves_no_trial_behind(
-    storage: RDBStorage, study: optuna.Study, ours: Ledger, ask: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch
+    storage: RDBStorage, study: optuna.Study, ours: Leases, ask: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lease = Ledger._lease
+    lease = Leases._lease
 
-    def lose(ledger: Ledger, connection: sql.Connection, trial_id: int, worker_id: str) -> int:
-        monkeypatch.setattr(Ledger, "_lease", lease)
+    def lose(leases: Leases, connection: sql.Connection, trial_id: int, worker_id: str) -> int:
+        monkeypatch.setattr(Leases, "_lease", lease)
         ask(f"select pg_terminate_backend({connection.scalar(sql.text('select pg_backend_pid()'))})")
-        return lease(ledger, connection, trial_id, worker_id)
+        return lease(leases, connection, trial_id, worker_id)
 
-    monkeypatch.setattr(Ledger, "_lease", lose)
-    claim = answer(lambda: ours.take(study, "ours", None, None))
+    monkeypatch.setattr(Leases, "_lease", lose)
+    claim = answer(lambda: ours.claim(study, "ours", None, None))
     assert claim.trial.number == 0
     assert [trial.state for trial in study.trials] == [TrialState.RUNNING]
 
@@ -196,7 +196,7 @@ def test_who_keeps_a_study_waiting_is_shown(
     data_folder: Path,
     storage: RDBStorage,
     study: optuna.Study,
-    ours: Ledger,
+    ours: Leases,
     ask: Callable[[str], Any],
     monkeypatch: pytest.MonkeyPatch,
     reader: str,
@@ -215,8 +215,8 @@ def test_who_keeps_a_study_waiting_is_shown(
 
     assert blocked() is None
     with open_storage(None, data_folder) as other:
-        waiting = threading.Thread(target=lambda: Ledger(other, study._study_id).take(study, "other", None, None))
-        with ours.alone():
+        waiting = threading.Thread(target=lambda: Leases(other, study._study_id).claim(study, "other", None, None))
+        with ours.study_lock():
             waiting.start()
             while not ask("select count(*) from pg_locks where not granted and waitstart is not null"):
                 assert waiting.is_alive()

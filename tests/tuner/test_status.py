@@ -29,7 +29,7 @@ from tests.tuner.conftest import complete
 from tuner.errors import StudyError
 from tuner.results import queries
 from tuner.results.summary import current, front, leaderboard, snapshot
-from tuner.storage.leases import Ledger
+from tuner.storage.leases import Leases
 from tuner.study.definition import Study, load_study
 from tuner.study.limits import mark
 from tuner.watch import status_json
@@ -53,7 +53,7 @@ def begun(storage: RDBStorage, small: Callable[..., Study], enter: Callable[[Stu
     study.tell(study.ask(), state=TrialState.FAIL)
     study.ask()
     study.enqueue_trial({})
-    Ledger(storage, study._study_id).join(study.study_name, "a-host", 17, "cuda:3", 1)
+    Leases(storage, study._study_id).join(study.study_name, "a-host", 17, "cuda:3", 1)
     return study
 
 
@@ -229,7 +229,7 @@ def test_a_study_of_another_version_is_named_and_keeps_no_other_from_being_shown
 ) -> None:
     later = optuna.create_study(study_name="of a later version", storage=storage)
     later.set_user_attr("study", {**begun.user_attrs["study"], "name": "of a later version", "schema": 99})
-    Ledger(storage, later._study_id).open()
+    Leases(storage, later._study_id).open()
     try:
         assert begun._study_id in {row.study_id for row in queries.rows(storage)}
         (problem,) = [one for one in queries.unreadable(storage) if one.startswith("study of a later version: ")]

@@ -13,7 +13,7 @@ from optuna.trial import TrialState
 from models.config import Config
 from tuner.control import steering
 from tuner.errors import StudyError
-from tuner.storage.leases import Ledger
+from tuner.storage.leases import Leases
 from tuner.study.definition import Study
 from tuner.workers import database_thread
 
@@ -23,7 +23,7 @@ Enter = Callable[[Study], optuna.Study]
 
 @pytest.fixture(autouse=True)
 def _quick_beat(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(database_thread, "BEAT_SECONDS", 0.01)
+    monkeypatch.setattr(database_thread, "HEARTBEAT_SECONDS", 0.01)
 
 
 def test_a_pause_frees_the_trial_in_the_middle_and_resume_goes_on_with_it(
@@ -31,7 +31,7 @@ def test_a_pause_frees_the_trial_in_the_middle_and_resume_goes_on_with_it(
 ) -> None:
     study = small(2, pruner="none")
     found = enter(study)
-    ledger = Ledger(storage, found._study_id)
+    leases = Leases(storage, found._study_id)
     calls: list[tuple[int, int]] = []
 
     with ExitStack() as stack:
@@ -46,12 +46,12 @@ def test_a_pause_frees_the_trial_in_the_middle_and_resume_goes_on_with_it(
         worker = crew.worker(stack, study, score)
         thread = threading.Thread(target=worker.run)
         thread.start()
-        until(lambda: [each.doing for each in ledger.alive()] == ["the study is paused"])
+        until(lambda: [each.doing for each in leases.alive()] == ["the study is paused"])
         assert [trial.state for trial in found.trials] == [TrialState.WAITING]
         assert worker.objective.saved == [0]
-        spent = ledger.active_seconds()
-        until(lambda: ledger.alive()[0].seen < 0.005)  # a beat later
-        assert ledger.active_seconds() == spent
+        spent = leases.active_seconds()
+        until(lambda: leases.alive()[0].seen < 0.005)  # a beat later
+        assert leases.active_seconds() == spent
         assert steering.resume(storage, found) == "running; 1 worker go on"
         thread.join(30)
     assert [trial.state for trial in found.trials] == [TrialState.COMPLETE] * 2

@@ -41,7 +41,7 @@ from tuner.results.summary import current, front
 from tuner.storage import embedded
 from tuner.storage import leases as books
 from tuner.storage.connection import open_storage
-from tuner.storage.leases import Counts, Ledger
+from tuner.storage.leases import Counts, Leases
 from tuner.study import samplers
 from tuner.study.definition import Study
 from tuner.trials import objective
@@ -68,7 +68,7 @@ def curve(trial: FrozenTrial) -> list[float]:
 
 
 def counts(found: optuna.Study, storage: RDBStorage) -> Counts:
-    return Ledger(storage, found._study_id).counts()
+    return Leases(storage, found._study_id).counts()
 
 
 # A study with real training.
@@ -213,7 +213,7 @@ def test_eight_workers_finish_exactly_as_many_trials_as_they_should(
     assert counts(found, storage).finished == 30
     assert [trial.number for trial in found.trials] == list(range(30))
     assert counts(found, storage).running == counts(found, storage).waiting == 0
-    assert Ledger(storage, found._study_id).alive() == []
+    assert Leases(storage, found._study_id).alive() == []
 
 
 @pytest.mark.parametrize("name", samplers.SAMPLERS)
@@ -387,7 +387,7 @@ def test_an_error_that_takes_the_gpu_away_ends_the_process_and_not_ten_trials(
     assert caught.value.exit_code not in processes.FINAL_CODES
     assert counts(found, storage) == Counts(complete=3, waiting=1)
     assert found.trials[3].user_attrs["crashes"] == 1
-    assert Ledger(storage, found._study_id).alive() == []
+    assert Leases(storage, found._study_id).alive() == []
     crew.work(study, lambda number, config, rung: 1.0)  # the process that takes its place
     assert counts(found, storage) == Counts(complete=5)
     assert found.trials[3].user_attrs["crashes"] == 1
@@ -547,7 +547,7 @@ def test_a_trial_that_would_not_have_been_the_users_to_train_is_handed_back(
     with pytest.raises(CorpusError, match="gone"):
         crew.work(study, score)
     assert counts(found, storage) == Counts(waiting=1)
-    assert Ledger(storage, found._study_id).alive() == []
+    assert Leases(storage, found._study_id).alive() == []
 
 
 def test_another_text_than_the_studys_is_refused(
@@ -729,12 +729,12 @@ def test_nothing_that_breaks_after_training_costs_a_trial_its_value(
 
 def steal(storage: RDBStorage, found: optuna.Study, worker_id: str) -> None:
     """Another worker takes over the only trial, as if its worker had been dead for a while."""
-    ledger = Ledger(storage, found._study_id)
-    ledger.join(f"thief of {worker_id}", "elsewhere", 1, "cpu", 1)
+    leases = Leases(storage, found._study_id)
+    leases.join(f"thief of {worker_id}", "elsewhere", 1, "cpu", 1)
     claim: Any = None
     while not isinstance(claim, books.Claim):  # a beat of the living worker may come in between
-        ledger.leave(worker_id)
-        claim = ledger.take(found, f"thief of {worker_id}", 1, None)
+        leases.leave(worker_id)
+        claim = leases.claim(found, f"thief of {worker_id}", 1, None)
 
 
 def stop_when_it_speaks(crew: Any) -> None:
@@ -763,7 +763,7 @@ def test_a_worker_whose_trial_was_taken_over_stops_it_and_writes_nothing(
 def test_a_takeover_is_noticed_by_the_next_beat(
     crew: Any, small: Small, enter: Enter, storage: RDBStorage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(database_thread, "BEAT_SECONDS", 0.01)
+    monkeypatch.setattr(database_thread, "HEARTBEAT_SECONDS", 0.01)
     study = small(1)
     found = enter(study)
     looks: list[int] = []
@@ -828,7 +828,7 @@ def test_a_worker_asked_to_stop_whose_trial_is_gone_leaves_quietly(
 def test_workers_leave_when_their_supervisor_is_gone(
     crew: Any, small: Small, enter: Enter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(database_thread, "BEAT_SECONDS", 0.01)
+    monkeypatch.setattr(database_thread, "HEARTBEAT_SECONDS", 0.01)
     study = small(1)
     found = enter(study)
 
@@ -848,14 +848,14 @@ def test_workers_leave_when_their_supervisor_is_gone(
 def test_a_study_that_is_stopped_or_has_spent_its_hours_ends_in_the_middle_of_a_trial(
     crew: Any, small: Small, enter: Enter, storage: RDBStorage, monkeypatch: pytest.MonkeyPatch, end: str
 ) -> None:
-    monkeypatch.setattr(database_thread, "BEAT_SECONDS", 0.01)
+    monkeypatch.setattr(database_thread, "HEARTBEAT_SECONDS", 0.01)
     study = small(None, budget={"hours": 1})
     found = enter(study)
-    ledger = Ledger(storage, found._study_id)
+    leases = Leases(storage, found._study_id)
 
     def score(number: int, config: Config, rung: int) -> float:
         if rung == 1 and end == "stopped":
-            ledger.set_state("stopped")
+            leases.set_state("stopped")
         if rung == 1 and end == "hours":
             with storage.engine.begin() as connection:
                 mine = books.studies.c.study_id == found._study_id
@@ -875,16 +875,16 @@ def test_a_study_that_is_stopped_or_has_spent_its_hours_ends_in_the_middle_of_a_
 def test_a_paused_study_goes_on_when_it_is_told_to(
     crew: Any, small: Small, enter: Enter, storage: RDBStorage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(database_thread, "BEAT_SECONDS", 0.01)
+    monkeypatch.setattr(database_thread, "HEARTBEAT_SECONDS", 0.01)
     study = small(3)
     found = enter(study)
-    ledger = Ledger(storage, found._study_id)
-    ledger.set_state("paused")
+    leases = Leases(storage, found._study_id)
+    leases.set_state("paused")
 
     def resume() -> None:
-        while [each.doing for each in ledger.alive()] != ["the study is paused"]:
+        while [each.doing for each in leases.alive()] != ["the study is paused"]:
             time.sleep(0.01)
-        ledger.set_state("running")
+        leases.set_state("running")
 
     resumer = threading.Thread(target=resume)
     resumer.start()
@@ -902,7 +902,7 @@ def test_a_paused_study_goes_on_when_it_is_told_to(
         (RDBStorage, "get_trial"),
         (RDBStorage, "set_trial_intermediate_value"),
         (RDBStorage, "set_trial_state_values"),
-        (Ledger, "note"),
+        (Leases, "note"),
     ],
 )
 def test_an_outage_at_any_moment_loses_no_trial_and_no_value(
@@ -910,19 +910,19 @@ def test_an_outage_at_any_moment_loses_no_trial_and_no_value(
     small: Small,
     enter: Enter,
     storage: RDBStorage,
-    books: type[RDBStorage | Ledger],
+    books: type[RDBStorage | Leases],
     call: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Every call to the database fails once before and once after its work is done."""
-    monkeypatch.setattr(database_thread, "BEAT_SECONDS", 0.05)
+    monkeypatch.setattr(database_thread, "HEARTBEAT_SECONDS", 0.05)
     study = small(4, pruner="none")
     found = enter(study)
     failures = iter([0, 1, 0, 1])
     real = getattr(books, call)
 
-    def flaky(self: RDBStorage | Ledger, *arguments: Any, **options: Any) -> Any:
-        where = next(failures, None) if threading.current_thread().name == "courier" else None
+    def flaky(self: RDBStorage | Leases, *arguments: Any, **options: Any) -> Any:
+        where = next(failures, None) if threading.current_thread().name == "database_thread" else None
         if where == 0:
             raise OperationalError(call, {}, ConnectionResetError("the connection was reset"))
         answer = real(self, *arguments, **options)
@@ -950,7 +950,7 @@ def test_training_goes_on_while_the_database_is_away(
     crew: Any, small: Small, enter: Enter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(worker, "ANSWER_SECONDS", 0.01)
-    monkeypatch.setattr(database_thread, "BEAT_SECONDS", 0.05)
+    monkeypatch.setattr(database_thread, "HEARTBEAT_SECONDS", 0.05)
     study = small(1, pruner="none")
     found = enter(study)
     trained = threading.Event()
@@ -975,7 +975,7 @@ def test_training_goes_on_while_the_database_is_away(
 def test_a_database_that_stays_away_ends_a_worker_in_words(
     crew: Any, small: Small, enter: Enter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker, "FAREWELL_SECONDS", 0.01)
+    monkeypatch.setattr(worker, "SHUTDOWN_SECONDS", 0.01)
     study = small(1)
     found = enter(study)
 
@@ -996,15 +996,15 @@ def test_a_database_that_stays_away_ends_a_worker_in_words(
 def test_a_worker_says_where_it_is_and_how_far(
     crew: Any, small: Small, enter: Enter, storage: RDBStorage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(database_thread, "BEAT_SECONDS", 0.01)
+    monkeypatch.setattr(database_thread, "HEARTBEAT_SECONDS", 0.01)
     study = small(1)
     found = enter(study)
-    ledger = Ledger(storage, found._study_id)
+    leases = Leases(storage, found._study_id)
     seen: list[Any] = []
 
     def score(number: int, config: Config, rung: int) -> float:
         while rung == 2 and not seen:
-            seen.extend(each for each in ledger.alive() if each.progress)
+            seen.extend(each for each in leases.alive() if each.progress)
         return 1.0
 
     with ExitStack() as stack:
@@ -1101,7 +1101,7 @@ def test_workers_take_turns_on_a_server_that_has_no_connection_left(
     small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of ten, three are for administrators: fewer than eight workers would like, who take two each at times."""
-    from tests.tuner.conftest import Crew
+    from tests.tuner.conftest import WorkerOptions
 
     monkeypatch.setitem(embedded.SETTINGS, "max_connections", "10")
     monkeypatch.setattr("tuner.workers.worker.POLL_SECONDS", 0.01)
@@ -1110,7 +1110,7 @@ def test_workers_take_turns_on_a_server_that_has_no_connection_left(
     study = small(12)
     with open_storage(None, place / "data") as opened:
         found = create.enter(opened, study)
-        Crew(place / "data", tmp_path).work(study, by_learning_rate, workers=8)
+        WorkerOptions(place / "data", tmp_path).work(study, by_learning_rate, workers=8)
         states = [trial.state for trial in found.get_trials()]
     shutil.rmtree(place)
     assert len(states) == 12
@@ -1121,7 +1121,7 @@ def test_workers_take_turns_on_a_server_that_has_no_connection_left(
 def test_a_verdict_that_nobody_heard_is_heeded_all_the_same(
     crew: Any, small: Small, enter: Enter, monkeypatch: pytest.MonkeyPatch, lost: str
 ) -> None:
-    """A pruner says it once; the errand is repeated after an outage, or the trial goes on elsewhere."""
+    """A pruner says it once; the request is repeated after an outage, or the trial goes on elsewhere."""
     write = worker._Conversation._write
     crashed: list[int] = []
 
@@ -1151,7 +1151,7 @@ def test_a_study_that_is_deleted_ends_its_workers_and_leaves_no_line(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Whatever its workers do meanwhile; as anybody may in Optuna's dashboard."""
-    monkeypatch.setattr("tuner.workers.database_thread.BEAT_SECONDS", 0.05)
+    monkeypatch.setattr("tuner.workers.database_thread.HEARTBEAT_SECONDS", 0.05)
     found = enter(study := small(6))
 
     def delete(number: int, config: Config, rung: int) -> float:

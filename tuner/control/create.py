@@ -14,7 +14,7 @@ from models.config import Config, flat
 from models.text.corpus import load_corpus, require_room
 from tuner.control.steering import queue
 from tuner.errors import StudyError
-from tuner.storage.leases import RUNNING, Ledger, make_tables, transaction
+from tuner.storage.leases import RUNNING, Leases, make_tables, transaction
 from tuner.storage.ownership import owner_of
 from tuner.study.definition import Study, defined, differences, is_ours
 
@@ -41,14 +41,14 @@ def _entered(storage: RDBStorage, study: Study, fingerprint: str) -> optuna.Stud
     found = optuna.create_study(study_name=study.name, storage=storage, directions=directions, load_if_exists=True)
     _require_same(found, study, fingerprint)
     owner_of(found)
-    ledger = Ledger(storage, found._study_id)
-    if ledger.open():
+    leases = Leases(storage, found._study_id)
+    if leases.open():
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             found.set_metric_names(study.objectives)  # what the dashboard writes at its axes
         for values in study.start:
             queue(found, flat(values), {"start": True})
-    ledger.set_state(RUNNING)
+    leases.set_state(RUNNING)
     found.set_user_attr("fingerprint", fingerprint)
     found.set_user_attr("study", study.stored())
     return found

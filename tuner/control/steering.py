@@ -13,7 +13,7 @@ from models.errors import ConfigError
 from models.reader import parse, plain
 from tuner.errors import StudyError
 from tuner.results.summary import numbered
-from tuner.storage.leases import PAUSED, RUNNING, STOPPED, Ledger
+from tuner.storage.leases import PAUSED, RUNNING, STOPPED, Leases
 from tuner.study.definition import Study
 from tuner.study.space import chosen_problem
 
@@ -95,5 +95,5 @@ def _workers(storage: RDBStorage, found: optuna.Study, do: str) -> str:
     return f"{count} worker{'' if count == 1 else 's'} {do}" if count else "no worker is there"
 
 
-def _ledger(storage: RDBStorage, found: optuna.Study) -> Ledger:
-    return Ledger(storage, found._study_id)
+def _ledger(storage: RDBStorage, found: optuna.Study) -> Leases:
+    return Leases(storage, found._study_id)

@@ -13,17 +13,17 @@ from optuna.storages import RDBStorage
 from optuna_dashboard import wsgi
 from werkzeug.middleware.proxy_fix import ProxyFix
 
-from tuner.dashboard.auth import MOST_BYTES, Gate, Lock
-from tuner.dashboard.compression import Compressed
-from tuner.dashboard.error_middleware import Shield
+from tuner.dashboard.auth import MOST_BYTES, Authenticator, AuthMiddleware
+from tuner.dashboard.compression import CompressionMiddleware
+from tuner.dashboard.error_middleware import ErrorMiddleware
 from tuner.dashboard.pages import application, is_away
 from tuner.dashboard.publisher import Publisher
-from tuner.dashboard.rate_limit import Attempts
+from tuner.dashboard.rate_limit import RateLimiter
 from tuner.dashboard.security_headers import is_loopback
 from tuner.dashboard.server import Server
 from tuner.dashboard.sessions import Sessions, session_key
-from tuner.dashboard.users import User, Users, Watched, parse_password, parse_users, warn_if_open
-from tuner.errors import DoorError
+from tuner.dashboard.users import ReloadingFile, User, Users, parse_password, parse_users, warn_if_open
+from tuner.errors import ServerConfigError
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Door:
+class ServerConfig:
     """Where the dashboard is served, and who may enter; without users everybody on this machine may."""
 
     host: str = "127.0.0.1"
@@ -50,14 +50,18 @@ class Door:
         return bool(self.users_file or self.login or self.operator_password_file)
 
     def require_safe(self) -> None:
-        """Raises DoorError for a door that would stand open to others, or that cannot be."""
+        """Raises ServerConfigError for a door that would stand open to others, or that cannot be."""
         users = "give users, who then have to log in: --users FILE, with lines that `tuner password NAME` prints"
         if not self.is_locked and not is_loopback(self.host):
-            raise DoorError(f"{self.host}: everybody who reaches this address could stop and delete studies; {users}")
+            raise ServerConfigError(
+                f"{self.host}: everybody who reaches this address could stop and delete studies; {users}"
+            )
         if not self.is_locked and self.behind_proxy:
-            raise DoorError(f"--behind-proxy: everybody who reaches the proxy could stop and delete studies; {users}")
+            raise ServerConfigError(
+                f"--behind-proxy: everybody who reaches the proxy could stop and delete studies; {users}"
+            )
         if (self.certificate is None) != (self.key is None):
-            raise DoorError("--certificate and --key: give both, or none")
+            raise ServerConfigError("--certificate and --key: give both, or none")
 
     @property
     def address(self) -> str:
@@ -67,12 +71,12 @@ class Door:
         return f"{scheme}://{f'[{host}]' if ':' in host else host}:{self.port}"
 
     def users(self, say: Callable[[str], None]) -> Users:
-        """All users that may enter. Raises DoorError."""
+        """All users that may enter. Raises ServerConfigError."""
         sources: list[Callable[[], dict[str, User]]] = []
         if self.users_file is not None:
-            sources.append(Watched(self.users_file, parse_users, say).current)
+            sources.append(ReloadingFile(self.users_file, parse_users, say).current)
         if self.operator_password_file is not None:
-            sources.append(Watched(self.operator_password_file, parse_password, say).current)
+            sources.append(ReloadingFile(self.operator_password_file, parse_password, say).current)
         if self.login:
             given = parse_users(self.login, "TUNER_LOGIN")
             sources.append(lambda: given)
@@ -80,21 +84,23 @@ class Door:
 
 
 def guarded(
-    storage: RDBStorage, attachments: ArtifactStore, door: Door, say: Callable[[str], None] = lambda words: None
+    storage: RDBStorage, attachments: ArtifactStore, door: ServerConfig, say: Callable[[str], None] = lambda words: None
 ) -> WSGIApplication:
-    """Returns the whole application: Optuna's dashboard and our pages, behind the door. Raises DoorError."""
+    """Returns the whole application: Optuna's dashboard and our pages, behind the door. Raises ServerConfigError."""
     door.require_safe()
     key = session_key(door.session_key_file)
-    lock = Lock(Sessions(key, door.users(say)), Attempts(), say) if door.is_locked else None
-    optunas = Compressed(Shield(wsgi(storage, artifact_store=attachments), partial(is_away, storage)))
-    gate = Gate(application(storage, lock, key, say), optunas, lock)
+    lock = Authenticator(Sessions(key, door.users(say)), RateLimiter(), say) if door.is_locked else None
+    optunas = CompressionMiddleware(
+        ErrorMiddleware(wsgi(storage, artifact_store=attachments), partial(is_away, storage))
+    )
+    gate = AuthMiddleware(application(storage, lock, key, say), optunas, lock)
     return ProxyFix(gate, x_for=1, x_proto=1) if door.behind_proxy else gate
 
 
 def server(
-    storage: RDBStorage, attachments: ArtifactStore, door: Door, say: Callable[[str], None] = lambda words: None
+    storage: RDBStorage, attachments: ArtifactStore, door: ServerConfig, say: Callable[[str], None] = lambda words: None
 ) -> Server:
-    """Returns a server of the whole application. Raises DoorError."""
+    """Returns a server of the whole application. Raises ServerConfigError."""
     made = Server(door.host, door.port, guarded(storage, attachments, door, say), MOST_BYTES)
     if door.certificate is not None and door.key is not None:
         made.certify(door.certificate, door.key)
@@ -107,11 +113,11 @@ def server(
 def serve(
     storage: RDBStorage,
     attachments: ArtifactStore,
-    door: Door,
+    door: ServerConfig,
     on_ready: Callable[[], None],
     say: Callable[[str], None],
 ) -> None:
-    """Serves until Ctrl-C. Raises DoorError, and WorkerError when the port is taken."""
+    """Serves until Ctrl-C. Raises ServerConfigError, and WorkerError when the port is taken."""
     made = server(storage, attachments, door, say)
     made.prepare()
     publisher = Publisher(storage)

@@ -11,7 +11,7 @@ from werkzeug.datastructures import Headers
 from werkzeug.utils import redirect
 from werkzeug.wrappers import Request, Response
 
-from tuner.dashboard.rate_limit import Attempts
+from tuner.dashboard.rate_limit import RateLimiter
 from tuner.dashboard.responses import answer, is_for_programs
 from tuner.dashboard.security_headers import hostname, is_loopback, secure
 from tuner.dashboard.sessions import Sessions
@@ -40,10 +40,10 @@ MOST_BYTES = 8 * 2**20
 """The largest request: a file that a person adds to a trial in Optuna's dashboard."""
 
 
-class Gate:
+class AuthMiddleware:
     """Lets requests through to our pages and to Optuna's dashboard, and protects what they answer."""
 
-    def __init__(self, pages: WSGIApplication, dashboard: WSGIApplication, lock: Lock | None) -> None:
+    def __init__(self, pages: WSGIApplication, dashboard: WSGIApplication, lock: Authenticator | None) -> None:
         self.pages, self.dashboard, self.lock = pages, dashboard, lock
 
     def __call__(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
@@ -96,10 +96,10 @@ class Gate:
         return None
 
 
-class Lock:
+class Authenticator:
     """Finds out who asks: by the cookie of a session, or for programs by name and password."""
 
-    def __init__(self, sessions: Sessions, attempts: Attempts, say: Callable[[str], None]) -> None:
+    def __init__(self, sessions: Sessions, attempts: RateLimiter, say: Callable[[str], None]) -> None:
         self.sessions, self.attempts, self.say = sessions, attempts, say
 
     def user(self, request: Request) -> User | Response | None:

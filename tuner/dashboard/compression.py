@@ -20,7 +20,7 @@ LEVEL = 1
 """The quickest: a study of 10,000 trials shrinks to a tenth in half a second."""
 
 
-class Compressed:
+class CompressionMiddleware:
     """An application whose long answers in JSON travel as gzip to other machines that take it."""
 
     def __init__(self, application: WSGIApplication) -> None:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from werkzeug.wrappers import Response
 
 
-class Shield:
+class ErrorMiddleware:
     """Optuna's dashboard, with 400 or 503 where it says 500.
 
     Whatever goes wrong in its handlers, a misspelt body, a trial that is not there, a figure that a study of one

@@ -20,7 +20,7 @@ from werkzeug.wrappers import Response
 
 from models.errors import UserError
 from tuner.control import steering
-from tuner.dashboard.auth import USER, Lock, cookie_name
+from tuner.dashboard.auth import USER, Authenticator, cookie_name
 from tuner.dashboard.responses import TITLES, answer
 from tuner.dashboard.users import ANYBODY, User
 from tuner.errors import StudyError
@@ -39,7 +39,7 @@ STYLE = "style.css"
 pages = Blueprint("pages", __name__)
 
 
-def application(storage: RDBStorage, lock: Lock | None, key: str, say: Callable[[str], None]) -> Flask:
+def application(storage: RDBStorage, lock: Authenticator | None, key: str, say: Callable[[str], None]) -> Flask:
     """Returns the WSGI application of our pages; without a lock nobody has to log in."""
     app = Flask(__name__, static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = FORM_BYTES
@@ -54,7 +54,7 @@ def application(storage: RDBStorage, lock: Lock | None, key: str, say: Callable[
 class Service:
     """What the pages need."""
 
-    def __init__(self, storage: RDBStorage, lock: Lock | None, key: str, say: Callable[[str], None]) -> None:
+    def __init__(self, storage: RDBStorage, lock: Authenticator | None, key: str, say: Callable[[str], None]) -> None:
         self.storage, self.lock, self.say = storage, lock, say
         self.signer = URLSafeTimedSerializer(key, salt="said")
 

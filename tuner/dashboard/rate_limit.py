@@ -28,7 +28,7 @@ OF_ADDRESS = Limit(30, 5)
 """For all users together from one address."""
 
 
-class Attempts:
+class RateLimiter:
     """Who may try to log in, and who has to wait. Only wrong logins count."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:

@@ -11,7 +11,7 @@ from cheroot import wsgi
 from cheroot.server import HeaderReader, HTTPConnection, HTTPRequest
 from cheroot.ssl.builtin import BuiltinSSLAdapter
 
-from tuner.errors import DoorError, WorkerError
+from tuner.errors import ServerConfigError, WorkerError
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
@@ -63,14 +63,14 @@ class Server(wsgi.Server):
         self.address, self.refusal = f"{host}:{port}", ""
 
     def certify(self, certificate: Path, key: Path) -> None:
-        """Serves TLS with these files. Raises DoorError."""
+        """Serves TLS with these files. Raises ServerConfigError."""
         for path in (certificate, key):
             if not path.is_file():
-                raise DoorError(f"{path}: no such file")
+                raise ServerConfigError(f"{path}: no such file")
         try:
             self.ssl_adapter = _Certificate(str(certificate), str(key))
         except (ssl.SSLError, OSError) as error:
-            raise DoorError(f"{certificate}, {key}: not a certificate and its key ({error})") from error
+            raise ServerConfigError(f"{certificate}, {key}: not a certificate and its key ({error})") from error
 
     def prepare(self) -> None:
         """Takes the address. Raises WorkerError when it is taken."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from itsdangerous import BadData, URLSafeTimedSerializer
 
 from tuner.dashboard.users import User, Users, read_text
-from tuner.errors import DoorError
+from tuner.errors import ServerConfigError
 
 SECONDS = 12 * 3600
 SHORTEST_KEY = 32
@@ -23,7 +23,9 @@ def session_key(path: Path | None) -> str:
         return secrets.token_hex(32)
     key = read_text(path).strip()
     if len(key) < SHORTEST_KEY:
-        raise DoorError(f"{path}: a key of fewer than {SHORTEST_KEY} characters; make one: openssl rand -hex 32")
+        raise ServerConfigError(
+            f"{path}: a key of fewer than {SHORTEST_KEY} characters; make one: openssl rand -hex 32"
+        )
     return key
 
 

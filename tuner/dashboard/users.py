@@ -12,7 +12,7 @@ from pathlib import Path
 
 from werkzeug.security import check_password_hash, generate_password_hash
 
-from tuner.errors import DoorError
+from tuner.errors import ServerConfigError
 
 READER, OPERATOR = "reader", "operator"
 NAME = r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}"
@@ -46,9 +46,9 @@ ANYBODY = User("", OPERATOR, "")
 
 
 def line(name: str, role: str, password: str) -> str:
-    """Returns the line of a user. Raises DoorError."""
+    """Returns the line of a user. Raises ServerConfigError."""
     if not re.fullmatch(NAME, name):
-        raise DoorError(
+        raise ServerConfigError(
             f"{name!r}: a name has letters, digits and . _ @ -, at most 64 of them, and begins with no sign"
         )
     return f"{name}:{role}:{generate_password_hash(_good(password, 'the password'))}"
@@ -56,31 +56,33 @@ def line(name: str, role: str, password: str) -> str:
 
 def _good(password: str, where: str) -> str:
     if len(password) < FEWEST_CHARACTERS:
-        raise DoorError(f"{where}: shorter than {FEWEST_CHARACTERS} characters")
+        raise ServerConfigError(f"{where}: shorter than {FEWEST_CHARACTERS} characters")
     return password
 
 
 def parse_users(text: str, where: str) -> dict[str, User]:
-    """Returns users by name, from a line each; empty lines and # comments are left out. Raises DoorError."""
+    """Returns users by name, from a line each; empty lines and # comments are left out. Raises ServerConfigError."""
     users: dict[str, User] = {}
     for number, written in enumerate(text.splitlines(), 1):
         if written.strip() and not written.startswith("#"):
             user = _parsed(written.strip(), f"{where}, line {number}")
             if user.name in users:
-                raise DoorError(f"{where}, line {number}: {user.name} stands there twice")
+                raise ServerConfigError(f"{where}, line {number}: {user.name} stands there twice")
             users[user.name] = user
     if not users:
-        raise DoorError(f"{where}: no users in it; make one with `tuner password NAME`")
+        raise ServerConfigError(f"{where}: no users in it; make one with `tuner password NAME`")
     return users
 
 
 def _parsed(written: str, where: str) -> User:
     found = _LINE.fullmatch(written)
     if found is None:  # and do not show the line: it may hold a password
-        raise DoorError(f"{where}: not name:reader:hash or name:operator:hash, as `tuner password NAME` prints it")
+        raise ServerConfigError(
+            f"{where}: not name:reader:hash or name:operator:hash, as `tuner password NAME` prints it"
+        )
     cost, block, lanes = map(int, found.group(4, 5, 6))
     if cost < 128 or cost & (cost - 1) or not block or not lanes or 128 * cost * block * lanes > _MOST_MEMORY:
-        raise DoorError(f"{where}: its hash takes more than {_MOST_MEMORY >> 20} MiB, or is none")
+        raise ServerConfigError(f"{where}: its hash takes more than {_MOST_MEMORY >> 20} MiB, or is none")
     return User(*found.group(1, 2, 3))
 
 
@@ -90,7 +92,7 @@ def parse_password(text: str, where: str) -> dict[str, User]:
     return {OPERATOR: User(OPERATOR, OPERATOR, generate_password_hash(password))}
 
 
-class Watched:
+class ReloadingFile:
     """A file of users; it is read again when it has changed, and a bad change is told and leaves things as they are."""
 
     def __init__(self, path: Path, parse: Callable[[str, str], dict[str, User]], say: Callable[[str], None]) -> None:
@@ -106,7 +108,7 @@ class Watched:
             self.stamp = stamp
             try:
                 self.users = self._read()
-            except DoorError as error:
+            except ServerConfigError as error:
                 self.say(f"{error}; the users stay as they were")
         return self.users
 
@@ -122,13 +124,13 @@ class Watched:
 
 
 def read_text(path: Path) -> str:
-    """Returns what a file of secrets holds. Raises DoorError."""
+    """Returns what a file of secrets holds. Raises ServerConfigError."""
     try:
         return path.read_text(encoding="utf-8")
     except OSError as error:
-        raise DoorError(f"{path}: {error.strerror}") from error
+        raise ServerConfigError(f"{path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise DoorError(f"{path}: not UTF-8 text") from error
+        raise ServerConfigError(f"{path}: not UTF-8 text") from error
 
 
 def warn_if_open(path: Path, say: Callable[[str], None]) -> None:
@@ -146,7 +148,7 @@ class Users:
         named = [name for source in sources for name in source()]
         doubled = sorted({name for name in named if named.count(name) > 1})
         if doubled:
-            raise DoorError(f"users that are given in several places: {', '.join(doubled)}")
+            raise ServerConfigError(f"users that are given in several places: {', '.join(doubled)}")
         somebody = next(iter(sources[0]().values()))
         self._nobody = generate_password_hash(secrets.token_hex(), somebody.hash.partition("$")[0])
 

@@ -21,7 +21,7 @@ from optuna.trial import FrozenTrial, TrialState
 from models.config import DECODING
 from tuner.errors import StudyError
 from tuner.results.summary import quality, require_board
-from tuner.storage.leases import RUNNING, Ledger, make_tables, transaction
+from tuner.storage.leases import RUNNING, Leases, make_tables, transaction
 from tuner.storage.ownership import owner_of
 from tuner.study.definition import Decoding, Study, StudyBudget
 from tuner.study.facts import is_told
@@ -69,9 +69,9 @@ def enter(
     make_tables(storage.engine)
     with transaction(storage):  # a companion that is half there is no study
         companion = _companion(storage, found, study)
-        ledger = Ledger(storage, companion._study_id)
-        ledger.open()
-    with ledger.alone():
+        leases = Leases(storage, companion._study_id)
+        leases.open()
+    with leases.study_lock():
         there = _trainings(companion)
         for pair in [pair for pair, training in there.items() if training.state == TrialState.WAITING]:
             if pair not in wanted:
@@ -82,7 +82,7 @@ def enter(
         definition = _definition(study, len(there.keys() | wanted.keys()))
         companion.set_user_attr("fingerprint", found.user_attrs.get("fingerprint"))
         companion.set_user_attr("study", definition.stored())
-    ledger.set_state(RUNNING)
+    leases.set_state(RUNNING)
     return companion, definition
 
 

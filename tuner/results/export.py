@@ -19,7 +19,7 @@ from models.reader import parse, plain, read_text
 from tuner.errors import StudyError
 from tuner.results.confirmation import confirmation_of, confirmed_trial
 from tuner.results.decoding_plot import draw_decoding
-from tuner.results.formats import OURS, noted
+from tuner.results.formats import OURS, render
 from tuner.results.summary import NO_WORKER, numbered, quality, require_board
 from tuner.study.definition import OBJECTIVES, Study
 from tuner.study.facts import is_result, number
@@ -83,7 +83,9 @@ def files(output: Path, top: int | None) -> list[Path]:
     return [output.with_stem(f"{output.stem}-{place}") for place in range(1, top + 1)]
 
 
-def exported(optuna_study: optuna.Study, study: Study, trial: FrozenTrial, path: Path, notation: str = "yaml") -> str:
+def exported(
+    optuna_study: optuna.Study, study: Study, trial: FrozenTrial, path: Path, format_name: str = "yaml"
+) -> str:
     """Returns the file's text: the stored configuration, never rebuilt from today's defaults, and where it is from."""
     facts = trial.user_attrs
     recipe = Recipe(
@@ -96,10 +98,10 @@ def exported(optuna_study: optuna.Study, study: Study, trial: FrozenTrial, path:
     command = training_command(path, facts.get("device"))
     lines = [
         f"{quality(trial):.4f} bits per byte on the validation split: trial {trial.number} of study {study.name}",
-        *([f"Train it:  {command}"] if notation in OURS else []),
+        *([f"Train it:  {command}"] if format_name in OURS else []),
         *_came_to(study, trial),
     ]
-    return noted(recipe, notation, "\n".join(lines), command)
+    return render(recipe, format_name, "\n".join(lines), command)
 
 
 def _stored(trial: FrozenTrial) -> Config:

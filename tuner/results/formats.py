@@ -9,24 +9,24 @@ from typing import Any
 from models.config import SCHEMA, Recipe, flat
 from models.reader import dump
 
-NOTATIONS = {"yaml": ".yaml", "json": ".json", "flags": ".flags", "env": ".env"}
+FORMATS = {"yaml": ".yaml", "json": ".json", "flags": ".flags", "env": ".env"}
 """The notations and how the names of their files end."""
 
 OURS = ("yaml", "json")
 """The notations that hold everything, and that `tuner train` reads."""
 
 
-def noted(recipe: Recipe, notation: str, header: str, command: str) -> str:
-    """Returns a recipe in one of the NOTATIONS, under a header of comment lines where it can have one.
+def render(recipe: Recipe, format_name: str, header: str, command: str) -> str:
+    """Returns a recipe in one of the FORMATS, under a header of comment lines where it can have one.
 
     `command` is what trains it. Values without one (`none`) are left out of flags and variables.
     """
-    if notation == "yaml":
+    if format_name == "yaml":
         return dump(_values(recipe), header)
-    if notation == "json":
+    if format_name == "json":
         return json.dumps({"schema": SCHEMA, "command": command} | _values(recipe), indent=1) + "\n"
     settings = {name: _text(value) for name, value in _settings(recipe).items() if value is not None}
-    if notation == "flags":
+    if format_name == "flags":
         return shlex.join(word for name, value in settings.items() for word in (_flag(name), value)) + "\n"
     lines = [f"{name.upper()}={shlex.quote(value)}" for name, value in settings.items()]
     return "".join(f"{line}\n" for line in (*(f"# {line}" for line in header.splitlines()), *lines))

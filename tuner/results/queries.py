@@ -125,7 +125,7 @@ def in_short(storage: RDBStorage, study_id: int, study: Study, most: int) -> Sna
     Reading 10,000 trials takes seconds; `report.snapshot` is for those who need them all, or keep them. The study is
     told under the name that it has now. Raises Gone when it was deleted.
     """
-    book = leases.Ledger(storage, study_id)
+    book = leases.Leases(storage, study_id)
     study = renamed(study, book.name())
     with storage.engine.begin() as connection:
         ranked = connection.execute(_BOARD, {"study": study_id}).all()

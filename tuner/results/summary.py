@@ -13,7 +13,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from tuner.errors import StudyError
 from tuner.storage.blocking import Blockage
-from tuner.storage.leases import RUNNING, Counts, Ledger, Worker
+from tuner.storage.leases import RUNNING, Counts, Leases, Worker
 from tuner.study.definition import Study, defined
 from tuner.study.facts import is_result, is_told
 
@@ -86,15 +86,15 @@ class Row(Standing):
 
 def snapshot(storage: RDBStorage, optuna_study: optuna.Study, study: Study) -> Snapshot:
     """Reads the study's state; finished trials are read from the database once."""
-    ledger = Ledger(storage, optuna_study._study_id)
+    leases = Leases(storage, optuna_study._study_id)
     trials = optuna_study.get_trials(deepcopy=False)
     board, told = leaderboard(trials), sum(map(is_told, trials))
     return Snapshot(
         study,
-        ledger.counts(),
-        ledger.alive(),
-        ledger.active_seconds(),
-        ledger.state(),
+        leases.counts(),
+        leases.alive(),
+        leases.active_seconds(),
+        leases.state(),
         best=board[0] if board else None,
         trials=trials,
         infeasible=sum(trial.state == TrialState.COMPLETE for trial in trials) - told - len(board),
@@ -107,7 +107,7 @@ def current(storage: RDBStorage, optuna_study: optuna.Study) -> Snapshot:
 
     Raises Gone when it was deleted.
     """
-    optuna_study.study_name = Ledger(storage, optuna_study._study_id).name()
+    optuna_study.study_name = Leases(storage, optuna_study._study_id).name()
     return snapshot(storage, optuna_study, defined(optuna_study))
 
 

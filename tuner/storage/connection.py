@@ -26,7 +26,7 @@ OLDEST_VERSION = 14
 CROWDED_SECONDS = 60.0
 """How long to wait for a place on a server that has no connection left."""
 
-FAREWELL_SECONDS = 2.0
+SHUTDOWN_SECONDS = 2.0
 """How long connections that were just closed may still be listed."""
 
 CREATION_LOCK = 7083725462  # any number will do that all our processes, and nobody else, ask this database to lock
@@ -278,7 +278,7 @@ def _require_quiet(connection: Connection) -> None:
         " AND starts_with(application_name, :name) AND backend_type = 'client backend'"
     )
     name = {"name": CONNECTION["application_name"]}
-    end = time.monotonic() + FAREWELL_SECONDS
+    end = time.monotonic() + SHUTDOWN_SECONDS
     while (count := connection.scalar(others, name)) and time.monotonic() < end:
         time.sleep(0.1)
     if count:

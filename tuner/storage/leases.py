@@ -23,13 +23,13 @@ from sqlalchemy.exc import DBAPIError, OperationalError, ProgrammingError
 
 from tuner.errors import StudyError
 
-BEAT_SECONDS = 5.0
+HEARTBEAT_SECONDS = 5.0
 """How often a worker shows that it lives."""
 
 LEASE_SECONDS = 45.0
 """How long a lease lasts without a sign of life."""
 
-OBSERVED_SECONDS = 2 * BEAT_SECONDS
+OBSERVED_SECONDS = 2 * HEARTBEAT_SECONDS
 """How long an expired lease is watched before it is taken over.
 
 After an outage of the database every lease has expired; the living renew theirs within a beat, and only then
@@ -208,7 +208,7 @@ class _Line:
     active_seconds: float = 0.0
 
 
-class Ledger:
+class Leases:
     """The books of one study."""
 
     def __init__(self, storage: RDBStorage, study_id: int) -> None:
@@ -265,7 +265,7 @@ class Ledger:
         with self.engine.begin() as connection:
             connection.execute(_free(worker_id))
 
-    def beat(self, worker_id: str, trial_id: int | None, activity: Activity) -> tuple[str, float]:
+    def heartbeat(self, worker_id: str, trial_id: int | None, activity: Activity) -> tuple[str, float]:
         """Shows a sign of life and renews the lease; returns the study's state and active seconds.
 
         Raises LostLease or Gone.
@@ -276,7 +276,7 @@ class Ledger:
             own = workers.c.worker_id == worker_id
             connection.execute(workers.update().where(own).values(seen_at=_clock(), **asdict(activity)))
             since = func.extract("epoch", _clock() - studies.c.ticked_at)
-            passed = func.greatest(0, func.least(since, 3 * BEAT_SECONDS))
+            passed = func.greatest(0, func.least(since, 3 * HEARTBEAT_SECONDS))
             tick = (
                 studies.update()
                 .where(self._own())
@@ -294,13 +294,13 @@ class Ledger:
         return str(line.state), float(line.active_seconds)
 
     @contextmanager
-    def alone(self) -> Iterator[None]:
+    def study_lock(self) -> Iterator[None]:
         """Keeps others from claiming or queueing trials of the study while the block does."""
         with transaction(self.storage) as connection:
             _lock(connection, CLAIM_LOCK, self.study_id)
             yield
 
-    def take(
+    def claim(
         self, study: optuna.Study, worker_id: str, trials: int | None, hours: float | None, new: bool = True
     ) -> Claim | Wait | Ended:
         """Claims the next trial: a dead worker's, one that waits, or a `new` one if the budget has room.
@@ -311,12 +311,12 @@ class Ledger:
         with self._transaction() as connection:
             _lock(connection, CLAIM_LOCK, self.study_id)
             counts = self.counts(connection)
-            orphan = self._orphan(connection)
+            abandoned = self._abandoned(connection)
             ended = self._ended(connection, counts, trials, hours)
             if ended is not None:
                 return ended
-            if orphan is not None:
-                trial = optuna.Trial(study, orphan)
+            if abandoned is not None:
+                trial = optuna.Trial(study, abandoned)
             elif not new and counts.waiting + counts.running == 0:
                 return Ended("all that was queued is done")
             elif (trials is not None and counts.finished + counts.running >= trials) or not (new or counts.waiting):
@@ -326,7 +326,7 @@ class Ledger:
             return Claim(trial, self._lease(connection, trial._trial_id, worker_id))
 
     @contextmanager
-    def held(self, trial_id: int, worker_id: str) -> Iterator[None]:
+    def lease_held(self, trial_id: int, worker_id: str) -> Iterator[None]:
         """Keeps a trial from being taken over while the block writes to it: all of it is written, or nothing.
 
         Raises LostLease if the trial was taken over before, and Gone.
@@ -359,9 +359,9 @@ class Ledger:
         with transaction(self.storage) as connection:
             connection.execute(entry.on_conflict_do_update(index_elements=list(names[:2]), set_=newer))
 
-    def hand_back(self, trial_id: int, worker_id: str) -> None:
+    def release(self, trial_id: int, worker_id: str) -> None:
         """Puts a running trial back into the queue, for whoever comes first. Raises LostLease."""
-        with self.held(trial_id, worker_id):
+        with self.lease_held(trial_id, worker_id):
             self.storage.set_trial_state_values(trial_id, TrialState.WAITING)
 
     def crashed(self, trial_id: int, worker_id: str, reason: str, traceback: str, retries: int) -> bool:
@@ -369,7 +369,7 @@ class Ledger:
 
         Returns whether it failed.
         """
-        with self.held(trial_id, worker_id):
+        with self.lease_held(trial_id, worker_id):
             before = self.storage.get_trial(trial_id).user_attrs.get("crashes")
             crashes = 1 + (before if isinstance(before, int) else 0)
             failed: bool = crashes > retries
@@ -452,7 +452,7 @@ class Ledger:
             return Ended(f"all of its {counts.fail} trials failed")
         return Wait("the study is paused") if line.state == PAUSED else None
 
-    def _orphan(self, connection: Connection) -> int | None:
+    def _abandoned(self, connection: Connection) -> int | None:
         """A running trial whose worker is gone: its lease expired some time ago, or was never entered."""
         query = (
             sql.select(_trials.c.trial_id, leases.c.expires_at, leases.c.expires_at == sql.text("'-infinity'"))

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Places:
+class StorageOptions:
     """Where studies and their artifacts are: a URL or else a folder for the database, a folder or bucket, or None."""
 
     storage: str | None

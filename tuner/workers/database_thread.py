@@ -10,82 +10,82 @@ from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NoAnswer
 from typing import Any, TypeVar
 
-from tuner.storage.leases import BEAT_SECONDS
+from tuner.storage.leases import HEARTBEAT_SECONDS
 from tuner.storage.outages import is_outage
 
 Result = TypeVar("Result")
-_Errand = tuple[Callable[[], Any], "Future[Any]"]
+_Request = tuple[Callable[[], Any], "Future[Any]"]
 
-PATIENCE_SECONDS = 600.0
+TIMEOUT_SECONDS = 600.0
 """How long a worker that has nothing else to do waits for the database."""
 
 
-class Away(Exception):
+class DatabaseUnavailable(Exception):
     """The database did not come back in time."""
 
 
-class Courier:
-    """Runs errands to the database one after the other, so that training goes on when it is slow or away.
+class DatabaseThread:
+    """Runs requests to the database one after the other, so that training goes on when it is slow or away.
 
-    An errand that finds no database is tried again until it does, before any later one; it must therefore bear
-    to be run twice. Any other exception is the errand's answer. `beat` runs every few seconds as one more errand.
+    A request that finds no database is tried again until it does, before any later one; it must therefore bear
+    to be run twice. Any other exception is the request's answer. `beat` runs every few seconds as one more request.
     """
 
     def __init__(self, beat: Callable[[], None], say: Callable[[str], None]) -> None:
-        self._beat, self._say = beat, say
-        self._errands: queue.Queue[_Errand | None] = queue.Queue()
+        self._heartbeat, self._say = beat, say
+        self._errands: queue.Queue[_Request | None] = queue.Queue()
         self._leaving = threading.Event()
         self._away_since: float | None = None
-        self._thread = threading.Thread(target=self._run, name="courier", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="database_thread", daemon=True)
 
-    def __enter__(self) -> Courier:
+    def __enter__(self) -> DatabaseThread:
         self._thread.start()
         return self
 
     def __exit__(self, *exception: object) -> None:
         self._leaving.set()
         self._errands.put(None)
-        self._thread.join(BEAT_SECONDS)
+        self._thread.join(HEARTBEAT_SECONDS)
 
-    def send(self, errand: Callable[[], Result]) -> Future[Result]:
-        """Queues an errand and returns at once; the future gets its answer."""
+    def submit(self, request: Callable[[], Result]) -> Future[Result]:
+        """Queues a request and returns at once; the future gets its answer."""
         answer: Future[Result] = Future()
-        self._errands.put((errand, answer))
+        self._errands.put((request, answer))
         return answer
 
-    def ask(self, errand: Callable[[], Result], patience: float = PATIENCE_SECONDS) -> Result:
-        """Runs an errand after those before it, and returns its answer or raises what it raised, or Away."""
+    def call(self, request: Callable[[], Result], patience: float = TIMEOUT_SECONDS) -> Result:
+        """Runs a request after those before it; returns its answer, or raises what it raised or DatabaseUnavailable."""
         try:
-            return self.send(errand).result(timeout=patience)
+            return self.submit(request).result(timeout=patience)
         except NoAnswer:
-            raise Away(f"the database did not answer for {patience:.0f} s") from None
+            raise DatabaseUnavailable(f"the database did not answer for {patience:.0f} s") from None
 
     def _run(self) -> None:
         next_beat = time.monotonic()
         while True:
-            if time.monotonic() >= next_beat:  # even when there is always an errand
-                self._persist(self._beat, Future())
-                next_beat = time.monotonic() + BEAT_SECONDS
+            if time.monotonic() >= next_beat:  # even when there is always a request
+                self._persist(self._heartbeat, Future())
+                next_beat = time.monotonic() + HEARTBEAT_SECONDS
             try:
-                errand = self._errands.get(timeout=max(0.0, next_beat - time.monotonic()))
+                request = self._errands.get(timeout=max(0.0, next_beat - time.monotonic()))
             except queue.Empty:
                 continue
-            if errand is None:
+            if request is None:
                 return
-            self._persist(*errand)
+            self._persist(*request)
 
-    def _persist(self, errand: Callable[[], Any], answer: Future[Any]) -> None:
+    def _persist(self, request: Callable[[], Any], answer: Future[Any]) -> None:
         pause = 0.2
-        while not self._attempt(errand, answer):
+        while not self._attempt(request, answer):
             if self._leaving.wait(pause):
-                answer.set_exception(Away("the database did not come back in time"))
+                answer.set_exception(DatabaseUnavailable("the database did not come back in time"))
                 return
-            pause = min(pause * 2, BEAT_SECONDS)
+            pause = min(pause * 2, HEARTBEAT_SECONDS)
 
-    def _attempt(self, errand: Callable[[], Any], answer: Future[Any]) -> bool:
-        """Tries an errand; False means that the database is away."""
+    def _attempt(self, request: Callable[[], Any], answer: Future[Any]) -> bool:
+        """Tries a request; False means that the database is away."""
         try:
-            result = errand()
+            result = request()
         except Exception as error:
             if is_outage(error):
                 self._note_away(error)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from tuner.errors import WorkerError
-from tuner.storage.locations import Places
+from tuner.storage.locations import StorageOptions
 
 if TYPE_CHECKING:
     from tuner.study.definition import Study
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Crew:
+class WorkerOptions:
     """The workers of a command: how many, on which devices, with how many threads, and how they save their trials."""
 
     workers: int | None
@@ -49,7 +49,7 @@ class Crew:
         return slots(self.workers, self.devices, threads, per_device if isinstance(per_device, int) else None)
 
 
-def environment(places: Places, crew: Crew) -> dict[str, str]:
+def environment(places: StorageOptions, crew: WorkerOptions) -> dict[str, str]:
     """Returns what workers are told by their environment: a command line would show a URL's password to all."""
     password_file = places.storage_password_file
     given = {

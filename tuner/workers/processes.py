@@ -52,7 +52,7 @@ class Slot:
 
 
 @dataclass(frozen=True)
-class Death:
+class WorkerExit:
     """How a worker process ended that nobody had asked to."""
 
     worker_id: str
@@ -71,7 +71,7 @@ class Death:
         return not self.killed and self.code not in {StorageError.exit_code, *FINAL_CODES}
 
     @property
-    def last_words(self) -> str:
+    def error_line(self) -> str:
         """The line that says most: an error's first, or the last of all."""
         lines = self.words.splitlines() or ["it said nothing"]
         return next((line for line in reversed(lines) if line.startswith("Error: ")), lines[-1])
@@ -116,7 +116,7 @@ class _Member:
     done: bool = False
 
 
-class Team:
+class WorkerPool:
     """The worker processes of one command; one that dies is replaced, after longer and longer pauses."""
 
     def __init__(
@@ -125,13 +125,13 @@ class Team:
         arguments: Sequence[str],
         environment: Mapping[str, str],
         logs: Path,
-        on_death: Callable[[Death], bool],
+        on_exit: Callable[[WorkerExit], bool],
         say: Callable[[str], None],
     ) -> None:
-        """`on_death` frees the trial of a worker and returns whether it had one."""
+        """`on_exit` frees the trial of a worker and returns whether it had one."""
         logs.mkdir(parents=True, exist_ok=True)
         self._arguments, self._environment = arguments, environment
-        self._on_death, self._say = on_death, say
+        self._on_exit, self._say = on_exit, say
         us = f"{socket.gethostname()}-{os.getpid()}"  # a number alone is not enough where containers share a folder
         names = [logs / f"worker-{us}-{index + 1}.log" for index in range(len(places))]
         self._members = [_Member(place, log) for place, log in zip(places, names, strict=True)]
@@ -143,7 +143,7 @@ class Team:
         """Replaces workers that died; returns whether anyone works or will."""
         for member in self._members:
             if member.process is not None and member.process.poll() is not None:
-                self._bury(member)
+                self._handle_exit(member)
             if member.process is None and not member.given_up and time.monotonic() >= member.restart_at:
                 self._start(member)
         return any(not member.given_up for member in self._members)
@@ -168,7 +168,7 @@ class Team:
                     member.process.wait()
                     killed += 1
                 if member.process.returncode != 0:
-                    self._on_death(self._death(member, member.process.returncode))
+                    self._on_exit(self._exit_of(member, member.process.returncode))
         return killed
 
     def kill(self) -> None:
@@ -183,15 +183,15 @@ class Team:
         arguments = [*self._arguments, "--id", member.worker_id]
         member.process = _start(member.place, arguments, self._environment, member.log)
 
-    def _bury(self, member: _Member) -> None:
+    def _handle_exit(self, member: _Member) -> None:
         """Notes how a process ended, frees its trial, and decides whether another takes its place."""
         assert member.process is not None  # seen by the only caller
         code, member.process = member.process.returncode, None
         if code == 0:
             member.given_up = member.done = True
             return
-        death = self._death(member, code)
-        had_trial = self._on_death(death)
+        death = self._exit_of(member, code)
+        had_trial = self._on_exit(death)
         now = time.monotonic()
         if code == StorageError.exit_code:
             member.away_since = member.started if member.away_since is None else member.away_since
@@ -206,12 +206,12 @@ class Team:
         member.restart_at = now + pause
         then = "giving up" if member.given_up else "starting another" + (f" in {pause:.0f} s" if pause else "")
         where = f"(all of it: {member.log})"
-        self._say(f"worker on {member.place.device} ended {death.how}, {then}: {death.last_words} {where}")
+        self._say(f"worker on {member.place.device} ended {death.how}, {then}: {death.error_line} {where}")
 
-    def _death(self, member: _Member, code: int) -> Death:
+    def _exit_of(self, member: _Member, code: int) -> WorkerExit:
         before, self._oom_kills = self._oom_kills, oom_kills()
         words = member.log.read_text(errors="replace")[-MOST_WORDS:].strip()
-        return Death(member.worker_id, code, words, code == -signal.SIGKILL and self._oom_kills > before)
+        return WorkerExit(member.worker_id, code, words, code == -signal.SIGKILL and self._oom_kills > before)
 
     def _signal(self, number: signal.Signals) -> None:
         for member in self._members:

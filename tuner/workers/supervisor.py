@@ -14,13 +14,13 @@ from tuner.artifacts.store import Artifacts
 from tuner.errors import WorkerError
 from tuner.results.summary import Snapshot, current
 from tuner.storage.embedded import default_folder, revive
-from tuner.storage.leases import Gone, Ledger, LostLease, forget_deleted
-from tuner.storage.locations import Places
+from tuner.storage.leases import Gone, Leases, LostLease, forget_deleted
+from tuner.storage.locations import StorageOptions
 from tuner.storage.outages import is_outage
 from tuner.study.definition import Study
 from tuner.study.limits import OUT_OF_MEMORY, mark
-from tuner.workers.options import Crew, environment
-from tuner.workers.processes import Death, Slot, Team
+from tuner.workers.options import WorkerOptions, environment
+from tuner.workers.processes import Slot, WorkerExit, WorkerPool
 from tuner.workers.supervisor_watch import Lifeline
 
 REFRESH_SECONDS = 1.0
@@ -45,7 +45,9 @@ class Interrupted(Exception):
 class Supervisor:
     """What the workers of one command have in common, whichever study they are on."""
 
-    def __init__(self, storage: RDBStorage, places: Places, crew: Crew, supervisor: int | None = None) -> None:
+    def __init__(
+        self, storage: RDBStorage, places: StorageOptions, crew: WorkerOptions, supervisor: int | None = None
+    ) -> None:
         """`supervisor` is the process that watches over this command, as standing workers do; it ends with it."""
         self.storage, self.places, self.crew = storage, places, crew
         self.lifeline = None if supervisor is None else Lifeline(supervisor)
@@ -70,7 +72,7 @@ class Supervisor:
         with stop_requests() as requested, view as watcher:
             watcher.say(f"study {study.name}: {begins}")
             arguments = [*arguments, "--study-id", str(found._study_id)]
-            team = Team(slots, arguments, told, logs, _undertaker(self.storage, found, study), watcher.say)
+            team = WorkerPool(slots, arguments, told, logs, _exit_handler(self.storage, found, study), watcher.say)
             try:
                 while team.watch() and not requested.is_set():
                     if watcher.look():
@@ -108,9 +110,9 @@ class Supervisor:
             revive(self.places.data_folder or default_folder())
 
 
-def _undertaker(storage: RDBStorage, found: optuna.Study, study: Study) -> Callable[[Death], bool]:
+def _exit_handler(storage: RDBStorage, found: optuna.Study, study: Study) -> Callable[[WorkerExit], bool]:
     """What is done for a worker that died: its trial goes on elsewhere, unless it was to blame."""
-    ledger = Ledger(storage, found._study_id)
+    leases = Leases(storage, found._study_id)
 
     def end_out_of_memory(trial_id: int) -> None:
         trial = optuna.Trial(found, trial_id)
@@ -118,17 +120,17 @@ def _undertaker(storage: RDBStorage, found: optuna.Study, study: Study) -> Calla
         mark(trial, OUT_OF_MEMORY)
         found.tell(trial, state=optuna.trial.TrialState.PRUNED)
 
-    def bury(death: Death) -> bool:
+    def bury(death: WorkerExit) -> bool:
         try:
-            trial_id = ledger.holding(death.worker_id)
+            trial_id = leases.holding(death.worker_id)
             if trial_id is not None and death.out_of_memory:
-                with ledger.held(trial_id, death.worker_id):
+                with leases.lease_held(trial_id, death.worker_id):
                     end_out_of_memory(trial_id)
             elif trial_id is not None and death.crash:
                 reason = f"the worker ended {death.how}"
                 with suppress(LostLease):
-                    ledger.crashed(trial_id, death.worker_id, reason, death.words, study.retries)
-            ledger.leave(death.worker_id)
+                    leases.crashed(trial_id, death.worker_id, reason, death.words, study.retries)
+            leases.leave(death.worker_id)
         except Gone:
             return True
         except Exception as error:

@@ -32,7 +32,7 @@ from models.training.loop import Diverged, Evaluation, Training
 from tuner.artifacts.store import SAMPLES, Artifacts
 from tuner.errors import LostDeviceError, StorageError, WorkerError
 from tuner.results.summary import leaderboard
-from tuner.storage.leases import GONE, PAUSED, STOPPED, Activity, Claim, Ended, Gone, Ledger, LostLease, forget_deleted
+from tuner.storage.leases import GONE, PAUSED, STOPPED, Activity, Claim, Ended, Gone, Leases, LostLease, forget_deleted
 from tuner.study import samplers
 from tuner.study.definition import Study, defined, load_study
 from tuner.study.limits import OUT_OF_MEMORY, DoesNotFit, mark
@@ -48,7 +48,7 @@ from tuner.trials.objective import (
     peak_memory,
     release_memory,
 )
-from tuner.workers.database_thread import PATIENCE_SECONDS, Away, Courier, Result
+from tuner.workers.database_thread import TIMEOUT_SECONDS, DatabaseThread, DatabaseUnavailable, Result
 from tuner.workers.supervisor_watch import Lifeline
 
 KEPT = 3
@@ -57,7 +57,7 @@ KEPT = 3
 ANSWER_SECONDS = 10.0
 """How long training waits for the verdict on a rung before it goes on without."""
 
-FAREWELL_SECONDS = 5.0
+SHUTDOWN_SECONDS = 5.0
 """How long a worker that leaves waits for the database; then its lease runs out by itself."""
 
 MOST_FAILURES = 10
@@ -106,7 +106,7 @@ def work(
     """
     torch.set_num_threads(threads)
     if study_id is not None:
-        name = Ledger(storage, study_id).name()
+        name = Leases(storage, study_id).name()
     load_study(storage, name)
     study = Tuned(name, storage)
     definition = defined(study)
@@ -130,7 +130,7 @@ def sweep_artifacts(study: optuna.Study, artifacts: Artifacts) -> None:
 
 
 class Worker:
-    """A worker at work. The main thread trains; the courier alone talks to the database."""
+    """A worker at work. The main thread trains; the database_thread alone talks to the database."""
 
     def __init__(
         self,
@@ -147,8 +147,8 @@ class Worker:
         self.study, self.definition, self.objective, self.storage = study, definition, objective, storage
         self.threads, self.requested, self.say = threads, requested, say
         self.id = worker_id
-        self.ledger = Ledger(storage, study._study_id)
-        self.courier = Courier(self._beat, say)
+        self.leases = Leases(storage, study._study_id)
+        self.database_thread = DatabaseThread(self._heartbeat, say)
         self.activity = Activity()
         self.trial_id: int | None = None
         self.lost, self.gone = threading.Event(), threading.Event()
@@ -169,27 +169,29 @@ class Worker:
         """Takes trials until there is nothing more to do; returns why."""
         if self.lifeline.is_cut:
             return "its supervisor is gone"
-        with self.courier:
-            number = self.courier.ask(self._join)
+        with self.database_thread:
+            number = self.database_thread.call(self._join)
             self.study.sampler = samplers.sampler(self.definition.sampler, self.definition.space, stream=number)
             self.study.pruner = samplers.pruner(self.definition.pruner, self.definition.trial.rungs)
-            self.courier.ask(lambda: self.study.get_trials(deepcopy=False))  # many, perhaps: not while a lock is held
+            self.database_thread.call(
+                lambda: self.study.get_trials(deepcopy=False)
+            )  # many, perhaps: not while a lock is held
             try:
                 return self._take_trials()
-            except Away as error:
+            except DatabaseUnavailable as error:
                 raise StorageError(f"{error}; the trial goes on from its checkpoint when a worker is back") from error
             finally:
-                with suppress(Away):  # without the database the lease runs out by itself
-                    self.courier.ask(self._leave, FAREWELL_SECONDS)
+                with suppress(DatabaseUnavailable):  # without the database the lease runs out by itself
+                    self.database_thread.call(self._leave, SHUTDOWN_SECONDS)
 
     def _join(self) -> int:
         place = (socket.gethostname(), os.getpid(), self.objective.device, self.threads)
-        self.ledger.open()
-        return self.ledger.join(self.id, *place)
+        self.leases.open()
+        return self.leases.join(self.id, *place)
 
     def _leave(self) -> None:
-        self.ledger.leave(self.id)
-        if self.gone.is_set() or not self.ledger.exists():
+        self.leases.leave(self.id)
+        if self.gone.is_set() or not self.leases.exists():
             forget_deleted(self.storage.engine)
 
     def _take_trials(self) -> str:
@@ -198,7 +200,7 @@ class Worker:
                 self.activity = Activity(doing="waiting for its command, which was stopped (Ctrl-Z)")
                 self.requested.wait(POLL_SECONDS)
                 continue
-            claim = self.courier.ask(self._take)
+            claim = self.database_thread.call(self._take)
             if isinstance(claim, Ended):
                 return claim.reason
             if isinstance(claim, Claim):
@@ -221,11 +223,11 @@ class Worker:
     def _take(self) -> Any:
         """Claims a trial; when asked again after an outage, the first answer may have been a claim, too."""
         if self.unanswered:
-            self.ledger.let_go(self.id)
+            self.leases.let_go(self.id)
         self.unanswered = True
         budget = self.definition.trials, self.definition.budget.hours
         try:
-            claim = self.ledger.take(self.study, self.id, *budget, new=self.definition.confirms is None)
+            claim = self.leases.claim(self.study, self.id, *budget, new=self.definition.confirms is None)
         except Gone as error:
             claim = Ended(str(error))
         self.unanswered = False
@@ -239,14 +241,14 @@ class Worker:
         self.activity = Activity(number, "starting")
         try:
             draft = _Draft(trial, self.definition)
-            self.courier.ask(draft.write)
-            config = self.courier.ask(lambda: self._configure(draft, claim.attempt))
+            self.database_thread.call(draft.write)
+            config = self.database_thread.call(lambda: self._configure(draft, claim.attempt))
             self.objective.require_fit(config)
             training = _Conversation(self, trial)
             with training.watched():
                 outcome = self.objective(number, claim.attempt, config, training.report, training.look, self.say)
             training.settle()
-            self.courier.ask(lambda: self._complete(trial, outcome))
+            self.database_thread.call(lambda: self._complete(trial, outcome))
             self._keep_best()
             self.failures.clear()
         except (Unbuildable, ConfigError) as error:
@@ -260,7 +262,7 @@ class Worker:
             if isinstance(error, UserError):
                 raise
             return
-        except Away:
+        except DatabaseUnavailable:
             raise
         except UpdateFinishedTrialError:
             self.say(f"trial {number} was ended by somebody else; what was trained of it is dropped")
@@ -288,23 +290,23 @@ class Worker:
     def _configure(self, draft: _Draft, attempt: int) -> Config:
         """Enters the proposed configuration, or finds the one that an earlier attempt got."""
         trial_id = draft.trial._trial_id
-        with self.ledger.held(trial_id, self.id):
+        with self.leases.lease_held(trial_id, self.id):
             stored = self.storage.get_trial(trial_id).user_attrs.get("configuration")
             config = draft.config if stored is None else draft.checked(stored)
-            self.ledger.propose(trial_id, draft.parameters if stored is None else [])
+            self.leases.propose(trial_id, draft.parameters if stored is None else [])
             facts = {"attempts": attempt, "worker": f"{socket.gethostname()} {self.objective.device}"}
-            self.ledger.note(trial_id, facts | {"configuration": config.model_dump(mode="json")})
+            self.leases.note(trial_id, facts | {"configuration": config.model_dump(mode="json")})
         return config
 
     def _complete(self, trial: optuna.Trial, outcome: Outcome) -> None:
-        with self.ledger.held(trial._trial_id, self.id):
+        with self.leases.lease_held(trial._trial_id, self.id):
             if _is_finished(self.storage, trial):
-                return  # this errand was cut off after its work was done
-            self.ledger.note(trial._trial_id, outcome.facts | {"configuration": outcome.config.model_dump(mode="json")})
+                return  # this request was cut off after its work was done
+            self.leases.note(trial._trial_id, outcome.facts | {"configuration": outcome.config.model_dump(mode="json")})
             texts = attachments.samples_kept(outcome.samples)
             if outcome.attachment is not None:
                 texts |= attachments.attached(outcome.attachment, SAMPLES)
-            self.ledger.note(trial._trial_id, texts, "system")
+            self.leases.note(trial._trial_id, texts, "system")
             for name, searched in self.definition.space.decoded.items():
                 self._set_parameter(trial, name, getattr(outcome.config, name), searched.distribution())
             self._tell(trial, TrialState.COMPLETE, outcome.values)
@@ -314,7 +316,7 @@ class Worker:
             self.storage.set_trial_param(trial._trial_id, name, distribution.to_internal_repr(value), distribution)
 
     def _hand_back(self, trial: optuna.Trial) -> None:
-        self._if_held(lambda: self.ledger.hand_back(trial._trial_id, self.id), FAREWELL_SECONDS)
+        self._if_held(lambda: self.leases.release(trial._trial_id, self.id), SHUTDOWN_SECONDS)
 
     def _fail(self, trial: optuna.Trial, reason: str) -> bool:
         """Fails a trial that can be trained nowhere, at once; returns whether it was this worker's to say."""
@@ -333,7 +335,7 @@ class Worker:
             return self._end(trial, TrialState.PRUNED, {"reason": reason}, violations)
         reason, trace = f"{type(error).__name__}: {error}", traceback.format_exc()
         retries = self.definition.retries
-        failed = self._if_held(lambda: self.ledger.crashed(trial._trial_id, self.id, reason, trace, retries))
+        failed = self._if_held(lambda: self.leases.crashed(trial._trial_id, self.id, reason, trace, retries))
         if failed:
             self.say(f"trial {trial.number} failed: {reason}")
             self.failures.append(reason)
@@ -345,7 +347,7 @@ class Worker:
         """Whether memory ran out for the first time while others held most of it: it may suffice when tried again."""
         if not (self.definition.retries and ran_out_of_memory(error) and is_crowded(self.objective.device)):
             return False
-        return "crashes" not in self.courier.ask(lambda: self.storage.get_trial(trial._trial_id)).user_attrs
+        return "crashes" not in self.database_thread.call(lambda: self.storage.get_trial(trial._trial_id)).user_attrs
 
     def _end(
         self, trial: optuna.Trial, state: TrialState, facts: dict[str, Any], violations: dict[str, float] | None = None
@@ -356,19 +358,19 @@ class Worker:
             facts["tokens_per_second"] = round(self.activity.tokens_per_second)
 
         def write() -> bool:
-            with self.ledger.held(trial._trial_id, self.id):
+            with self.leases.lease_held(trial._trial_id, self.id):
                 if not _is_finished(self.storage, trial):
                     mark(trial, violations or {})
-                    self.ledger.note(trial._trial_id, facts)
+                    self.leases.note(trial._trial_id, facts)
                     self._tell(trial, state, None)
             return True
 
         return bool(self._if_held(write))
 
-    def _if_held(self, errand: Callable[[], Result], patience: float = PATIENCE_SECONDS) -> Result | None:
-        """Runs an errand about the worker's trial; None, and a word about it, when the trial is another's by now."""
+    def _if_held(self, request: Callable[[], Result], patience: float = TIMEOUT_SECONDS) -> Result | None:
+        """Runs a request about the worker's trial; None, and a word about it, when the trial is another's by now."""
         try:
-            return self.courier.ask(errand, patience)
+            return self.database_thread.call(request, patience)
         except (LostLease, Gone, UpdateFinishedTrialError) as error:
             self.say(str(error))
             return None
@@ -382,16 +384,16 @@ class Worker:
         """Deletes the weights of completed trials that are no longer among the best; a confirmation needs all."""
         if self.definition.confirms is not None:
             return
-        trials = self.courier.ask(lambda: self.study.get_trials(deepcopy=False))
+        trials = self.database_thread.call(lambda: self.study.get_trials(deepcopy=False))
         best = {trial.number for trial in leaderboard(trials)[:KEPT]}
         complete = {trial.number for trial in trials if trial.state == TrialState.COMPLETE}
         for number in complete - best - self.forgotten:
             self.objective.forget_run(number)
             self.forgotten.add(number)
 
-    def _beat(self) -> None:
+    def _heartbeat(self) -> None:
         try:
-            state, active_seconds = self.ledger.beat(self.id, self.trial_id, self.activity)
+            state, active_seconds = self.leases.heartbeat(self.id, self.trial_id, self.activity)
         except LostLease:
             self.lost.set()
             return
@@ -460,7 +462,7 @@ class _Conversation:
 
     def __init__(self, worker: Worker, trial: optuna.Trial) -> None:
         self.worker, self.trial = worker, trial
-        stored = worker.courier.ask(lambda: worker.storage.get_trial(trial._trial_id))
+        stored = worker.database_thread.call(lambda: worker.storage.get_trial(trial._trial_id))
         if PRUNED_AT in stored.system_attrs:
             raise Pruned  # says the verdict on an earlier attempt, which did not hear it
         self.told = set(stored.intermediate_values)
@@ -473,7 +475,7 @@ class _Conversation:
         """Sends a rung and waits a moment for the verdict; raises Pruned."""
         if evaluation.rung in self.told:
             return  # by an earlier attempt
-        self.verdicts.append(self.worker.courier.send(lambda: self._write(evaluation)))
+        self.verdicts.append(self.worker.database_thread.submit(lambda: self._write(evaluation)))
         with suppress(NoAnswer):
             self.verdicts[-1].result(timeout=ANSWER_SECONDS)
         self._heed()
@@ -530,9 +532,9 @@ class _Conversation:
         """Waits until every rung is written."""
         try:
             for verdict in self.verdicts:
-                verdict.result(timeout=PATIENCE_SECONDS)
+                verdict.result(timeout=TIMEOUT_SECONDS)
         except NoAnswer:
-            raise Away("the database did not take the trial's last rungs") from None
+            raise DatabaseUnavailable("the database did not take the trial's last rungs") from None
 
     def _heed(self) -> None:
         while self.verdicts and self.verdicts[0].done():
@@ -542,15 +544,15 @@ class _Conversation:
     def _write(self, evaluation: Evaluation) -> bool:
         """Writes a rung, with the verdict: a pruner that is asked twice about a rung does not repeat itself."""
         last = evaluation.rung == self.worker.definition.trial.rungs
-        with self.worker.ledger.held(self.trial._trial_id, self.worker.id):
+        with self.worker.leases.lease_held(self.trial._trial_id, self.worker.id):
             storage, trial_id = self.worker.storage, self.trial._trial_id
             stored = storage.get_trial(trial_id)
-            if evaluation.rung in stored.intermediate_values:  # this errand was cut off after its work was done
+            if evaluation.rung in stored.intermediate_values:  # this request was cut off after its work was done
                 return PRUNED_AT in stored.system_attrs
             storage.set_trial_intermediate_value(trial_id, evaluation.rung, evaluation.bits_per_byte)
             pruned = not last and should_prune(self.worker.study, self.trial)
             if pruned:
-                self.worker.ledger.note(trial_id, {PRUNED_AT: evaluation.rung}, "system")
+                self.worker.leases.note(trial_id, {PRUNED_AT: evaluation.rung}, "system")
             return pruned
 
 
