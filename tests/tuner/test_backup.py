@@ -335,8 +335,8 @@ def test_a_confirmation_that_never_began_is_left_out(
     """An older version was killed between Optuna's line of it and ours."""
     enter(study := small())
     optuna.create_study(study_name=companion_name(study.name), storage=storage)
-    backup(storage, study, tmp_path / "half.tar", lambda name: Artifacts(tmp_path / name))
-    restore(storage, tmp_path / "half.tar", lambda name: Artifacts(tmp_path / name), "restored")
+    backup(storage, study, tmp_path / "half.tar", places(tmp_path / "old"))
+    restore(storage, tmp_path / "half.tar", places(tmp_path / "new"), "restored")
     assert companion_name("restored") not in optuna.get_all_study_names(storage)
 
 

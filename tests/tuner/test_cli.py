@@ -133,7 +133,7 @@ class Workers:
 def workers(crew: Any, storage: RDBStorage, monkeypatch: pytest.MonkeyPatch) -> Workers:
     workers = Workers(crew)
     workers.storage = storage
-    monkeypatch.setattr(supervisor, "Team", workers)
+    monkeypatch.setattr(supervisor, "WorkerPool", workers)
     return workers
 
 
@@ -453,7 +453,7 @@ def test_a_password_goes_to_workers_through_the_environment_alone(
     tuner: Command, study_file: Callable[..., str], workers: Workers, fresh_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[Any] = []
-    monkeypatch.setattr(supervisor, "Team", lambda *parts: seen.append(parts) or workers)
+    monkeypatch.setattr(supervisor, "WorkerPool", lambda *parts: seen.append(parts) or workers)
     url = fresh_url.replace("tuner@", "tuner:SECRET@")
     result = tuner("run", study_file(), "-n", 1, "--storage", url)
     (_, arguments, environment, *_) = seen[0]
@@ -724,7 +724,7 @@ def test_a_run_confirms_its_best_two_unless_it_is_told_not_to(
 def test_a_study_that_was_stopped_is_not_confirmed(
     tuner: Command, worked: str, workers: Workers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(supervisor, "Team", lambda *parts: workers)  # who are asked to stop before they begin
+    monkeypatch.setattr(supervisor, "WorkerPool", lambda *parts: workers)  # who are asked to stop before they begin
     result = tuner("run", f"{worked}.yaml", "-n", 1, "--trials", 9, "--confirm", 2, "-o", "first.yaml")
     assert "Done: the study was stopped. 4 complete" in result.out, result
     assert "(confirmation)" not in result.out + result.err

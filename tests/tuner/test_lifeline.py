@@ -13,7 +13,7 @@ from optuna.storages import RDBStorage
 
 from tuner.storage.leases import PAUSED, Leases
 from tuner.study.definition import Study
-from tuner.workers.processes import Slot, Team
+from tuner.workers.processes import Slot, WorkerPool
 from tuner.workers.supervisor_watch import SUPERVISOR, Lifeline
 
 # A supervisor that is killed as soon as it has started a child, which looks for it only later.
@@ -68,7 +68,7 @@ def test_workers_are_told_who_watches_over_them(tmp_path: Path, monkeypatch: pyt
     script.write_text(f"#!/bin/sh\necho ${SUPERVISOR} > {tmp_path / 'told'}\n")
     script.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(script))
-    team = Team([Slot("cpu", 1)], ["study"], {}, tmp_path / "logs", lambda death: False, lambda text: None)
+    team = WorkerPool([Slot("cpu", 1)], ["study"], {}, tmp_path / "logs", lambda death: False, lambda text: None)
     assert read(tmp_path / "told") == f"{os.getpid()}\n"
     team.kill()
 
