@@ -24,6 +24,7 @@ from models.training.loop import train
 from tuner.cli import commands
 from tuner.storage.connection import open_storage
 from tuner.storage.embedded import attached
+from tuner.storage.migrations.migrate import find, revisions
 
 WRITTEN = Path(__file__).parent / "written_by_0_1"
 TRAININGS = [json.loads(line) for line in (WRITTEN / "trainings.jsonl").read_text().splitlines()]
@@ -86,6 +87,10 @@ class Home:
             [study] = storage.get_all_studies()
             return storage.get_all_trials(study._study_id)
 
+    def revision(self) -> str | None:
+        with open_storage(None, self.data) as storage, storage.engine.connect() as connection:
+            return find(connection).revision
+
 
 @pytest.fixture
 def home() -> Iterator[Home]:
@@ -119,10 +124,14 @@ def test_a_database_of_0_1_is_shown_reported_and_exported(kept: Home, tmp_path: 
     assert load(tmp_path / "run").generate("a", length=60, seed=1) == TEXT
 
 
-def test_a_study_of_0_1_is_finished_from_its_checkpoint(kept: Home, tmp_path: Path) -> None:
+def test_a_study_of_0_1_is_upgraded_and_finished_from_its_checkpoint(kept: Home, tmp_path: Path) -> None:
+    upgraded = kept.run("upgrade")
+    assert upgraded.exit_code == 0, upgraded.output
+    assert revisions()[-1] in upgraded.output
     places = ("-o", tmp_path / "best.yaml", "--run-folder", tmp_path / "run")
     done = kept.run("run", WRITTEN / "study.yaml", "--workers", 1, "--threads", 1, *places)
     assert done.exit_code == 0, done.output
+    assert kept.revision() == revisions()[-1]
     trials = kept.trials()
     assert len(trials) == 14
     assert {trial.state for trial in trials} <= {TrialState.COMPLETE, TrialState.PRUNED}

@@ -807,12 +807,15 @@ def grant(
 @commands.command()
 @_database
 def upgrade(places: StorageOptions) -> None:
-    """Bring the tables of an older Optuna to the version of this one. Make backups and end all workers before."""
+    """Bring the tables of an older tuner or Optuna up to date. Make backups and end all workers before."""
     from tuner.storage.connection import upgrade as upgrade_tables
 
-    before, after = upgrade_tables(places.address, places.data_folder)
-    done = f"is up to date ({after})" if before == after else f"was upgraded from {before} to {after}"
-    click.echo(f"{_described(places)} {done}")
+    upgraded = upgrade_tables(places.address, places.data_folder)
+    click.echo(_described(places))
+    for whose, (before, after) in (("Optuna's", upgraded.optuna), ("the tuner's", upgraded.tuner)):
+        done = f"were upgraded from {before} to {after}" if before else f"were made ({after})"
+        done = f"are up to date ({after})" if before == after else done
+        click.echo(f"  {whose} tables {done}")
 
 
 @commands.command()

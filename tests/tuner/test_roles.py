@@ -133,6 +133,7 @@ CHANGES = [
     "update tuner_leases set worker_id = 'x'",
     "delete from tuner_workers",
     "update alembic_version set version_num = 'x'",
+    "update tuner_version set version_num = 'x'",
 ]
 
 
@@ -261,8 +262,8 @@ def test_tables_of_an_older_optuna_are_upgraded_when_nobody_is_there(fresh_url: 
     words = "another version of Optuna: make a backup and run `tuner upgrade`"
     with pytest.raises(StorageError, match=words), open_storage(fresh_url):
         pass
-    assert upgrade(fresh_url) == ("v3.0.0.d", head)
-    assert upgrade(fresh_url) == (head, head)
+    assert upgrade(fresh_url).optuna == ("v3.0.0.d", head)
+    assert upgrade(fresh_url).optuna == (head, head)
     with open_storage(fresh_url) as storage:
         assert optuna.get_all_study_names(storage) == [study.name]
 

@@ -37,6 +37,7 @@ from tuner.backup.archive import ID, PARTS, Reader, Writer, reading, writing
 from tuner.errors import StudyError, WorkerError
 from tuner.results.confirmation import CONFIRMS, companion_name, companion_of
 from tuner.storage import leases
+from tuner.storage.migrations.migrate import make_tables
 from tuner.storage.ownership import KEY, new_owner, write_owner
 from tuner.study.definition import Study, name_problem, stored_study
 from tuner.study.facts import study_problem, system_problem, trial_problem
@@ -360,7 +361,7 @@ def restore(storage: RDBStorage, path: Path, place: NewPlace, new_name: str | No
     problem = None if new_name is None else name_problem(new_name)
     if problem is not None:
         raise StudyError(f"--name {new_name!r}: {problem}")
-    leases.make_tables(storage.engine)
+    make_tables(storage.engine)
     with reading(path) as file:
         parts = [_Part(file, part) for part in PARTS if file.names(part)]
         if [part.part for part in parts][:1] != [PARTS[0]]:

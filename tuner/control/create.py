@@ -14,7 +14,8 @@ from models.config import Config, flat
 from models.text.corpus import load_corpus, require_room
 from tuner.control.steering import queue
 from tuner.errors import StudyError
-from tuner.storage.leases import RUNNING, Leases, make_tables, transaction
+from tuner.storage.leases import RUNNING, Leases, transaction
+from tuner.storage.migrations.migrate import make_tables
 from tuner.storage.ownership import owner_of
 from tuner.study.definition import Study, defined, differences, is_ours
 

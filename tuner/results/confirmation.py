@@ -21,7 +21,8 @@ from optuna.trial import FrozenTrial, TrialState
 from models.config import DECODING
 from tuner.errors import StudyError
 from tuner.results.summary import quality, require_board
-from tuner.storage.leases import RUNNING, Leases, make_tables, transaction
+from tuner.storage.leases import RUNNING, Leases, transaction
+from tuner.storage.migrations.migrate import make_tables
 from tuner.storage.ownership import owner_of
 from tuner.study.definition import Decoding, Study, StudyBudget
 from tuner.study.facts import is_told

@@ -7,6 +7,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from tuner.errors import StorageError
 from tuner.storage.embedded import attached, default_folder
+from tuner.storage.migrations import migrate
+from tuner.storage.migrations.migrate import NEWER
 from tuner.storage.outages import is_outage
 
 SCHEMES = ("postgresql", "postgres", "postgresql+psycopg2")
@@ -71,7 +74,6 @@ REMEDIES = {
 }
 
 GONE_REMEDY = "nothing is lost; give the same command when PostgreSQL is back"
-NEWER = "install the tuner that made them or a newer one"
 
 
 @contextmanager
@@ -144,8 +146,16 @@ def read_password(file: Path) -> str:
     return password
 
 
-def upgrade(url: str | None, data_folder: Path | None = None) -> tuple[str, str]:
-    """Brings Optuna's tables to the version of this Optuna; returns the versions before and after. Raises StorageError.
+@dataclass(frozen=True)
+class Upgraded:
+    """The versions of Optuna's tables before and after an upgrade, and those of ours; None if there were none."""
+
+    optuna: tuple[str, str]
+    tuner: tuple[str | None, str]
+
+
+def upgrade(url: str | None, data_folder: Path | None = None) -> Upgraded:
+    """Brings Optuna's tables to the version of this Optuna, and ours to this tuner's. Raises StorageError.
 
     No worker may be at work meanwhile.
     """
@@ -158,6 +168,8 @@ def upgrade(url: str | None, data_folder: Path | None = None) -> tuple[str, str]
                 raise StorageError(f"{name} has no tables yet; the first `tuner run` makes them")
             connection.execute(sqlalchemy.select(sqlalchemy.func.pg_advisory_lock(CREATION_LOCK)))
             _require_quiet(connection)
+            migrate.find(connection).require_known(name)
+            connection.commit()  # the server ends a transaction that says nothing; the lock stays
             storage = _optuna_storage(address, settings, create=False, check=False)
             before, after = storage.get_current_version(), storage.get_head_version()
             if before not in storage.get_all_versions():
@@ -165,7 +177,9 @@ def upgrade(url: str | None, data_folder: Path | None = None) -> tuple[str, str]
             if before != after:
                 storage.upgrade()
             storage.engine.dispose()
-    return before, after
+            own = migrate.upgrade(connection)
+            connection.commit()
+    return Upgraded((before, after), own)
 
 
 def session_name(process: int, host: str) -> str:
@@ -213,6 +227,7 @@ def _connect(address: URL, name: str) -> RDBStorage:
     def connect() -> RDBStorage:
         with engine.connect() as connection:
             _require_version(connection)
+            migrate.find(connection).require_current(name)
             if _must_create(connection):
                 return _optuna_storage(address, settings, create=True)
         return _optuna_storage(address, settings, create=False)

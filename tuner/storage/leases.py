@@ -22,6 +22,7 @@ from sqlalchemy import Connection, Engine, func
 from sqlalchemy.exc import DBAPIError, OperationalError, ProgrammingError
 
 from tuner.errors import StudyError
+from tuner.storage.migrations import migrate
 
 HEARTBEAT_SECONDS = 5.0
 """How often a worker shows that it lives."""
@@ -45,12 +46,11 @@ RUNNING, PAUSED, STOPPED = "running", "paused", "stopped"
 GONE = "the study was deleted"
 
 CLAIM_LOCK = 5206127
-_CREATE_LOCK = 5206128
 
-_metadata = sql.MetaData()
+metadata = sql.MetaData()  # what the revisions in tuner/storage/migrations/ make
 studies = sql.Table(
     "tuner_studies",
-    _metadata,
+    metadata,
     sql.Column("study_id", sql.Integer, primary_key=True),
     sql.Column("state", sql.Text, nullable=False, server_default=RUNNING),
     sql.Column("forgiven", sql.Integer, nullable=False, server_default="0"),  # failures before somebody said: go on
@@ -59,7 +59,7 @@ studies = sql.Table(
 )
 workers = sql.Table(
     "tuner_workers",
-    _metadata,
+    metadata,
     sql.Column("worker_id", sql.Text, primary_key=True),
     sql.Column("number", sql.Integer, sql.Identity()),
     sql.Column("study_id", sql.Integer, nullable=False, index=True),
@@ -77,7 +77,7 @@ workers = sql.Table(
 )
 leases = sql.Table(
     "tuner_leases",
-    _metadata,
+    metadata,
     sql.Column("trial_id", sql.Integer, primary_key=True),
     sql.Column("study_id", sql.Integer, nullable=False, index=True),
     sql.Column("worker_id", sql.Text, nullable=False),
@@ -217,7 +217,7 @@ class Leases:
 
     def open(self) -> bool:
         """Makes the tables and the study's line where they are missing; returns whether the line was."""
-        make_tables(self.engine)
+        migrate.make_tables(self.engine)
         with transaction(self.storage) as connection:
             return connection.execute(_unless_there(studies, study_id=self.study_id)).rowcount == 1
 
@@ -505,13 +505,6 @@ def forget_deleted(engine: Engine) -> None:
         for table in (workers, leases, studies):
             there = sql.exists().where(_studies.c.study_id == table.c.study_id)
             connection.execute(table.delete().where(~there))
-
-
-def make_tables(engine: Engine) -> None:
-    """Makes the tables that are missing; where none is, no right to make any is needed."""
-    with engine.begin() as connection:
-        _lock(connection, _CREATE_LOCK, 0)
-        _metadata.create_all(connection)
 
 
 def _insert(table: sql.TableClause) -> Any:

@@ -13,7 +13,7 @@ from sqlalchemy.exc import DBAPIError
 
 from tuner.errors import StorageError
 from tuner.storage.connection import read_password
-from tuner.storage.leases import make_tables
+from tuner.storage.migrations.migrate import make_tables
 
 WORKER = (
     "SELECT, INSERT, UPDATE ON ALL TABLES IN SCHEMA {schema}",
