@@ -131,6 +131,8 @@ def test_tables_of_0_1_get_their_revision_and_keep_their_rows(old: Engine) -> No
     before = [rows(old, f"select * from {table} order by 1") for table in leases.metadata.tables]
     migrate.make_tables(old)
     assert revision(old) == ["0001"]
+    with old.connect() as connection:
+        assert differences(connection) == []
     assert [rows(old, f"select * from {table} order by 1") for table in leases.metadata.tables] == before
     assert len(before[2]) == 8
 
