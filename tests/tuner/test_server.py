@@ -289,6 +289,78 @@ def test_children_of_a_killed_process_do_not_count_as_attached(folder: Path, cli
     assert not runs(folder)
 
 
+STANDS_STILL = """
+import os, signal, sys
+from pathlib import Path
+from tuner.storage import embedded
+
+def stand_still(self):
+    print("/", flush=True)
+    os.kill(os.getpid(), signal.SIGSTOP)
+    return before(self)
+
+before = getattr(embedded._Server, sys.argv[2])
+setattr(embedded._Server, sys.argv[2], stand_still)
+with embedded.attached(Path(sys.argv[1])):
+    pass
+"""
+
+
+class StandingStill(Client):
+    """A process that stops, as at Ctrl-Z, where it is about to do something with the server."""
+
+    def __init__(self, folder: Path, at: str) -> None:
+        command = [sys.executable, "-c", STANDS_STILL, folder, at]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self.wait_until_attached()
+        os.waitid(os.P_PID, self.process.pid, os.WSTOPPED | os.WNOWAIT)
+
+    def go_on(self) -> None:
+        self.process.send_signal(signal.SIGCONT)
+        self.leave()
+
+
+@pytest.mark.usefixtures("filled")
+@pytest.mark.parametrize("living", [True, False], ids=["living", "dead"])
+def test_others_enter_revive_and_leave_while_one_that_enters_stands_still(
+    folder: Path, client: Callable[..., Client], monkeypatch: pytest.MonkeyPatch, living: bool
+) -> None:
+    monkeypatch.setattr(embedded, "STANDSTILL_SECONDS", 0.2)
+    first = client().wait_until_attached() if living else None
+    with closing_by_kill(StandingStill(folder, "_ensure_running")) as still:
+        with attached(folder) as address:
+            assert ask(address, "select answer from kept") == 42
+            os.kill(postmaster(folder), signal.SIGKILL)
+            embedded.revive(folder)
+            assert ask(address, "select answer from kept") == 42
+        assert runs(folder)  # the one that stands still is attached
+        still.go_on()
+    if first is not None:
+        assert runs(folder)
+        first.leave()
+    assert not runs(folder)
+
+
+@pytest.mark.usefixtures("filled")
+def test_who_stands_still_while_it_stops_the_server_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedded, "STANDSTILL_SECONDS", 0.2)
+    monkeypatch.setattr(embedded, "STOP_SECONDS", 0.2)
+    with closing_by_kill(StandingStill(folder, "_stop")) as still:
+        with pytest.raises(StorageError, match=r"stands still.*end it, or let it go on; `fuser .*attached.lock`"):
+            write_something(folder)
+        still.go_on()
+    monkeypatch.undo()
+    read_it_again(folder)
+
+
+@contextmanager
+def closing_by_kill(client: StandingStill) -> Iterator[StandingStill]:
+    try:
+        yield client
+    finally:
+        client.kill()
+
+
 def test_two_folders_have_two_servers(place: Path) -> None:
     with attached(place / "one") as one, attached(place / "two") as two:
         ask(one, "create table kept ()")

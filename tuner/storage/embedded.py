@@ -29,6 +29,7 @@ DATABASE = "postgres"
 LONGEST_SOCKET = 103  # bytes the kernel takes: 107 on Linux, 103 on macOS
 START_SECONDS = 300.0  # recovery after a crash replays up to `max_wal_size` of log, minutes on a slow disk
 STOP_SECONDS = 60.0  # a fast shutdown only writes what is in memory
+STANDSTILL_SECONDS = 20.0  # who keeps others from entering for this long has been stopped, or the disk is very slow
 ROOT_FOLDER = Path("/var/lib/textgen-tuner")  # root's home is closed to the user that runs the server
 
 # `postgres` exists for this purpose. `nobody` exists everywhere; a user of our own would be safer still, yet adding one
@@ -127,7 +128,7 @@ def revive(folder: Path) -> None:
     """Starts the server of a folder again if it died, at the same address; for a process that is attached to it."""
     server = _prepare(_resolved(folder))
     with _explaining(folder), _opened(server.folder / "change.lock") as change:
-        fcntl.flock(change, fcntl.LOCK_EX)
+        _locked_within(change, STANDSTILL_SECONDS)  # or without: while we are attached nobody stops the server
         server._ensure_running()
 
 
@@ -140,6 +141,8 @@ class _Server:
     server.lock    inherited by the server's processes: free exactly when none of them lives, whatever
                    `postmaster.pid` claims (its number may be another process's by now)
 
+    A process that is stopped (Ctrl-Z) keeps its locks. Others go on without change.lock after a while: whoever has a
+    share of attached.lock cannot have the server stopped from under it, and server.lock lets one start it at a time.
     When every attached process was killed the server stays, until the next one attaches, adopts it and leaves.
     """
 
@@ -153,16 +156,26 @@ class _Server:
 
     def enter(self, attendance: int) -> None:
         with _opened(self.folder / "change.lock") as change:
-            fcntl.flock(change, fcntl.LOCK_EX)
+            if not _locked_within(change, STANDSTILL_SECONDS):
+                self._require_share(attendance, change)
             fcntl.flock(attendance, fcntl.LOCK_SH)
             self._ensure_running()
 
     def leave(self, attendance: int) -> None:
         with _explaining(self.folder), _opened(self.folder / "change.lock") as change:
-            fcntl.flock(change, fcntl.LOCK_EX)
-            if _locked_alone(attendance):
+            if _locked_within(change, STANDSTILL_SECONDS) and _locked_alone(attendance):
                 self._stop()
             fcntl.flock(attendance, fcntl.LOCK_UN)  # closing alone would not, if a forked child has a copy
+
+    def _require_share(self, attendance: int, change: int) -> None:
+        """Waits for either lock; whoever has attached.lock alone stops the server, which takes STOP_SECONDS at most."""
+        for _ in _tries(STOP_SECONDS):
+            if _locked(attendance, fcntl.LOCK_SH) or _locked(change, fcntl.LOCK_EX):
+                return
+        raise StorageError(
+            f"another process began to stop the server of {self.folder} and stands still:"
+            f" end it, or let it go on; `fuser {self.folder / 'attached.lock'}` names it"
+        )
 
     def address(self) -> dict[str, str]:
         return {"host": str(self._socket_folder()), "port": PORT, "username": ROLE, "database": DATABASE}
@@ -376,7 +389,11 @@ def _copied_programs(programs: Path) -> Path:
     copy = ROOT_FOLDER / f"{WHEEL}-{importlib.metadata.version(WHEEL)}"
     _make_folder(ROOT_FOLDER, 0o755)
     with _opened(ROOT_FOLDER / "copy.lock") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not copy.exists() and not _locked_within(lock, START_SECONDS):
+            raise StorageError(
+                f"another process began to copy PostgreSQL to {copy} and stands still:"
+                f" end it, or let it go on; `fuser {ROOT_FOLDER / 'copy.lock'}` names it"
+            )
         if not copy.exists():
             _copy(programs.parents[2], copy)
     return copy / programs.relative_to(programs.parents[2])
@@ -447,8 +464,16 @@ def _opened(path: Path) -> Iterator[int]:
 
 
 def _locked_alone(descriptor: int) -> bool:
+    return _locked(descriptor, fcntl.LOCK_EX)
+
+
+def _locked_within(descriptor: int, seconds: float) -> bool:
+    return any(_locked_alone(descriptor) for _ in _tries(seconds))
+
+
+def _locked(descriptor: int, kind: int) -> bool:
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True
