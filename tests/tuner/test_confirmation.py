@@ -115,6 +115,9 @@ class Confirming:
     def enter(self, top: int | None = None, seeds: int = 2) -> tuple[optuna.Study, Study]:
         return enter(self.storage, self.found, self.study, candidates(self.found, top), seeds)
 
+    def name(self) -> str:
+        return self.storage.get_study_name_from_id(self.found._study_id)
+
     def conclude(self, top: int | None = None, seeds: int = 2) -> dict[str, Any]:
         companion = optuna.load_study(study_name=f"{self.study.name} (confirmation)", storage=self.storage)
         chosen = candidates(self.found, top)
@@ -218,6 +221,27 @@ def test_a_study_of_that_name_that_is_something_else_is_left_alone(confirming: C
     with pytest.raises(StudyError, match="is no confirmation of study"):
         confirming.enter()
     assert theirs.user_attrs == {}
+
+
+@pytest.mark.parametrize("of", ["study", "companion"])
+def test_a_confirmation_is_found_whatever_the_study_or_it_is_called_now(
+    confirming: Confirming, ask: Callable[[str], Any], of: str
+) -> None:
+    companion, definition = confirming.enter()
+    confirming.crew.work(definition, by_seed)
+    renamed = confirming.found if of == "study" else companion
+    ask(f"update studies set study_name = study_name || ' anew' where study_id = {renamed._study_id}")
+    study, found = confirming.study, optuna.load_study(study_name=confirming.name(), storage=confirming.storage)
+    again, definition = enter(
+        confirming.storage, found, study.model_copy(update={"name": found.study_name}), candidates(found, None), 2
+    )
+    assert again._study_id == companion._study_id
+    assert definition.name == again.study_name
+    assert len(again.trials) == definition.trials == 8
+    assert not any(trial.state == WAITING for trial in again.trials)
+    seen = confirmation.companion_of(found)
+    assert seen is not None
+    assert seen._study_id == companion._study_id
 
 
 # Real training: what the search reported is what the export trains to, and the test split is read once.

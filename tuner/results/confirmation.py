@@ -6,16 +6,20 @@ it trains counts in no budget, and no sampler or pruner of the study sees it.
 
 from __future__ import annotations
 
+import json
 import math
 import statistics
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import optuna
+import sqlalchemy as sql
 from optuna.distributions import IntDistribution
 from optuna.storages import RDBStorage
+from optuna.storages._rdb import models
 from optuna.trial import FrozenTrial, TrialState
 
 from models.config import DECODING
@@ -23,7 +27,7 @@ from tuner.errors import StudyError
 from tuner.results.summary import quality, require_board
 from tuner.storage.leases import RUNNING, Leases, transaction
 from tuner.storage.migrations.migrate import make_tables
-from tuner.storage.ownership import owner_of
+from tuner.storage.ownership import KEY, owner_of
 from tuner.study.definition import Decoding, Study, StudyBudget
 from tuner.study.facts import is_told
 from tuner.study.limits import Limits
@@ -80,7 +84,7 @@ def enter(
         for pair, trial in wanted.items():
             if pair not in there:
                 _queue(companion, trial, pair)
-        definition = _definition(study, len(there.keys() | wanted.keys()))
+        definition = _definition(study, companion.study_name, len(there.keys() | wanted.keys()))
         companion.set_user_attr("fingerprint", found.user_attrs.get("fingerprint"))
         companion.set_user_attr("study", definition.stored())
     leases.set_state(RUNNING)
@@ -195,12 +199,25 @@ def lines(result: Result) -> Iterator[str]:
 
 
 def companion_of(found: optuna.Study) -> optuna.Study | None:
-    """Returns the study that confirms the candidates of this one, if there is one."""
-    try:
-        companion = optuna.load_study(study_name=companion_name(found.study_name), storage=found._storage)
-    except KeyError:
+    """Returns the study that confirms the candidates of this one, if there is one, whatever either is called."""
+    for name in (_name_by_identity(found), companion_name(found.study_name)):
+        with suppress(KeyError):
+            companion = optuna.load_study(study_name=name, storage=found._storage) if name is not None else None
+            if companion is not None and _confirms(companion, found):
+                return companion
+    return None
+
+
+def _name_by_identity(found: optuna.Study) -> str | None:
+    """The name of the study that says it confirms this one; one from before there were identities does not."""
+    if KEY not in found.user_attrs:
         return None
-    return companion if _confirms(companion, found) else None
+    storage: Any = getattr(found._storage, "_backend", found._storage)  # Optuna puts a cache in front
+    studies, attributes = models.StudyModel.__table__, models.StudyUserAttributeModel.__table__
+    stated = (attributes.c.key == CONFIRMS) & (attributes.c.value_json == json.dumps(owner_of(found).identity))
+    names = sql.select(studies.c.study_name).join_from(studies, attributes).where(stated).order_by(studies.c.study_id)
+    with transaction(storage) as connection:
+        return connection.scalars(names).first()
 
 
 def _confirms(companion: optuna.Study, found: optuna.Study) -> bool:
@@ -224,7 +241,8 @@ def _without_decoding(trial: FrozenTrial) -> dict[str, Any]:
 
 
 def _companion(storage: RDBStorage, found: optuna.Study, study: Study) -> optuna.Study:
-    name = companion_name(study.name)
+    begun = companion_of(found)
+    name = companion_name(study.name) if begun is None else begun.study_name
     companion = optuna.create_study(study_name=name, storage=storage, load_if_exists=True)
     is_new = "study" not in companion.user_attrs and not companion.get_trials(deepcopy=False)
     if not is_new and not _confirms(companion, found):
@@ -240,10 +258,10 @@ def _companion(storage: RDBStorage, found: optuna.Study, study: Study) -> optuna
     return companion
 
 
-def _definition(study: Study, trainings: int) -> Study:
+def _definition(study: Study, name: str, trainings: int) -> Study:
     """The companion: what the study trains, without anything that searches, prunes or limits."""
     changes = {
-        "name": companion_name(study.name),
+        "name": name,
         "confirms": study.name,
         "objective": "bits_per_byte",
         "budget": StudyBudget(trials=trainings),
