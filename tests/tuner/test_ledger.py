@@ -129,6 +129,32 @@ def test_a_lease_in_force_is_not_taken_over_however_long_one_watches(desk: Desk,
     desk.write("ada", claim)
 
 
+def set_back(ask: Callable[[str], Any], desk: Desk) -> None:
+    """As if the clock of the database's machine had been set back by an hour: all that was written is an hour ahead."""
+    study = f"where study_id = {desk.study._study_id}"
+    ask(f"update tuner_leases set expires_at = expires_at + interval '1 hour' {study}")
+    ask(f"update tuner_workers set seen_at = seen_at + interval '1 hour' {study}")
+
+
+def test_a_clock_that_is_set_back_does_not_keep_a_dead_workers_trial(
+    desk: Desk, clock: Clock, ask: Callable[[str], Any]
+) -> None:
+    desk.take_trial("ada")
+    living = desk.take_trial("bob")
+    set_back(ask, desk)
+    assert desk.take_trial("eve").trial.number == 2
+    assert [worker.trial for worker in desk.of("eve").alive()] == [None]  # eve alone
+    desk.beat("bob", living)
+    assert len(desk.of("eve").alive()) == 2
+    clock.now += books.LEASE_SECONDS + books.OBSERVED_SECONDS - 1
+    assert desk.take_trial("eve").trial.number == 3
+    clock.now += 2
+    taken = desk.take_trial("eve")
+    assert (taken.trial.number, taken.attempt) == (0, 2)
+    clock.now += 10_000
+    assert desk.take_trial("eve").trial.number == 4  # not that of the living
+
+
 def test_a_takeover_waits_for_a_write_and_a_later_write_fails(desk: Desk, ask: Callable[[str], Any]) -> None:
     """The lease is looked at under a lock: nobody writes between another's taking over and knowing of it."""
     claim = desk.take_trial("ada")

@@ -213,7 +213,7 @@ class Leases:
 
     def __init__(self, storage: RDBStorage, study_id: int) -> None:
         self.storage, self.engine, self.study_id = storage, storage.engine, study_id
-        self._suspects: dict[tuple[int, Any], float] = {}
+        self._suspects: dict[tuple[int, str], float] = {}  # leases as they were first seen, and when to take each over
 
     def open(self) -> bool:
         """Makes the tables and the study's line where they are missing; returns whether the line was."""
@@ -454,19 +454,30 @@ class Leases:
 
     def _abandoned(self, connection: Connection) -> int | None:
         """A running trial whose worker is gone: its lease expired some time ago, or was never entered."""
+        expiry = leases.c.expires_at
         query = (
-            sql.select(_trials.c.trial_id, leases.c.expires_at, leases.c.expires_at == sql.text("'-infinity'"))
+            sql.select(
+                _trials.c.trial_id,
+                expiry,
+                expiry.is_(None) | (expiry == sql.text("'-infinity'")),
+                expiry < _clock(),
+                expiry > _soon() + sql.text("interval '1 second'"),
+            )
             .select_from(_trials.outerjoin(leases, leases.c.trial_id == _trials.c.trial_id))
             .where(_trials.c.study_id == self.study_id, _is_running())
-            .where(leases.c.expires_at.is_(None) | (leases.c.expires_at < _clock()))
             .order_by(_trials.c.number)
         )
-        now = time.monotonic()
-        expired = [(row[0], str(row[1]), row[1] is None or row[2]) for row in connection.execute(query)]
-        self._suspects = {(trial, at): self._suspects.get((trial, at), now) for trial, at, _ in expired}
-        for trial, at, surely in expired:
-            watched = surely or now - self._suspects[trial, at] > OBSERVED_SECONDS
-            if watched and self._is_still(connection, trial, at):
+        now, before, self._suspects = time.monotonic(), self._suspects, {}
+        for trial, at, free, expired, absurd in connection.execute(query).all():
+            lease = trial, str(at)
+            if lease in before:
+                self._suspects[lease] = before[lease]
+            elif free or expired:
+                self._suspects[lease] = now if free else now + OBSERVED_SECONDS
+            elif absurd:  # nobody is given so long: the database's clock was set back since
+                self._suspects[lease] = now + LEASE_SECONDS + OBSERVED_SECONDS
+        for (trial, at), end in self._suspects.items():
+            if end <= now and self._is_still(connection, trial, at):
                 return int(trial)
         return None
 
@@ -495,7 +506,8 @@ def living(connection: Connection, *which: Any) -> list[tuple[int, Worker]]:
     seen = func.extract("epoch", _clock() - workers.c.seen_at).label("seen")
     names = [name for name in Worker.__dataclass_fields__ if name != "seen"]
     query = sql.select(workers.c.study_id, seen, *(workers.c[name] for name in names)).where(*which)
-    rows = connection.execute(query.where(seen < LEASE_SECONDS).order_by(workers.c.number)).mappings()
+    recently = seen.between(-LEASE_SECONDS, LEASE_SECONDS)  # before zero where the clock was set back since
+    rows = connection.execute(query.where(recently).order_by(workers.c.number)).mappings()
     return [(row["study_id"], Worker(seen=float(row["seen"]), **{name: row[name] for name in names})) for row in rows]
 
 
