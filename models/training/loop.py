@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -38,6 +37,7 @@ from models.training.checkpoint import (
 from models.training.distributed import ALONE, Team
 from models.training.metrics import LANE, PIECE, WARM_UP, HeldOut, Score, evaluate, evaluate_part, lanes_of, pieces_of
 from models.training.optimizers import build_optimizers, relative_learning_rate, set_learning_rate
+from models.training.stopwatch import Lap, noticing_stops
 
 CHECKPOINT_FORMAT = 1
 
@@ -142,11 +142,12 @@ def train(
     training = _begun(checkpoints, lambda: Training(config, corpus, budget, usable, micro_batch, team, whole, between))
     for evaluation in training.evaluations:
         on_evaluation(evaluation)
-    while not training.finished:
-        while not training.at_rung:
-            training.take_step()
-            on_step(training)
-        on_evaluation(training.evaluate())
+    with noticing_stops():
+        while not training.finished:
+            while not training.at_rung:
+                training.take_step()
+                on_step(training)
+            on_evaluation(training.evaluate())
     trained = training.result()
     on_trained(trained)
     if test:
@@ -259,12 +260,12 @@ class Training:
 
     def take_step(self) -> None:
         """Reads one batch and moves the weights once."""
-        start = time.perf_counter()
+        lap, usual = Lap(), self.seconds / max(self.step, 1)
         batch = self.batches.take(self.step)
         self._set_learning_rate()
         self._note_loss((self.captured or self._move)(batch))
         self.step += 1
-        self._note_seconds(start)
+        self._note_seconds(lap.seconds(usual))
 
     def _move(self, batch: Batch) -> Tensor:
         """Moves the weights once and returns the mean loss of this process's rows, all without looking at a number."""
@@ -557,17 +558,17 @@ class Training:
         for optimizer in self.optimizers:
             set_learning_rate(optimizer, rate)
 
-    def _note_seconds(self, start: float) -> None:
-        self.seconds += time.perf_counter() - start
+    def _note_seconds(self, passed: float) -> None:
+        self.seconds += passed
         if self.budget.seconds is not None:  # what is spent decides what comes next, so all must agree on it
             self.seconds = self.team.numbers(self.seconds)[0]
 
     def _catch_up(self) -> None:
         """Counts what a GPU still had to do when its last step was launched."""
         if self.device.type == "cuda":
-            start = time.perf_counter()
+            lap = Lap()
             torch.cuda.synchronize(self.device)
-            self._note_seconds(start)
+            self._note_seconds(lap.seconds(0.0))
 
     def _note_loss(self, loss: Tensor) -> None:
         self.loss_sum += loss

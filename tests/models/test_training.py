@@ -2,6 +2,7 @@
 
 import math
 import os
+import signal
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache
@@ -21,7 +22,7 @@ from models.errors import CorpusError, DeviceError
 from models.nn.network import build
 from models.text.batches import Streams, Windows
 from models.text.corpus import EncodedCorpus
-from models.training import loop, metrics, optimizers
+from models.training import loop, metrics, optimizers, stopwatch
 from models.training.checkpoint import BadCheckpoint, read_checkpoint, weights, write_checkpoint
 from models.training.loop import Diverged, Evaluation, Trained, Training, train, usable_device
 from models.training.metrics import evaluate, evaluate_part, pieces_of
@@ -54,6 +55,29 @@ def assert_same(one: Trained, other: Trained) -> None:
     assert ours.keys() == theirs.keys()
     for name in ours:
         assert torch.equal(ours[name], theirs[name]), name
+
+
+@pytest.mark.parametrize("sent", [signal.SIGCONT, None], ids=["stopped", "slow"])
+def test_time_in_which_the_process_was_stopped_is_not_training(
+    rhyme: EncodedCorpus, monkeypatch: pytest.MonkeyPatch, sent: signal.Signals | None
+) -> None:
+    """Ctrl-Z for an hour, in the third of four steps; what a process hears of it is that it goes on."""
+    clock = SimpleNamespace(now=0.0, perf_counter=lambda: clock.now)
+    monkeypatch.setattr(stopwatch, "time", clock)
+    learn = Training._move
+
+    def move(running: Training, batch: Any) -> Tensor:
+        clock.now += 1.0
+        if running.step == 2:
+            clock.now += 3600
+            if sent is not None:
+                os.kill(os.getpid(), sent)
+        return learn(running, batch)
+
+    monkeypatch.setattr(Training, "_move", move)
+    before = signal.getsignal(signal.SIGCONT)
+    assert train(small(), rhyme, steps(4)).seconds == 4.0 + (0 if sent else 3600)
+    assert signal.getsignal(signal.SIGCONT) == before
 
 
 # The same again.
