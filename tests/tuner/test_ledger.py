@@ -327,6 +327,19 @@ def test_entering_a_study_again_keeps_its_books(
     assert desk.of("ada").attempts() == {desk.study.trials[0]._trial_id: 1}
 
 
+def test_the_next_study_clears_up_after_one_that_was_deleted_while_no_worker_was_there(
+    desk: Desk, small: Callable[..., Study], enter: Callable[[Study], optuna.Study], ask: Callable[[str], Any]
+) -> None:
+    desk.take_trial("ada")
+    optuna.delete_study(study_name=desk.study.study_name, storage=desk.storage)
+    living = Desk(desk.storage, enter(small()))
+    claim = living.take_trial("bob")
+    enter(small())
+    for table in ("tuner_studies", "tuner_workers", "tuner_leases"):
+        assert ask(f"select count(*) from {table} where study_id = {desk.study._study_id}") == 0
+    living.write("bob", claim)
+
+
 def test_eight_threads_open_the_books_of_a_fresh_database_at_once(fresh_url: str) -> None:
     with open_storage(fresh_url) as storage:
         study_id = optuna.create_study(storage=storage)._study_id

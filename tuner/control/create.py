@@ -14,7 +14,7 @@ from models.config import Config, flat
 from models.text.corpus import load_corpus, require_room
 from tuner.control.steering import queue
 from tuner.errors import StudyError
-from tuner.storage.leases import RUNNING, Leases, transaction
+from tuner.storage.leases import RUNNING, Leases, forget_deleted, transaction
 from tuner.storage.migrations.migrate import make_tables
 from tuner.storage.ownership import owner_of
 from tuner.study.definition import Study, defined, differences, is_ours
@@ -33,6 +33,7 @@ def enter(storage: RDBStorage, study: Study, say: Callable[[str], None] = lambda
     """
     corpus = require_sound(study, say)
     make_tables(storage.engine)
+    forget_deleted(storage.engine)  # with no worker at work, nobody else does
     with transaction(storage):  # a study that is half there could never be entered again
         return _entered(storage, study, corpus.fingerprint)
 
