@@ -34,7 +34,8 @@ from tuner.dashboard.rate_limit import RateLimiter
 from tuner.dashboard.sessions import Sessions, session_key
 from tuner.dashboard.users import Users, parse_password, parse_users
 from tuner.errors import ServerConfigError
-from tuner.results import summary
+from tuner.results import queries, summary
+from tuner.storage.blocking import Blockage
 from tuner.storage.connection import open_storage
 from tuner.storage.leases import Leases
 from tuner.study.definition import Study
@@ -82,6 +83,18 @@ def page_of(found: optuna.Study) -> str:
 
 def state_of(found: optuna.Study, storage: RDBStorage) -> str:
     return Leases(storage, found._study_id).state()
+
+
+def test_pages_tell_which_study_waits_for_a_lock_and_for_whom(
+    unlocked: Client, found: optuna.Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blocked = Blockage(7, "ada<b>", None, 3, "host", 1, 1, 12.3)
+    monkeypatch.setattr(queries, "blockages", lambda connection, workers: {found._study_id: blocked})
+    assert "A worker has waited 12 s for worker 3 (process 1 on host, " in unlocked.get(page_of(found)).text
+    assert "ada&lt;b&gt;" in unlocked.get(page_of(found)).text
+    assert "<dt>blocked for</dt><dd>0:00:12</dd>" in unlocked.get("/tuner/").text
+    monkeypatch.undo()
+    assert "has waited" not in unlocked.get(page_of(found)).text
 
 
 # Without a login.

@@ -15,6 +15,7 @@ from tests.tuner.conftest import WRITTEN, complete
 from tuner.errors import StudyError
 from tuner.results import summary
 from tuner.results.summary import Row, Snapshot
+from tuner.storage.blocking import Blockage
 from tuner.storage.leases import Counts, Worker
 from tuner.study.definition import Study
 from tuner.watch import live, tables
@@ -190,6 +191,12 @@ def test_the_tables(small: Callable[..., Study]) -> None:
     assert "a [b] :smile: study" in studies[1]
     assert studies[1].split()[-9:] == ["running", "5/10", "3", "2", "1", "1", "1", "0:00:50", "2.2500"]
     assert studies[2].split()[-9:] == ["paused", "0", "0", "0", "0", "0", "0", "-", "-"]
+
+
+def test_the_table_of_all_studies_tells_which_waits_for_a_lock(small: Callable[..., Study]) -> None:
+    blocked = Blockage(7, "ada", None, 3, "host", 1, 1, 12.3)
+    waiting = Row(small(), Counts(), [WORKER], 0.0, blocked=blocked, study_id=1, best=None, best_trial=None)
+    assert "  running, blocked 12 s  " in shown(tables.studies_table([waiting]))
 
 
 def test_a_study_is_what_was_asked_of_it_unless_it_is_over_or_nobody_works(small: Callable[..., Study]) -> None:

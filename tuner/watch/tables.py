@@ -161,7 +161,8 @@ def studies_table(rows: Sequence[Row]) -> Table:
         best = "-" if now.best is None else f"{now.best:.4f}"
         left = "-" if now.seconds_left is None else duration(now.seconds_left)
         numbers = map(str, (counts.complete, counts.pruned, counts.fail, counts.running, len(now.workers)))
-        table.add_row(terminal.line(now.study.name), now.condition, f"{counts.finished}{total}", *numbers, left, best)
+        state = now.condition if now.blocked is None else f"{now.condition}, blocked {now.blocked.seconds:.0f} s"
+        table.add_row(terminal.line(now.study.name), state, f"{counts.finished}{total}", *numbers, left, best)
     return table
 
 
