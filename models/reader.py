@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
+from ruamel.yaml.constructor import ConstructorError, RoundTripConstructor
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.scanner import RoundTripScanner, ScannerError
 
@@ -26,14 +27,43 @@ LARGEST, DEEPEST, MOST_VALUES, LONGEST_NUMBER = 256 * 1024, 64, 200_000, 128
 """Bytes of a file, collections in each other, values with those that aliases stand for, bits of a whole number: with
 more it is no file of ours, and takes minutes or all of the memory."""
 
+MOST_TOKENS, MOST_ALIASES, MOST_MERGED = 40_000, 500, 10_000
+"""Words and signs of a file, some 9,000 keys with their values; how many of them are aliases; keys that `<<` brings."""
+
 
 class _Scanner(RoundTripScanner):
-    """Refuses deep brackets before they are read: the time for them grows with the square of their number."""
+    """Refuses what would take long before it is read: a token takes 30 us, brackets and merges the square of that."""
+
+    fetched = aliased = 0
+
+    def fetch_more_tokens(self) -> Any:
+        self.fetched += 1
+        self._require(self.fetched <= MOST_TOKENS, f"more than {MOST_TOKENS:,} words and signs; no study has so many")
+        return super().fetch_more_tokens()
+
+    def fetch_alias(self) -> None:
+        self.aliased += 1
+        self._require(self.aliased <= MOST_ALIASES, f"more than {MOST_ALIASES:,} aliases")
+        super().fetch_alias()
+
+    def _require(self, fine: bool, what: str) -> None:
+        if not fine:
+            raise ScannerError(None, None, what, self.reader.get_mark())
 
     def fetch_flow_collection_start(self, TokenClass: Any, to_push: str) -> None:
-        if self.flow_level >= DEEPEST:
-            raise ScannerError(None, None, "nested too deeply", self.reader.get_mark())
+        self._require(self.flow_level < DEEPEST, "nested too deeply")
         super().fetch_flow_collection_start(TokenClass, to_push)
+
+
+class _Constructor(RoundTripConstructor):
+    merged = 0
+
+    def flatten_mapping(self, node: Any) -> Any:
+        found = super().flatten_mapping(node)
+        self.merged += sum(map(len, found))
+        if self.merged > MOST_MERGED:
+            raise ConstructorError(None, None, f"merges of more than {MOST_MERGED:,} keys", node.start_mark)
+        return found
 
 
 def read_text(path: Path) -> str:
@@ -55,7 +85,7 @@ def read_text(path: Path) -> str:
 def parse(text: str, name: str) -> CommentedMap:
     """Returns the mapping that YAML 1.2 text (JSON is part of it) holds, with its line numbers."""
     yaml = YAML(typ="rt")
-    yaml.Scanner = _Scanner
+    yaml.Scanner, yaml.Constructor = _Scanner, _Constructor
     try:
         document = yaml.load(text)
         _measure(document, {})

@@ -160,7 +160,7 @@ def test_a_long_value_is_not_repeated_in_full() -> None:
             None,
             "alias",
         ),
-        (f"a: &a {'x' * 50_000}\nb: [{'*a, ' * 10_000}]\n", None, "aliases"),
+        (f"a: &a {'x' * 50_000}\nb: [{'*a, ' * 10_000}]\n", 2, "aliases"),
         (f"a: 0x{'F' * 40}", None, "more than 128 bits"),
         ("a: &a {<<: *a}", None, "a merge does not fit"),
         ("a: !!bool maybe", None, "a tag or a merge does not fit its value ('maybe')"),
@@ -221,6 +221,30 @@ def test_a_file_that_no_person_wrote_is_not_read_to_its_end(tmp_path: Path) -> N
     for path in (tmp_path / "large.yaml", Path("/dev/zero")):
         with pytest.raises(ConfigError, match="larger than 256 KiB"):
             read_text(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("a: [" + "1," * 120_000 + "1]", "more than 40,000 words and signs"),
+        ("".join(f"p{number}: {{type: int, low: 1}}\n" for number in range(8_000)), "more than 40,000 words"),
+        ("a: &a {x: 1}\nb:\n" + "- {<<: *a, y: 2}\n" * 5_000, "more than 500 aliases"),
+        (
+            "a: &a {" + ", ".join(f"k{number}: 1" for number in range(3_000)) + "}\nb:\n" + "- {<<: *a}\n" * 400,
+            "merges of more",
+        ),
+    ],
+    ids=["values", "parameters", "aliases", "merges"],
+)
+def test_a_dense_file_is_refused_before_it_is_read_to_its_end(text: str, what: str) -> None:
+    assert len(text) < 256 * 1024
+    with pytest.raises(ConfigError, match=rf"^f\.yaml:\d+: not valid YAML: {what}"):
+        values(text)
+
+
+def test_a_thousand_trials_may_be_queued_in_a_study() -> None:
+    entry = "- learning_rate: 0.001\n" + "".join(f"  parameter_{number}: {number}\n" for number in range(5))
+    assert len(values("start:\n" + entry * 1_000)["start"]) == 1_000
 
 
 def test_what_an_alias_stands_for_may_be_meant_several_times() -> None:
