@@ -280,6 +280,23 @@ def test_a_study_whose_trials_all_fail_stops_early_and_says_why(desk: Desk) -> N
     assert desk.take("ada", 100) == Ended("all of its 5 trials failed")
 
 
+def test_why_a_study_ended_is_told_as_its_workers_were_told(desk: Desk) -> None:
+    claims = [desk.take_trial("ada") for _ in range(4)]
+    desk.study.tell(claims[0].trial, state=TrialState.FAIL)
+    for claim in claims[1:]:
+        desk.of("ada").release(claim.trial._trial_id, desk.id("ada"))
+    assert desk.of("ada").why_ended(100, None) is None
+    desk.of("ada").set_state("stopped")
+    assert desk.of("ada").why_ended(100, None) == "the study was stopped"
+    assert desk.take("ada", 100) == Ended("the study was stopped")
+
+
+def test_a_study_of_one_trial_ends_in_words(desk: Desk) -> None:
+    desk.study.tell(desk.take("ada", 1).trial, 1.0)
+    assert desk.take("ada", 1) == Ended("its only trial is finished")
+    assert desk.of("ada").why_ended(None, None, new=False) == "all that was queued is done"
+
+
 def test_one_finished_trial_lets_a_study_with_failed_ones_go_on(desk: Desk) -> None:
     desk.study.tell(desk.take("ada", 100).trial, 1.0)
     for _ in range(books.NEVER_FINISHED):

@@ -154,7 +154,7 @@ def test_a_failed_trial_is_tried_again_and_the_study_gets_another_chance(
     assert crew.work(study, lambda number, config, rung: 1.0) == ["all of its 5 trials failed"]
     assert steering.retry(storage, found, study, 3) == "trial 3 is tried again as trial 5"
     steering.resume(storage, found)
-    assert crew.work(study, lambda number, config, rung: 1.0) == ["all 1 trials are finished"]
+    assert crew.work(study, lambda number, config, rung: 1.0) == ["its only trial is finished"]
     assert found.trials[5].params == found.trials[3].params
     assert found.trials[5].user_attrs["retry_of"] == 3
     with pytest.raises(StudyError, match="trial 5 is complete; only a failed or pruned one"):

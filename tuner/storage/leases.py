@@ -208,6 +208,21 @@ class _Line:
     active_seconds: float = 0.0
 
 
+def _why_ended(line: _Line, counts: Counts, trials: int | None, hours: float | None, new: bool) -> str | None:
+    """Why a study has ended: the one place that knows; None while it has not."""
+    if trials is not None and counts.finished >= trials:
+        return f"all {trials} trials are finished" if trials > 1 else "its only trial is finished"
+    if hours is not None and line.active_seconds >= hours * 3600:
+        return f"the {hours:g} hours are spent"
+    if line.state == STOPPED:
+        return "the study was stopped"
+    if counts.fail - line.forgiven >= NEVER_FINISHED and counts.finished == 0:
+        return f"all of its {counts.fail} trials failed"
+    if not new and line.state != PAUSED and counts.waiting + counts.running == 0:
+        return "all that was queued is done"
+    return None
+
+
 class Leases:
     """The books of one study."""
 
@@ -312,13 +327,14 @@ class Leases:
             _lock(connection, CLAIM_LOCK, self.study_id)
             counts = self.counts(connection)
             abandoned = self._abandoned(connection)
-            ended = self._ended(connection, counts, trials, hours)
-            if ended is not None:
-                return ended
+            line = self._line(connection)
+            reason = _why_ended(line, counts, trials, hours, new)
+            if reason is not None:
+                return Ended(reason)
+            if line.state == PAUSED:
+                return Wait("the study is paused")
             if abandoned is not None:
                 trial = optuna.Trial(study, abandoned)
-            elif not new and counts.waiting + counts.running == 0:
-                return Ended("all that was queued is done")
             elif (trials is not None and counts.finished + counts.running >= trials) or not (new or counts.waiting):
                 return Wait("the last trials are running elsewhere")
             else:
@@ -392,6 +408,11 @@ class Leases:
         with self.engine.begin() as connection:
             return self._line(connection).state
 
+    def why_ended(self, trials: int | None, hours: float | None, new: bool = True) -> str | None:
+        """Returns why there is nothing more to do with this budget, as `claim` would say; None while there is."""
+        with self.engine.begin() as connection:
+            return _why_ended(self._line(connection), self.counts(connection), trials, hours, new)
+
     def counts(self, connection: Connection | None = None) -> Counts:
         """Returns how many trials are in which state."""
         state = sql.func.lower(sql.cast(_trials.c.state, sql.Text))
@@ -437,20 +458,6 @@ class Leases:
         """The study's line; a study that was copied by other means has none yet."""
         query = sql.select(studies.c.state, studies.c.forgiven, studies.c.active_seconds).where(self._own())
         return _Line(*(connection.execute(query).one_or_none() or ()))
-
-    def _ended(
-        self, connection: Connection, counts: Counts, trials: int | None, hours: float | None
-    ) -> Ended | Wait | None:
-        line = self._line(connection)
-        if trials is not None and counts.finished >= trials:
-            return Ended(f"all {trials} trials are finished")
-        if hours is not None and line.active_seconds >= hours * 3600:
-            return Ended(f"the {hours:g} hours are spent")
-        if line.state == STOPPED:
-            return Ended("the study was stopped")
-        if counts.fail - line.forgiven >= NEVER_FINISHED and counts.finished == 0:
-            return Ended(f"all of its {counts.fail} trials failed")
-        return Wait("the study is paused") if line.state == PAUSED else None
 
     def _abandoned(self, connection: Connection) -> int | None:
         """A running trial whose worker is gone: its lease expired some time ago, or was never entered."""

@@ -12,7 +12,7 @@ from optuna.storages import RDBStorage
 from models.training.stopping import stop_requests
 from tuner.artifacts.store import Artifacts
 from tuner.errors import WorkerError
-from tuner.results.summary import Snapshot, current
+from tuner.results.summary import current
 from tuner.storage.embedded import default_folder, revive
 from tuner.storage.leases import Gone, Leases, LostLease, forget_deleted
 from tuner.storage.locations import StorageOptions
@@ -102,7 +102,9 @@ class Supervisor:
         if team.failed():
             failed = f"every worker of study {study.name} ended with an error"
             raise WorkerError(f"{failed}; see above, and the logs in {logs}")
-        return _reason(now)
+        budget = now.study.trials, now.study.budget.hours
+        reason = Leases(self.storage, found._study_id).why_ended(*budget, new=now.study.confirms is None)
+        return reason or "the study was stopped"  # and resumed before we looked
 
     def _revive(self) -> None:
         """Helps when the database is away: starts the embedded one again. A real server is somebody else's."""
@@ -140,15 +142,3 @@ def _exit_handler(storage: RDBStorage, found: optuna.Study, study: Study) -> Cal
         return trial_id is not None
 
     return bury
-
-
-def _reason(now: Snapshot) -> str:
-    """Why the study ended, from its books."""
-    study = now.study
-    if study.trials is not None and now.counts.finished >= study.trials:
-        return f"all {study.trials} trials are finished"
-    if study.budget.hours is not None and now.active_seconds >= study.budget.hours * 3600:
-        return f"the {study.budget.hours:g} hours are spent"
-    if now.counts.fail and not now.counts.finished:
-        return f"all of its {now.counts.fail} trials failed"
-    return "the study was stopped"
