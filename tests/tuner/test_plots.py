@@ -12,6 +12,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from models.config import Config
 from tests.tuner.conftest import WRITTEN
 from tuner.results import outcomes
+from tuner.results.summary import pareto_front
 from tuner.study.definition import Study
 from tuner.watch import plots
 
@@ -152,7 +153,7 @@ def test_the_best_so_far_falls_in_the_order_in_which_trials_ended(study: Study) 
 def test_the_front_is_what_nobody_beats_in_both(study: Study) -> None:
     made = {0: (1.0, 4.0), 1: (2.0, 3.0), 2: (3.0, 3.5), 3: (4.0, 1.0), 4: (4.0, 2.0)}
     trials = [trial(study, number) for number in made]
-    assert [one.number for one in plots.front(trials, lambda one: made[one.number])] == [0, 1, 3]
+    assert [one.number for one in pareto_front(trials, lambda one: made[one.number])] == [0, 1, 3]
 
 
 def test_more_tokens_per_second_are_better_and_more_parameters_worse(study: Study) -> None:

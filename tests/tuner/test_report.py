@@ -18,7 +18,7 @@ from tuner.results.summary import Row, Snapshot
 from tuner.storage.blocking import Blockage
 from tuner.storage.leases import Counts, Worker
 from tuner.study.definition import Study
-from tuner.watch import live, tables
+from tuner.watch import live, plots, tables
 from tuner.watch.live import Watcher
 
 FACTS = {"parameter_count": 12345, "tokens_per_second": 67890}
@@ -95,6 +95,17 @@ def test_of_two_objectives_the_front_is_what_nothing_beats(small: Callable[..., 
     for number, one in enumerate(trials):
         one.number = number
     assert [one.number for one in summary.front(trials)] == [0, 5, 1, 4]
+
+
+def test_equal_trials_are_all_on_the_front(small: Callable[..., Study]) -> None:
+    trials = [create_trial(values=list(values), user_attrs=WRITTEN) for values in [(1.0, 0.5), (1.0, 0.5), (2.0, 0.1)]]
+    for number, one in enumerate(trials):
+        one.number = number
+    assert [one.number for one in summary.front(trials)] == [0, 1, 2]
+    drawn = plots.objectives(small(objective=["bits_per_byte", "text_divergence"]), trials)
+    assert drawn is not None
+    assert list(drawn.data[-1].y) == [2.0, 1.0, 1.0]
+    assert set(drawn.data[0].marker.size) == {9}  # as those on the front are drawn
 
 
 def test_nothing_from_outside_acts_on_the_terminal(small: Callable[..., Study]) -> None:

@@ -159,12 +159,7 @@ def ended(storage: RDBStorage, study_id: int) -> set[int]:
 
 
 def _front(ranked: Sequence[Any]) -> list[int]:
-    """The trials, of all in the order of their first value, in whose second value none before is as good."""
-    best: list[Any] = []
-    for row in ranked:
-        if not best or row.second < best[-1].second or row[1:] == best[-1][1:]:
-            best.append(row)
-    return [row.trial_id for row in best]
+    return [row.trial_id for row in summary.pareto_front(ranked, lambda row: (row.first, row.second))]
 
 
 @lru_cache(maxsize=1000)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import optuna
 from optuna.storages import RDBStorage
@@ -16,6 +16,8 @@ from tuner.storage.blocking import Blockage
 from tuner.storage.leases import RUNNING, Counts, Leases, Worker
 from tuner.study.definition import Study, defined
 from tuner.study.facts import is_result, is_told
+
+Entry = TypeVar("Entry")
 
 NO_WORKER = "no worker wrote this end"
 """What is said of a trial that was ended from outside, as by Optuna's `tell`: it is no result."""
@@ -162,10 +164,18 @@ def numbered(trials: list[FrozenTrial], wanted: int, study_name: str) -> FrozenT
 
 def front(trials: list[FrozenTrial]) -> list[FrozenTrial]:
     """Returns the trials of the leaderboard to which none is better in one objective and no worse in the others."""
-    best: list[FrozenTrial] = []  # of two objectives: the lower the first, the earlier; so the second must fall
-    for trial in sorted(leaderboard(trials), key=lambda one: (one.values, one.number)):
-        if not best or trial.values[-1] < best[-1].values[-1] or trial.values == best[-1].values:
-            best.append(trial)
+    return pareto_front(leaderboard(trials), lambda trial: (trial.values[0], trial.values[-1]))
+
+
+def pareto_front(entries: Iterable[Entry], place: Callable[[Entry], tuple[float, float]]) -> list[Entry]:
+    """Returns the entries to which none is better in one number and no worse in the other, by the first number.
+
+    Lower is better. Entries with the same numbers are all in it, in the order in which they were given.
+    """
+    best: list[Entry] = []  # the lower the first number, the earlier; so the second must fall
+    for entry in sorted(entries, key=place):
+        if not best or place(entry)[1] < place(best[-1])[1] or place(entry) == place(best[-1]):
+            best.append(entry)
     return best
 
 

@@ -25,7 +25,7 @@ from models.reader import dump
 from tuner.artifacts.store import Artifacts
 from tuner.results import analysis, outcomes
 from tuner.results import export as exports
-from tuner.results.summary import duration, quality, snapshot
+from tuner.results.summary import duration, front, quality, snapshot
 from tuner.study.definition import Study
 from tuner.study.space import Categorical, Searched
 from tuner.watch import plots
@@ -48,9 +48,7 @@ def report(storage: RDBStorage, found: optuna.Study, definition: Study, kept: Ar
     now = snapshot(storage, found, definition)
     board, best = outcomes.best_first(now.trials), analysis.best(found, now.trials)
     drawn, missing = _figures(definition, now.trials)
-    ahead = (
-        plots.front(board, lambda trial: (quality(trial), trial.values[-1])) if len(definition.objectives) > 1 else []
-    )
+    ahead = front(now.trials) if len(definition.objectives) > 1 else []
     shown = [best.trial, *(trial for trial in board if trial.number != best.trial.number)] if best else []
     return _rendered(
         drawn,

@@ -30,7 +30,7 @@ from tuner.results.outcomes import (
     selected,
     spent,
 )
-from tuner.results.summary import quality
+from tuner.results.summary import pareto_front, quality
 from tuner.study.definition import Study
 from tuner.study.space import Categorical, Searched, Value
 
@@ -282,7 +282,7 @@ def _compared(
 ) -> go.Figure:
     """Completed trials by two numbers, coloured by architecture, and the front: those that none beats in both."""
     figure, shown, of = _figure(), selected(known, POINTS), architecture(definition)
-    leading = front(known, lambda trial: (signs[0] * place(trial)[0], signs[1] * place(trial)[1]))
+    leading = pareto_front(known, lambda trial: (signs[0] * place(trial)[0], signs[1] * place(trial)[1]))
     ahead, there = {trial.number for trial in leading}, {trial.number for trial in shown}
     shown += [trial for trial in leading if trial.number not in there][:POINTS]
     colours = _colours(definition, shown)
@@ -302,17 +302,6 @@ def _compared(
     figure.add_scatter(x=xs, y=ys, mode="lines", line=line, name="front", hoverinfo="skip")
     figure.update_xaxes(**across)
     return _finish(figure, title, _part(shown, known, "completed trials"), _quality_axis([quality(t) for t in shown]))
-
-
-def front(trials: Iterable[FrozenTrial], place: Callable[[FrozenTrial], tuple[float, float]]) -> list[FrozenTrial]:
-    """Returns the trials that no other one beats in both numbers, lower being better; in the order of the first."""
-    leading: list[FrozenTrial] = []
-    lowest = math.inf
-    for trial in sorted(trials, key=place):
-        if place(trial)[1] < lowest:
-            lowest = place(trial)[1]
-            leading.append(trial)
-    return leading
 
 
 def importance(shares: dict[str, dict[str, float]]) -> go.Figure:
