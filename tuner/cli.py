@@ -19,6 +19,7 @@ import click
 
 from models import __main__ as single
 from models.errors import RunError
+from models.wording import counted
 from tuner.errors import StorageError, StudyError, WorkerError
 from tuner.storage.locations import StorageOptions
 from tuner.workers.options import WorkerOptions
@@ -232,7 +233,7 @@ def run(
         found = enter(opened, study, _say)
         kept = places.writable_artifacts_of(found)
         supervisor = Supervisor(opened, places, crew)
-        begins = f"{len(slots)} workers on {', '.join(sorted({slot.device for slot in slots}))}"
+        begins = f"{counted(len(slots), 'worker')} on {', '.join(sorted({slot.device for slot in slots}))}"
         reason = _supervise(supervisor, found, study, kept, slots, begins, [study.name])
         study = renamed(study, found.study_name)
         if confirmed and not no_confirm:
@@ -278,7 +279,9 @@ def work(
         kept = places.writable_artifacts_of(found)
         arguments = [found.study_name, *_elsewhere(corpus_path)]
         supervisor = Supervisor(opened, places, crew, _supervisor())
-        reason = _supervise(supervisor, found, study, kept, slots, f"{len(slots)} workers join", arguments)
+        reason = _supervise(
+            supervisor, found, study, kept, slots, f"joined by {counted(len(slots), 'worker')}", arguments
+        )
         click.echo(f"Done: {reason}.")
 
 
@@ -1001,7 +1004,7 @@ def _confirmed(
     companion, definition = confirmation.enter(supervisor.storage, found, study, chosen, seeds)
     kept = supervisor.places.writable_artifacts_of(companion)
     slots = slots[: len(chosen) * seeds]
-    begins = f"{len(slots)} workers train the best {len(chosen)} again, with {seeds} fresh seeds each"
+    begins = f"{counted(len(slots), 'worker')} for the best {len(chosen)} again, with {seeds} fresh seeds each"
     _supervise(supervisor, companion, definition, kept, slots, begins, [definition.name, *more])
     score = _test_scorer("cpu" if slots[0].device == "cpu" else "auto")
     result = confirmation.conclude(found, companion, chosen, seeds, partial(_fetched, kept), score)

@@ -13,6 +13,7 @@ from models.generation import sampling
 from models.runs.report import prompt_at
 from models.safe_text.terminal import line
 from models.training.loop import Evaluation, Training
+from models.wording import rough_duration
 
 LINE_SECONDS = 60.0
 """The longest that nothing is said, unless a step or an evaluation takes longer."""
@@ -47,7 +48,7 @@ class Progress:
                 click.echo(f"      {line(sample(self.training))}")
 
     def _say(self, part: float, tokens: int, seconds: float, loss: float, score: str) -> None:
-        left = duration(seconds / part - seconds)
+        left = rough_duration(seconds / part - seconds)
         click.echo(
             f"{part:4.0%}  {tokens:>12,} tokens  training loss {loss:.4f}{score}  "
             f"{tokens / max(seconds, 1e-9):>9,.0f} tokens/s  {left} left"
@@ -61,10 +62,3 @@ def sample(training: Training) -> str:
     text = sampling.generate(training.model, training.tokenizer, prompt, SAMPLE_TOKENS, training.config, 0)
     training.model.train()
     return json.dumps(text, ensure_ascii=False)
-
-
-def duration(seconds: float) -> str:
-    """Returns a time for people: 42 s, 12 min, 3.5 h."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from models.errors import CorpusError
+from models.wording import counted
 
 LINES, RECORDS = (".jsonl", ".ndjson"), (".json",)
 """Kinds of files whose documents stand under a key: an object on each line, or a list of them."""
@@ -71,7 +72,7 @@ class Found:
     copies: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
-        files = f"{len(self.read):,} file{'' if len(self.read) == 1 else 's'}"
+        files = counted(len(self.read), "file")
         documents = f", {len(self.documents):,} documents" if len(self.documents) != len(self.read) else ""
         passed_over = (
             f", {len(self.passed_over):,} passed over ({_listed(self.passed_over)})" if self.passed_over else ""

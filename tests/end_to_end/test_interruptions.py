@@ -252,13 +252,13 @@ def test_several_commands_on_one_study_share_its_budget(place: Any) -> None:
     place.write("short.yaml", SHORT.replace("CORPUS", "{builtin: markov}"))
     first = place.start("run", "short.yaml", "-n", 1)
     second = place.start("run", "short.yaml", "-n", 1, "-o", "second.yaml", "--run-folder", "second")
-    first.until(lambda: "study short: 1 workers" in first.said)
+    first.until(lambda: "study short: 1 worker on" in first.said)
     third = place.start("work", "short", "-n", 1)
     assert [each.end() for each in (first, second, third)] == [0, 0, 0], [first.said, second.said, third.said]
     trials = place.trials("short")
     assert [trial.number for trial in trials] == list(range(10))
     assert {trial.state for trial in trials} <= {COMPLETE, TrialState.PRUNED}
-    assert third.said.startswith("study short: 1 workers join\n")
+    assert third.said.startswith("study short: joined by 1 worker\n")
     assert third.said.endswith("Done: all 10 trials are finished.\n")
     exports = [plain(parse((place.home / name).read_text(), "")) for name in ("best.yaml", "second.yaml")]
     assert exports[0] == exports[1]

@@ -244,7 +244,7 @@ def test_a_confirmation_that_is_interrupted_goes_on_with_the_same_command(journe
 
 def test_a_study_that_comes_with_the_tuner_is_found_from_any_folder(journey: Journey, place: Any) -> None:
     running = place.start("run", "quickstart", "-n", 1, "--threads", 1)
-    running.until(lambda: running.said.startswith("study quickstart: 1 workers on "))
+    running.until(lambda: running.said.startswith("study quickstart: 1 worker on "))
     running.interrupt()
     assert running.end() == 130
     assert "Go on with the same command: tuner run quickstart -n 1 --threads 1\n" in running.said

@@ -675,7 +675,7 @@ def test_a_confirmation_is_shown_stored_exported_and_not_done_twice(
     workers.score = lambda number, config, rung: config.learning_rate + config.seed / 1000
     result = tuner("confirm", worked, "--top", 2, "--seeds", 2, "-n", 3)
     assert result.code == 0, result
-    assert f"study {worked} (confirmation): 3 workers train the best 2 again, with 2 fresh seeds each" in result.out
+    assert f"study {worked} (confirmation): 3 workers for the best 2 again, with 2 fresh seeds each" in result.out
     assert len(re.findall(r"^trial   \d  complete  0\.\d{4}  candidate=\d seed=\d", result.out, re.MULTILINE)) == 4
     shown = result.out[result.out.index("Confirmed with 2 fresh seeds each") : result.out.index("Export it")]
     workers.score = lambda number, config, rung: 1 / 0

@@ -11,6 +11,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from rich.console import Console
 from rich.text import Text
 
+from models.wording import duration
 from tests.tuner.conftest import WRITTEN, complete
 from tuner.errors import StudyError
 from tuner.results import summary
@@ -244,4 +245,4 @@ def test_a_watcher_tells_each_trial_once_in_the_order_they_ended(
 
 
 def test_a_duration() -> None:
-    assert [summary.duration(seconds) for seconds in (0.4, 61, 3600 * 30)] == ["0:00:00", "0:01:01", "1 day, 6:00:00"]
+    assert [duration(seconds) for seconds in (0.4, 61, 3600 * 30)] == ["0:00:00", "0:01:01", "1 day, 6:00:00"]

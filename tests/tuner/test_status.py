@@ -147,15 +147,15 @@ def test_where_there_is_no_terminal_only_what_changed_is_printed(
     watcher = StudiesWatcher(storage)
     watcher.look()
     (line,) = [one for one in capsys.readouterr().out.splitlines() if one.startswith(begun.study_name + ":")]
-    assert line.endswith("running, 4/10 trials finished, 1 failed, 1 workers, best 2.0000 in trial 1")
+    assert line.endswith("running, 4/10 trials finished, 1 failed, 1 worker, best 2.0000 in trial 1")
     watcher.look()
     assert capsys.readouterr().out == ""
     complete(begun, begun.ask(LEARNING_RATE), 1.5)
     watcher.look()
-    assert "5/10 trials finished, 1 failed, 1 workers, best 1.5000" in capsys.readouterr().out
+    assert "5/10 trials finished, 1 failed, 1 worker, best 1.5000" in capsys.readouterr().out
     one = Watcher(storage, begun, definition(begun), board=True)
     one.look()
-    assert capsys.readouterr().out.startswith("5/10 trials finished, 1 workers")
+    assert capsys.readouterr().out.startswith("5/10 trials finished, 1 worker")
 
 
 def test_a_database_that_goes_away_is_waited_for(

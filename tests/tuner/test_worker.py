@@ -503,7 +503,7 @@ def test_a_trial_that_crashed_goes_on_from_its_checkpoint(
 
     training = Interrupted(one, found.user_attrs["fingerprint"], tmp_path, 25, crash)
     training.objective.checkpoint_seconds = 0.0
-    assert crew.work(one, training) == ["all 1 trials are finished"]
+    assert crew.work(one, training) == ["its only trial is finished"]
     assert training.steps == [*range(1, 26), *range(26, 33)]
     assert curve(found.trials[0]) == uninterrupted
     assert not list((tmp_path / "checkpoints").iterdir())

@@ -32,6 +32,7 @@ from sqlalchemy.exc import DataError, IntegrityError
 
 from models.errors import ConfigError
 from models.safe_text import terminal
+from models.wording import counted
 from tuner.artifacts.store import CHECKPOINT, RUN_FILE, Artifacts, Owner
 from tuner.backup.archive import ID, PARTS, Reader, Writer, reading, writing
 from tuner.errors import StudyError, WorkerError
@@ -158,9 +159,8 @@ class Told:
 
     def __str__(self) -> str:
         unfinished = f" ({self.unfinished} unfinished)" if self.unfinished else ""
-        runs = f"{len(self.runs)} kept run{'' if len(self.runs) == 1 else 's'}"
-        trials = f"{self.trials} trial{'' if self.trials == 1 else 's'}"
-        return f"study {self.name}: {trials}{unfinished}, {runs}, {self.attachments} attachments"
+        runs, attachments = counted(len(self.runs), "kept run"), counted(self.attachments, "attachment")
+        return f"study {self.name}: {counted(self.trials, 'trial')}{unfinished}, {runs}, {attachments}"
 
 
 def backup(storage: RDBStorage, study: Study, path: Path, place: Place) -> Told:

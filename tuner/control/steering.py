@@ -11,6 +11,7 @@ from optuna.trial import TrialState
 
 from models.errors import ConfigError
 from models.reader import parse, plain
+from models.wording import counted
 from tuner.errors import StudyError
 from tuner.results.summary import numbered
 from tuner.storage.leases import PAUSED, RUNNING, STOPPED, Leases
@@ -92,7 +93,7 @@ def _room(storage: RDBStorage, found: optuna.Study, study: Study) -> str:
 
 def _workers(storage: RDBStorage, found: optuna.Study, do: str) -> str:
     count = len(_ledger(storage, found).alive())
-    return f"{count} worker{'' if count == 1 else 's'} {do}" if count else "no worker is there"
+    return f"{counted(count, 'worker')} {do}" if count else "no worker is there"
 
 
 def _ledger(storage: RDBStorage, found: optuna.Study) -> Leases:

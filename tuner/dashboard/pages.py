@@ -19,6 +19,7 @@ from werkzeug.utils import redirect
 from werkzeug.wrappers import Response
 
 from models.errors import UserError
+from models.wording import duration
 from tuner.control import steering
 from tuner.dashboard.auth import USER, Authenticator, cookie_name
 from tuner.dashboard.responses import TITLES, answer
@@ -46,7 +47,7 @@ def application(storage: RDBStorage, lock: Authenticator | None, key: str, say: 
     app.extensions["tuner"] = Service(storage, lock, key, say)
     app.register_blueprint(pages)
     app.register_error_handler(Exception, _unless_away)
-    app.jinja_env.filters.update(duration=summary.duration, quoted=shlex.quote)
+    app.jinja_env.filters.update(duration=duration, quoted=shlex.quote)
     app.jinja_env.globals.update(quality=summary.quality, configured=tables.configured)
     return app
 

@@ -23,6 +23,7 @@ from optuna.storages._rdb import models
 from optuna.trial import FrozenTrial, TrialState
 
 from models.config import DECODING
+from models.wording import counted
 from tuner.errors import StudyError
 from tuner.results.summary import quality, require_board
 from tuner.storage.leases import RUNNING, Leases, transaction
@@ -61,8 +62,8 @@ def candidates(found: optuna.Study, top: int | None) -> list[FrozenTrial]:
         raise StudyError(f"{found.study_name} is itself a confirmation; confirm study {confirmed}")
     board = require_board(found.get_trials(deepcopy=False), found.study_name)
     if top is not None and len(board) < top:
-        trials = "completed trial" if len(board) == 1 else "completed trials"
-        raise StudyError(f"study {found.study_name} has {len(board)} {trials}, not {top}; give a smaller --top")
+        trials = counted(len(board), "completed trial")
+        raise StudyError(f"study {found.study_name} has {trials}, not {top}; give a smaller --top")
     return board[: top or TOP]
 
 

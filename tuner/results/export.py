@@ -16,6 +16,7 @@ from models.config import Config, Recipe
 from models.errors import ConfigError, RunError
 from models.files import draft_of, is_stream, optional, reason, require_makeable, sweep, written_whole
 from models.reader import parse, plain, read_text
+from models.wording import counted
 from tuner.errors import StudyError
 from tuner.results.confirmation import confirmation_of, confirmed_trial
 from tuner.results.decoding_plot import draw_decoding
@@ -68,12 +69,9 @@ def best_trials(study: optuna.Study, prefer: str = OBJECTIVES[0], count: int = 1
     if not ranked:
         raise StudyError(f"no trial of study {study.study_name} was long enough to measure its {prefer}")
     if len(ranked) < count:
-        raise StudyError(f"study {study.study_name} has {_completed(len(ranked))}, not {count}; give a smaller --top")
+        trials = counted(len(ranked), "completed trial")
+        raise StudyError(f"study {study.study_name} has {trials}, not {count}; give a smaller --top")
     return ranked
-
-
-def _completed(count: int) -> str:
-    return f"{count} completed trial{'' if count == 1 else 's'}"
 
 
 def files(output: Path, top: int | None) -> list[Path]:

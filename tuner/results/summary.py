@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any, TypeVar
 
 import optuna
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
+from models.wording import counted
 from tuner.errors import StudyError
 from tuner.storage.blocking import Blockage
 from tuner.storage.leases import RUNNING, Counts, Leases, Worker
@@ -21,9 +21,6 @@ Entry = TypeVar("Entry")
 
 NO_WORKER = "no worker wrote this end"
 """What is said of a trial that was ended from outside, as by Optuna's `tell`: it is no result."""
-
-LONGEST_SECONDS = 1e12
-"""The longest time that is shown, some 30,000 years: a budget may be any number."""
 
 FAILED_SHOWN = 5
 """Failed trials that are named without being asked for."""
@@ -177,13 +174,3 @@ def pareto_front(entries: Iterable[Entry], place: Callable[[Entry], tuple[float,
         if not best or place(entry)[1] < place(best[-1])[1] or place(entry) == place(best[-1]):
             best.append(entry)
     return best
-
-
-def counted(number: int, what: str) -> str:
-    """Returns a number of things, as in 1 trial, 2 trials."""
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
-
-
-def duration(seconds: float) -> str:
-    """Seconds as h:mm:ss."""
-    return str(timedelta(seconds=round(min(seconds, LONGEST_SECONDS))))

@@ -22,10 +22,11 @@ from optuna.trial import FrozenTrial
 
 from models.files import is_stream
 from models.reader import dump
+from models.wording import short_duration
 from tuner.artifacts.store import Artifacts
 from tuner.results import analysis, outcomes
 from tuner.results import export as exports
-from tuner.results.summary import duration, front, quality, snapshot
+from tuner.results.summary import front, quality, snapshot
 from tuner.study.definition import Study
 from tuner.study.space import Categorical, Searched
 from tuner.watch import plots
@@ -199,7 +200,7 @@ def _environment() -> Environment:
     made.filters |= {
         "bits": _bits,
         "count": _count,
-        "duration": _duration,
+        "duration": short_duration,
         "known": _known,
         "percent": lambda share: f"{share:.0%}",
         "quality": lambda trial: _bits(quality(trial)),
@@ -243,13 +244,9 @@ def _count(number: float) -> str:
     return f"{number:,.0f}"
 
 
-def _duration(seconds: float) -> str:
-    return f"{seconds:.1f} s" if seconds < 60 else duration(seconds)
-
-
 def _known(value: Any, form: str = "value") -> str:
     """A fact that older studies may lack."""
-    forms = {"value": _value, "bits": _bits, "count": _count, "duration": _duration}
+    forms = {"value": _value, "bits": _bits, "count": _count, "duration": short_duration}
     return "-" if value is None or (form != "value" and not isinstance(value, int | float)) else forms[form](value)
 
 

@@ -15,9 +15,10 @@ from rich.live import Live
 from rich.text import Text
 
 from models.safe_text import terminal
+from models.wording import counted, duration
 from tuner.results import queries
 from tuner.results.confirmation import lines
-from tuner.results.summary import Row, Snapshot, duration, quality
+from tuner.results.summary import Row, Snapshot, quality
 from tuner.storage.leases import RUNNING
 from tuner.storage.outages import is_outage
 from tuner.study.definition import Study
@@ -161,11 +162,11 @@ def _line(now: Snapshot) -> str:
     best = ""
     if now.best is not None:
         best = f", best {quality(now.best):.4f} ({configured(now.best)})"
-    return f"{now.counts.finished}{total} trials finished, {len(now.workers)} workers{left}{best}"
+    return f"{now.counts.finished}{total} trials finished, {counted(len(now.workers), 'worker')}{left}{best}"
 
 
 def _row_line(row: Row) -> str:
     total = "" if row.study.trials is None else f"/{row.study.trials}"
     best = "" if row.best is None else f", best {row.best:.4f} in trial {row.best_trial}"
     finished = f"{row.counts.finished}{total} trials finished, {row.counts.fail} failed"
-    return f"{row.study.name}: {row.condition}, {finished}, {len(row.workers)} workers{best}"
+    return f"{row.study.name}: {row.condition}, {finished}, {counted(len(row.workers), 'worker')}{best}"

@@ -11,8 +11,9 @@ from optuna.trial import FrozenTrial, TrialState
 
 from models.config import Config, flat
 from models.safe_text.markdown import code, fenced
+from models.wording import counted, duration
 from tuner.results.confirmation import lines
-from tuner.results.summary import NO_WORKER, Row, counted, duration, excess, front, quality
+from tuner.results.summary import NO_WORKER, Row, excess, front, quality
 from tuner.study.definition import Study
 from tuner.study.facts import is_told, trial_problem
 from tuner.trials.attachments import SAMPLES

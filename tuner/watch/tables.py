@@ -13,13 +13,12 @@ from rich.table import Table
 from rich.text import Text
 
 from models.safe_text import terminal
+from models.wording import counted, duration
 from tuner.results.summary import (
     FAILED_SHOWN,
     NO_WORKER,
     Row,
     Snapshot,
-    counted,
-    duration,
     excess,
     front,
     is_feasible,

@@ -1,0 +1,28 @@
+"""Numbers and times in words, each written in one way wherever people read it."""
+
+from datetime import timedelta
+
+LONGEST_SECONDS = 1e12
+"""The longest time that is shown, some 30,000 years: a budget may be any number."""
+
+
+def counted(number: int, what: str) -> str:
+    """Returns a number of things, as in 1 trial, 2 trials."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+def duration(seconds: float) -> str:
+    """Returns a time as h:mm:ss."""
+    return str(timedelta(seconds=round(min(seconds, LONGEST_SECONDS))))
+
+
+def short_duration(seconds: float) -> str:
+    """Returns a time as h:mm:ss, but in tenths of a second below a minute."""
+    return f"{seconds:.1f} s" if seconds < 60 else duration(seconds)
+
+
+def rough_duration(seconds: float) -> str:
+    """Returns a time that is only guessed: 42 s, 12 min, 3.5 h."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
