@@ -933,7 +933,7 @@ def _changed(study: Study, corpus_path: Path | None, trials: int | None, hours: 
 
 def _named_after(name: str, corpus_path: Path) -> str:
     """What a study is called on another text than its file's."""
-    from tuner.study.definition import name_problem
+    from tuner.artifacts.layout import name_problem
 
     both = f"{name}-{corpus_path.stem}"
     problem = name_problem(both)

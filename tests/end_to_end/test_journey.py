@@ -17,7 +17,7 @@ from optuna.trial import TrialState
 
 from models.reader import parse, plain
 from models.runs.run import load
-from tuner.artifacts.store import RUN
+from tuner.artifacts.layout import RUN
 from tuner.study.definition import read_study
 from tuner.watch.notes import shown as as_shown
 

@@ -12,8 +12,10 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
+from tuner.artifacts import layout
 from tuner.artifacts.store import Artifacts, Owner, artifacts_of
 from tuner.errors import WorkerError
+from tuner.results.confirmation import companion_name
 from tuner.storage.locations import StorageOptions, require_writable
 from tuner.study.definition import Study
 from tuner.trials.checkpoints import Checkpoints
@@ -133,7 +135,22 @@ def test_names_in_a_folder_stay_in_it(tmp_path: Path) -> None:
     assert artifacts.folder == tmp_path / "shared" / "study"
 
 
-@pytest.mark.parametrize("name", ["..", "../elsewhere", "/etc", "a/../../b", ".hidden", "", "two\nlines", "a\0b"])
+def test_the_longest_name_of_a_study_leaves_room_for_its_confirmation_and_for_a_namesake(tmp_path: Path) -> None:
+    longest = "a" * layout.NAME_BYTES
+    assert layout.name_problem(longest) is None
+    assert layout.name_problem(longest + "a") is not None
+    for name in (companion_name(longest), f"{companion_name(longest)}-12345678"):
+        assert artifacts_of(str(tmp_path), name, tmp_path).folder.name == name
+
+
+def test_names_of_files_are_read_as_they_are_written() -> None:
+    assert layout.CHECKPOINT.fullmatch(layout.checkpoint_name(12, 3))
+    assert all(layout.RUN_FILE.fullmatch(layout.run_file(12, name)) for name in layout.RUN)
+
+
+@pytest.mark.parametrize(
+    "name", ["..", "../elsewhere", "/etc", "a/../../b", ".hidden", "", "two\nlines", "a\0b", "-x", " ", "a" * 256]
+)
 def test_a_study_whose_name_leads_out_of_the_folder_has_no_artifacts(tmp_path: Path, name: str) -> None:
     with pytest.raises(WorkerError, match="no folder can have this name"):
         artifacts_of(str(tmp_path), name, tmp_path)

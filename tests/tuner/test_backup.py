@@ -25,7 +25,8 @@ from optuna_dashboard._note import get_note_from_system_attrs, save_note_with_ve
 
 from models.config import Config
 from models.errors import RunError, UserError
-from tuner.artifacts.store import OWNER, RUN, Artifacts, artifacts_of
+from tuner.artifacts.layout import OWNER, RUN
+from tuner.artifacts.store import Artifacts, artifacts_of
 from tuner.backup import archive
 from tuner.backup.dump import backup, restore
 from tuner.control import create

@@ -23,7 +23,8 @@ from optuna.trial import TrialState, create_trial
 from models.config import Config
 from models.errors import RunError
 from tuner import cli
-from tuner.artifacts.store import SAMPLES, Artifacts
+from tuner.artifacts.layout import SAMPLES
+from tuner.artifacts.store import Artifacts
 from tuner.errors import StudyError
 from tuner.results import analysis
 from tuner.storage.leases import Leases

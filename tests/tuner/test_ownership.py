@@ -10,7 +10,8 @@ import optuna
 import pytest
 from optuna.storages import RDBStorage
 
-from tuner.artifacts.store import OWNER, Artifacts, artifacts_of
+from tuner.artifacts.layout import OWNER
+from tuner.artifacts.store import Artifacts, artifacts_of
 from tuner.control import create
 from tuner.errors import StudyError
 from tuner.results import confirmation

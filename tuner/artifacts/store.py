@@ -17,6 +17,17 @@ from typing import IO, TYPE_CHECKING, BinaryIO
 from uuid import uuid4
 
 from models.files import exclusively, sweep, written_whole
+from tuner.artifacts.layout import (
+    ATTACHMENTS,
+    CHECKPOINT,
+    FOLDER_BYTES,
+    OWNER,
+    RUN,
+    RUN_FILE,
+    name_problem,
+    run_file,
+    run_name,
+)
 from tuner.errors import WorkerError
 
 if TYPE_CHECKING:
@@ -24,16 +35,6 @@ if TYPE_CHECKING:
     from optuna.artifacts._protocol import ArtifactStore
 
 SCHEME = "s3://"
-ATTACHMENTS = ".attachments"
-"""Where the dashboard finds the files of all studies' trials; no study's name begins with a dot."""
-SAMPLES = "samples.jsonl"
-RUN = ("config.yaml", "tokenizer.json", "metrics.jsonl", SAMPLES, "model.safetensors")
-"""The files of a run folder (models.runs.run, which imports torch), in the order they are shared."""
-
-CHECKPOINT = re.compile(r"checkpoints/trial-([0-9]{1,9})\.[0-9]{1,9}\.safetensors")
-RUN_FILE = re.compile(rf"trial-([0-9]{{1,9}})/(?:{'|'.join(map(re.escape, RUN))})")
-OWNER = "owner.json"
-"""Says in a study's folder whose it is."""
 
 
 @dataclass(frozen=True)
@@ -138,23 +139,23 @@ class Artifacts:
         """Writes a file that all workers are to know."""
         target = self.folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        with target.open("wb") as file:
+        with written_whole(target) as draft, draft.open("wb") as file:
             shutil.copyfileobj(content, file)
         self.share(name)
 
     def run_folder(self, number: int) -> Path:
         """Where the run of a completed trial is, if it is kept and fetched."""
-        return self.folder / f"trial-{number}"
+        return self.folder / run_name(number)
 
     def share_run(self, number: int) -> None:
         """Shares all files of a run; the weights last, without which it is none."""
         for name in RUN:
-            self.share(f"trial-{number}/{name}")
+            self.share(run_file(number, name))
 
     def fetch_run(self, number: int) -> Path | None:
         """Returns the folder of a trial's run, complete, or None when it is not kept."""
         for name in RUN:
-            self.fetch(f"trial-{number}/{name}")
+            self.fetch(run_file(number, name))
         folder = self.run_folder(number)
         return folder if all((folder / name).exists() for name in RUN) else None
 
@@ -162,7 +163,7 @@ class Artifacts:
         """Deletes a run; what cannot be reached is left where it is."""
         for name in reversed(RUN):
             with suppress(OSError):
-                self.remove(f"trial-{number}/{name}")
+                self.remove(run_file(number, name))
         shutil.rmtree(self.run_folder(number), ignore_errors=True)
 
 
@@ -375,7 +376,7 @@ def _identity(content: bytes) -> str:
 
 
 def _at(place: str, study: str, antechamber: Path) -> Artifacts:
-    if not study or study.startswith(".") or "/" in study or not study.isprintable():
+    if name_problem(study, FOLDER_BYTES) is not None:
         raise WorkerError(f"study {study!r}: no folder can have this name; rename it")
     if not place.startswith(SCHEME):
         if "://" in place:

@@ -29,7 +29,7 @@ from typing import IO, Any, BinaryIO
 
 from models.errors import RunError
 from models.files import is_stream, sweep, written_whole
-from tuner.artifacts.store import CHECKPOINT, RUN_FILE
+from tuner.artifacts.layout import CHECKPOINT, RUN_FILE
 from tuner.errors import StudyError
 
 FORMAT = 1

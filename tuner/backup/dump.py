@@ -33,14 +33,15 @@ from sqlalchemy.exc import DataError, IntegrityError
 from models.errors import ConfigError
 from models.safe_text import terminal
 from models.wording import counted
-from tuner.artifacts.store import CHECKPOINT, RUN_FILE, Artifacts, Owner
+from tuner.artifacts.layout import CHECKPOINT, RUN_FILE, name_problem
+from tuner.artifacts.store import Artifacts, Owner
 from tuner.backup.archive import ID, PARTS, Reader, Writer, reading, writing
 from tuner.errors import StudyError, WorkerError
 from tuner.results.confirmation import CONFIRMS, companion_name, companion_of
 from tuner.storage import leases
 from tuner.storage.migrations.migrate import make_tables
 from tuner.storage.ownership import KEY, new_owner, write_owner
-from tuner.study.definition import Study, name_problem, stored_study
+from tuner.study.definition import Study, stored_study
 from tuner.study.facts import study_problem, system_problem, trial_problem
 
 BATCH = 500

@@ -15,7 +15,8 @@ from optuna.artifacts import get_all_artifact_meta
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from tuner.artifacts.store import SAMPLES, Artifacts
+from tuner.artifacts.layout import SAMPLES, run_file
+from tuner.artifacts.store import Artifacts
 from tuner.results.confirmation import Result, confirmed_trial
 from tuner.results.outcomes import BEYOND, BROKEN, FULL, PRUNED, best_first, outcome, spent
 from tuner.results.summary import NO_WORKER, quality
@@ -245,7 +246,7 @@ def _attached(storage: RDBStorage, kept: Artifacts, trial: FrozenTrial) -> str:
                     return reader.read().decode("utf-8", errors="replace")
             except ArtifactNotFound:
                 break
-    kept.fetch(f"trial-{trial.number}/{SAMPLES}")
+    kept.fetch(run_file(trial.number, SAMPLES))
     return (kept.run_folder(trial.number) / SAMPLES).read_text(encoding="utf-8", errors="replace")
 
 

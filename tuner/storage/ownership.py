@@ -17,7 +17,8 @@ from sqlalchemy.dialects.postgresql import insert
 
 from models.config import DECODING, Config
 from models.errors import UserError
-from tuner.artifacts.store import CHECKPOINT, RUN_FILE, Artifacts, Owner
+from tuner.artifacts.layout import CHECKPOINT, RUN_FILE
+from tuner.artifacts.store import Artifacts, Owner
 from tuner.errors import StudyError
 from tuner.storage.leases import transaction
 

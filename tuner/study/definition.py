@@ -13,6 +13,7 @@ from ruamel.yaml.comments import CommentedMap
 from models.config import SCHEMA, Budget, Corpus, flat, resolve_path
 from models.errors import ConfigError
 from models.reader import Problem, dump, parse, read_text, require_schema, validate
+from tuner.artifacts.layout import name_problem
 from tuner.errors import StudyError
 from tuner.study import samplers
 from tuner.study.limits import Limits
@@ -200,13 +201,6 @@ def load_study(storage: RDBStorage, name: str) -> optuna.Study:
     if problem is not None:
         raise StudyError(f"study {name!r}: its attributes are not as the tuner writes them: {problem}")
     return study
-
-
-def name_problem(name: str) -> str | None:
-    """Returns why a study cannot have this name, if it cannot."""
-    if name.strip() and name[0] not in ".-" and "/" not in name and name.isprintable() and len(name.encode()) <= 200:
-        return None
-    return "its folders have this name: no / in it, no dot or - in front, one line of at most 200 bytes"
 
 
 def differences(before: Study, after: Study) -> list[str]:

@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from models.training.loop import Training
+from tuner.artifacts.layout import checkpoint_name
 from tuner.artifacts.store import Artifacts
 
 
@@ -23,11 +24,11 @@ class Checkpoints:
         found = []
         for attempt in range(self.attempt - 1, 0, -1):
             try:
-                self.artifacts.remove_drafts(self._name(attempt))
-                self.artifacts.fetch(self._name(attempt))
+                self.artifacts.remove_drafts(checkpoint_name(self.number, attempt))
+                self.artifacts.fetch(checkpoint_name(self.number, attempt))
             except OSError as error:
                 self.warn(f"a checkpoint of trial {self.number} cannot be read: {error.strerror}")
-            path = self.artifacts.folder / self._name(attempt)
+            path = self.artifacts.folder / checkpoint_name(self.number, attempt)
             found += [path] if path.exists() else []
         return found
 
@@ -38,11 +39,11 @@ class Checkpoints:
 
     def save(self, training: Training) -> None:
         """Saves a checkpoint; a full disk is no reason to stop, the one before stays."""
-        path = self.artifacts.folder / self._name(self.attempt)
+        path = self.artifacts.folder / checkpoint_name(self.number, self.attempt)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             training.save(path)
-            self.artifacts.share(self._name(self.attempt))
+            self.artifacts.share(checkpoint_name(self.number, self.attempt))
         except OSError as error:
             self.warn(f"no checkpoint of trial {self.number}: {error.strerror} ({path.parent}); training goes on")
         self.saved = time.monotonic()
@@ -51,7 +52,4 @@ class Checkpoints:
         """Deletes them all; one that cannot be reached is left where it is."""
         for attempt in range(1, self.attempt + 1):
             with suppress(OSError):
-                self.artifacts.remove(self._name(attempt))
-
-    def _name(self, attempt: int) -> str:
-        return f"checkpoints/trial-{self.number}.{attempt}.safetensors"
+                self.artifacts.remove(checkpoint_name(self.number, attempt))

@@ -25,7 +25,8 @@ from models.text import corpus as corpora
 from models.text.corpus import EncodedCorpus
 from models.training.failures import lost_device
 from models.training.loop import Evaluation, Trained, Training, train
-from tuner.artifacts.store import SAMPLES, Artifacts
+from tuner.artifacts.layout import SAMPLES
+from tuner.artifacts.store import Artifacts
 from tuner.errors import StudyError
 from tuner.study.definition import Study
 from tuner.study.limits import DoesNotFit

@@ -29,7 +29,8 @@ from models.files import optional
 from models.nn.network import generator_class
 from models.training.failures import lost_device, ran_out_of_memory
 from models.training.loop import Diverged, Evaluation, Training
-from tuner.artifacts.store import SAMPLES, Artifacts
+from tuner.artifacts.layout import SAMPLES
+from tuner.artifacts.store import Artifacts
 from tuner.errors import LostDeviceError, StorageError, WorkerError
 from tuner.results.summary import leaderboard
 from tuner.storage.leases import GONE, PAUSED, STOPPED, Activity, Claim, Ended, Gone, Leases, LostLease, forget_deleted
