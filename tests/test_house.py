@@ -69,6 +69,20 @@ def test_no_pickles(path: Path) -> None:
     assert not {"torch.load", "torch.save"} & calls
 
 
+@pytest.mark.parametrize("path", ROOMS, ids=named(ROOMS))
+def test_one_module_knows_the_insides_of_optuna_and_its_dashboard(path: Path) -> None:
+    if path == ROOT / "tuner" / "optuna_internals.py":
+        return
+    nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+    names = {node.attr for node in nodes if isinstance(node, ast.Attribute)}
+    assert not names & {"_study_id", "_trial_id", "_storage", "_backend", "_contains"}
+    modules = [name for name in imported(path) if name.partition(".")[0] in ("optuna", "optuna_dashboard")]
+    froms = [node for node in nodes if isinstance(node, ast.ImportFrom) and node.module in modules]
+    private = [part for name in modules for part in name.split(".") if part.startswith("_")]
+    private += [alias.name for node in froms for alias in node.names if alias.name.startswith("_")]
+    assert not private
+
+
 def test_nobody_keeps_odds_and_ends() -> None:
     assert not {"utils.py", "common.py", "helpers.py", "misc.py"} & {path.name for path in ROOMS}
 

@@ -21,6 +21,7 @@ from models import __main__ as single
 from models.errors import RunError
 from models.wording import counted
 from tuner.errors import StorageError, StudyError, WorkerError
+from tuner.optuna_internals import study_id
 from tuner.storage.locations import StorageOptions
 from tuner.workers.options import WorkerOptions
 
@@ -475,7 +476,7 @@ def _show_study(opened: RDBStorage, found: optuna.Study, study: Study, failed: b
         now = summary.snapshot(opened, found, study)
         click.echo("\n\n".join(tables.failures(now)) or f"No trial of study {study.name} failed.")
         return
-    now = queries.in_short(opened, found._study_id, study, BOARD_ROWS)
+    now = queries.in_short(opened, study_id(found), study, BOARD_ROWS)
     _show(tables.progress(now), "", *details(found, now))
     for line in tables.failed_lines(now):
         click.echo(line)
@@ -856,7 +857,7 @@ def dashboard(study_name: str | None, places: StorageOptions, **door: Any) -> No
     found_door = ServerConfig(**door, login=os.environ.get("TUNER_LOGIN"))
     found_door.require_safe()
     with places.opened() as opened:
-        page = "/dashboard" if study_name is None else f"/dashboard/studies/{_find(opened, study_name)[0]._study_id}"
+        page = "/dashboard" if study_name is None else f"/dashboard/studies/{study_id(_find(opened, study_name)[0])}"
         attachments = places.attachments()
 
         def tell() -> None:

@@ -32,7 +32,8 @@ from tuner.errors import WorkerError
 
 if TYPE_CHECKING:
     from optuna.artifacts import Boto3ArtifactStore
-    from optuna.artifacts._protocol import ArtifactStore
+
+    from tuner.optuna_internals import ArtifactStore
 
 SCHEME = "s3://"
 

@@ -25,7 +25,6 @@ from optuna.distributions import (
     json_to_distribution,
 )
 from optuna.storages import RDBStorage
-from optuna.storages._rdb import models
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from sqlalchemy import Connection
 from sqlalchemy.exc import DataError, IntegrityError
@@ -37,6 +36,7 @@ from tuner.artifacts.layout import CHECKPOINT, RUN_FILE, name_problem
 from tuner.artifacts.store import Artifacts, Owner
 from tuner.backup.archive import ID, PARTS, Reader, Writer, reading, writing
 from tuner.errors import StudyError, WorkerError
+from tuner.optuna_internals import ARTIFACT_PREFIX, contains, tables
 from tuner.results.confirmation import CONFIRMS, companion_name, companion_of
 from tuner.storage import leases
 from tuner.storage.migrations.migrate import make_tables
@@ -47,7 +47,6 @@ from tuner.study.facts import study_problem, system_problem, trial_problem
 BATCH = 500
 """Trials that are in memory at once."""
 
-ATTACHED = "artifacts:"
 _NOTE = re.compile(r"dashboard:([0-9]+):(note_ver|note_str:[0-9]+)")
 _UNKEPT = re.compile(r"(cma|sepcma|cmawm):optimizer(:[0-9]+)?|[A-Za-z]+:parent:[0-9]+")
 """System attributes that stay behind. The state of CMA-ES is a pickle, which could run code of whoever wrote the file:
@@ -55,6 +54,7 @@ the sampler begins anew. The parents of a genetic sampler are ids in the old dat
 
 UNFINISHED = ("RUNNING", "WAITING")
 
+models = tables()
 _studies, _directions, _trials, _values, _rungs, _parameters = (
     model.__table__
     for model in (
@@ -327,7 +327,11 @@ def _told(value: float | None, kind: Any) -> Any:
 
 def _attached(attributes: dict[str, Any]) -> list[str]:
     """The attachments that attributes point at; a deleted one's value is null."""
-    keys = [key.removeprefix(ATTACHED) for key, value in attributes.items() if key.startswith(ATTACHED) and value]
+    keys = [
+        key.removeprefix(ARTIFACT_PREFIX)
+        for key, value in attributes.items()
+        if key.startswith(ARTIFACT_PREFIX) and value
+    ]
     return [key for key in keys if ID.fullmatch(key)]
 
 
@@ -610,7 +614,7 @@ class _Part:
             distribution = _distribution(one)
             if one.name in self.searched:
                 check_distribution_compatibility(self.searched[one.name], distribution)
-            fits = distribution._contains(one.value)
+            fits = contains(distribution, one.value)
         except (KeyError, TypeError, ValueError, OverflowError, AttributeError, Warning) as error:
             raise self._damaged(f"the distribution of {one.name}: {error}") from error
         if not fits:

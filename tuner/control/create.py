@@ -14,6 +14,7 @@ from models.config import Config, flat
 from models.text.corpus import load_corpus, require_room
 from tuner.control.steering import queue
 from tuner.errors import StudyError
+from tuner.optuna_internals import study_id
 from tuner.storage.leases import RUNNING, Leases, forget_deleted, transaction
 from tuner.storage.migrations.migrate import make_tables
 from tuner.storage.ownership import owner_of
@@ -43,7 +44,7 @@ def _entered(storage: RDBStorage, study: Study, fingerprint: str) -> optuna.Stud
     found = optuna.create_study(study_name=study.name, storage=storage, directions=directions, load_if_exists=True)
     _require_same(found, study, fingerprint)
     owner_of(found)
-    leases = Leases(storage, found._study_id)
+    leases = Leases(storage, study_id(found))
     if leases.open():
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)

@@ -13,6 +13,7 @@ from models.errors import ConfigError
 from models.reader import parse, plain
 from models.wording import counted
 from tuner.errors import StudyError
+from tuner.optuna_internals import add_trial, study_id
 from tuner.results.summary import numbered
 from tuner.storage.leases import PAUSED, RUNNING, STOPPED, Leases
 from tuner.study.definition import Study
@@ -80,8 +81,7 @@ def queue(found: optuna.Study, parameters: Mapping[str, Any], facts: dict[str, A
     waiting = optuna.trial.create_trial(
         state=TrialState.WAITING, system_attrs={"fixed_params": dict(parameters)}, user_attrs=facts
     )
-    storage = found._storage
-    return storage.get_trial(storage.create_new_trial(found._study_id, template_trial=waiting)).number
+    return add_trial(found, waiting)
 
 
 def _room(storage: RDBStorage, found: optuna.Study, study: Study) -> str:
@@ -97,4 +97,4 @@ def _workers(storage: RDBStorage, found: optuna.Study, do: str) -> str:
 
 
 def _ledger(storage: RDBStorage, found: optuna.Study) -> Leases:
-    return Leases(storage, found._study_id)
+    return Leases(storage, study_id(found))

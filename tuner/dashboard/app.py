@@ -27,7 +27,8 @@ from tuner.errors import ServerConfigError
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
-    from optuna.artifacts._protocol import ArtifactStore
+
+    from tuner.optuna_internals import ArtifactStore
 
 
 @dataclass(frozen=True)

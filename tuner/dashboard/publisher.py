@@ -16,22 +16,24 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import optuna
 from optuna.storages import RDBStorage
-from optuna.storages._cached_storage import _CachedStorage
-from optuna.study._frozen import FrozenStudy
 from optuna.trial import FrozenTrial, TrialState
-from optuna_dashboard import _app, save_plotly_graph_object
+from optuna_dashboard import save_plotly_graph_object
 from psycopg2.errors import InsufficientPrivilege, ReadOnlySqlTransaction
 
+from tuner.optuna_internals import cached, dashboard_replaced, study_id
 from tuner.results import queries
 from tuner.results.summary import Row, front, leaderboard
 from tuner.storage.leases import Counts
 from tuner.storage.outages import is_outage
 from tuner.study.definition import Study, is_ours, renamed
 from tuner.watch import notes, plots
+
+if TYPE_CHECKING:
+    from tuner.optuna_internals import FrozenStudy
 
 REFRESH_SECONDS = 5.0
 """How often studies are looked after."""
@@ -70,7 +72,7 @@ class Publisher(threading.Thread):
     def __init__(self, storage: RDBStorage) -> None:
         super().__init__(name="publisher", daemon=True)
         self.storage = storage
-        self.trials = _CachedStorage(storage)
+        self.trials = cached(storage)
         self.ended = threading.Event()
         self.known: dict[int, _Known] = {}
         self.may_write = True
@@ -98,16 +100,12 @@ class Publisher(threading.Thread):
     @contextmanager
     def shown(self) -> Iterator[None]:
         """Lets the dashboard of this process send what it would, with what we know."""
-        serialize, get_trials = _app.serialize_study_detail, _app.get_trials
-        _app.serialize_study_detail = lambda *arguments: self.detail(serialize, *arguments)
-        # It would read all trials of a study every ten seconds, those that ended long ago, too.
-        _app.get_trials = lambda cache, storage, study_id: list(
-            map(_presentable, get_trials(cache, self.trials, study_id))
-        )
-        try:
+        with dashboard_replaced(self.detail, self._trials):
             yield
-        finally:
-            _app.serialize_study_detail, _app.get_trials = serialize, get_trials
+
+    def _trials(self, get_trials: Callable[..., list[FrozenTrial]], cache: Any, storage: Any, study: int) -> Any:
+        """What the dashboard sends of trials; it would read all of them every ten seconds, those of old, too."""
+        return [_presentable(trial) for trial in get_trials(cache, self.trials, study)]
 
     def detail(
         self,
@@ -120,7 +118,7 @@ class Publisher(threading.Thread):
         """Returns what the dashboard sends of a study, with notes, and with the best trials that keep the limits."""
         if not is_ours(study.user_attrs):
             return serialize(study, best, trials, *more)
-        known = self.known.get(study._study_id)
+        known = self.known.get(study_id(study))
         best = best if known is None or known.board is None else _best(known.board, len(study.directions))
         document = serialize(study, best, trials, *more)
         if known is not None:

@@ -19,12 +19,12 @@ import optuna
 import sqlalchemy as sql
 from optuna.distributions import IntDistribution
 from optuna.storages import RDBStorage
-from optuna.storages._rdb import models
 from optuna.trial import FrozenTrial, TrialState
 
 from models.config import DECODING
 from models.wording import counted
 from tuner.errors import StudyError
+from tuner.optuna_internals import database_of, storage_of, study_id, tables, trial_id
 from tuner.results.summary import quality, require_board
 from tuner.storage.leases import RUNNING, Leases, transaction
 from tuner.storage.migrations.migrate import make_tables
@@ -75,13 +75,13 @@ def enter(
     make_tables(storage.engine)
     with transaction(storage):  # a companion that is half there is no study
         companion = _companion(storage, found, study)
-        leases = Leases(storage, companion._study_id)
+        leases = Leases(storage, study_id(companion))
         leases.open()
     with leases.study_lock():
         there = _trainings(companion)
         for pair in [pair for pair, training in there.items() if training.state == TrialState.WAITING]:
             if pair not in wanted:
-                storage.set_trial_state_values(there.pop(pair)._trial_id, TrialState.FAIL)
+                storage.set_trial_state_values(trial_id(there.pop(pair)), TrialState.FAIL)
         for pair, trial in wanted.items():
             if pair not in there:
                 _queue(companion, trial, pair)
@@ -203,7 +203,7 @@ def companion_of(found: optuna.Study) -> optuna.Study | None:
     """Returns the study that confirms the candidates of this one, if there is one, whatever either is called."""
     for name in (_name_by_identity(found), companion_name(found.study_name)):
         with suppress(KeyError):
-            companion = optuna.load_study(study_name=name, storage=found._storage) if name is not None else None
+            companion = optuna.load_study(study_name=name, storage=storage_of(found)) if name is not None else None
             if companion is not None and _confirms(companion, found):
                 return companion
     return None
@@ -213,8 +213,8 @@ def _name_by_identity(found: optuna.Study) -> str | None:
     """The name of the study that says it confirms this one; one from before there were identities does not."""
     if KEY not in found.user_attrs:
         return None
-    storage: Any = getattr(found._storage, "_backend", found._storage)  # Optuna puts a cache in front
-    studies, attributes = models.StudyModel.__table__, models.StudyUserAttributeModel.__table__
+    storage = database_of(found)
+    studies, attributes = (getattr(tables(), name).__table__ for name in ("StudyModel", "StudyUserAttributeModel"))
     stated = (attributes.c.key == CONFIRMS) & (attributes.c.value_json == json.dumps(owner_of(found).identity))
     names = sql.select(studies.c.study_name).join_from(studies, attributes).where(stated).order_by(studies.c.study_id)
     with transaction(storage) as connection:
@@ -295,7 +295,7 @@ def _queue(companion: optuna.Study, trial: FrozenTrial, pair: tuple[int, int]) -
         distributions={"candidate": IntDistribution(0, 2**31 - 1), "seed": IntDistribution(0, SEEDS - 1)},
         user_attrs={"configuration": trial.user_attrs["configuration"] | {"seed": seed}},
     )
-    companion._storage.create_new_trial(companion._study_id, template_trial=training)
+    companion.add_trial(training)
 
 
 def _values(trial: FrozenTrial, trainings: dict[tuple[int, int], FrozenTrial], seeds: int) -> dict[int, float]:

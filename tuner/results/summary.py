@@ -12,6 +12,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from models.wording import counted
 from tuner.errors import StudyError
+from tuner.optuna_internals import study_id
 from tuner.storage.blocking import Blockage
 from tuner.storage.leases import RUNNING, Counts, Leases, Worker
 from tuner.study.definition import Study, defined
@@ -85,7 +86,7 @@ class Row(Standing):
 
 def snapshot(storage: RDBStorage, optuna_study: optuna.Study, study: Study) -> Snapshot:
     """Reads the study's state; finished trials are read from the database once."""
-    leases = Leases(storage, optuna_study._study_id)
+    leases = Leases(storage, study_id(optuna_study))
     trials = optuna_study.get_trials(deepcopy=False)
     board, told = leaderboard(trials), sum(map(is_told, trials))
     return Snapshot(
@@ -106,7 +107,7 @@ def current(storage: RDBStorage, optuna_study: optuna.Study) -> Snapshot:
 
     Raises Gone when it was deleted.
     """
-    optuna_study.study_name = Leases(storage, optuna_study._study_id).name()
+    optuna_study.study_name = Leases(storage, study_id(optuna_study)).name()
     return snapshot(storage, optuna_study, defined(optuna_study))
 
 

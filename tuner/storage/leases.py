@@ -22,6 +22,7 @@ from sqlalchemy import Connection, Engine, func
 from sqlalchemy.exc import DBAPIError, OperationalError, ProgrammingError
 
 from tuner.errors import StudyError
+from tuner.optuna_internals import trial_id
 from tuner.storage.migrations import migrate
 
 HEARTBEAT_SECONDS = 5.0
@@ -339,7 +340,7 @@ class Leases:
                 return Wait("the last trials are running elsewhere")
             else:
                 trial = study.ask()
-            return Claim(trial, self._lease(connection, trial._trial_id, worker_id))
+            return Claim(trial, self._lease(connection, trial_id(trial), worker_id))
 
     @contextmanager
     def lease_held(self, trial_id: int, worker_id: str) -> Iterator[None]:

@@ -14,10 +14,10 @@ from tuner.errors import WorkerError
 
 if TYPE_CHECKING:
     import optuna
-    from optuna.artifacts._protocol import ArtifactStore
     from optuna.storages import RDBStorage
 
     from tuner.artifacts.store import Artifacts, Owner
+    from tuner.optuna_internals import ArtifactStore
 
 
 @dataclass(frozen=True)

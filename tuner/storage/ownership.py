@@ -9,7 +9,6 @@ from dataclasses import asdict
 from typing import Any
 
 import optuna
-from optuna.storages._rdb import models
 from optuna.trial import FrozenTrial
 from safetensors import SafetensorError, safe_open
 from sqlalchemy import Connection
@@ -20,12 +19,13 @@ from models.errors import UserError
 from tuner.artifacts.layout import CHECKPOINT, RUN_FILE
 from tuner.artifacts.store import Artifacts, Owner
 from tuner.errors import StudyError
+from tuner.optuna_internals import database_of, study_id, tables
 from tuner.storage.leases import transaction
 
 KEY = "files"
 """The attribute of a study that holds its identity, and the name of its folder."""
 
-_attributes = models.StudyUserAttributeModel.__table__
+_attributes = tables().StudyUserAttributeModel.__table__
 
 
 def new_owner(name: str) -> Owner:
@@ -33,9 +33,9 @@ def new_owner(name: str) -> Owner:
     return Owner(uuid.uuid4().hex, name)
 
 
-def write_owner(connection: Connection, study_id: int, owner: Owner) -> None:
+def write_owner(connection: Connection, study: int, owner: Owner) -> None:
     """Gives a study its identity unless it has one: of several processes at once, one gives it."""
-    row = {"study_id": study_id, "key": KEY, "value_json": json.dumps(asdict(owner))}
+    row = {"study_id": study, "key": KEY, "value_json": json.dumps(asdict(owner))}
     connection.execute(insert(_attributes).values(row).on_conflict_do_nothing())
 
 
@@ -43,9 +43,8 @@ def owner_of(study: optuna.Study) -> Owner:
     """Returns a study's identity; one that an earlier version made gets it now. Raises StudyError."""
     found: Any = study.user_attrs.get(KEY)
     if found is None:
-        storage: Any = getattr(study._storage, "_backend", study._storage)  # Optuna puts a cache in front
-        with transaction(storage) as connection:
-            write_owner(connection, study._study_id, new_owner(study.study_name))
+        with transaction(database_of(study)) as connection:
+            write_owner(connection, study_id(study), new_owner(study.study_name))
         found = study.user_attrs.get(KEY)
     try:
         return Owner(str(found["identity"]), str(found["folder"]))

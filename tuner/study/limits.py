@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from tuner.optuna_internals import trial_id
+
 if TYPE_CHECKING:
     import optuna
 
@@ -73,7 +75,7 @@ def mark(trial: optuna.Trial, violations: dict[str, float]) -> None:
 
     tpe and nsga2 do; gp learns from completed trials alone.
     """
-    known = trial.storage.get_trial(trial._trial_id).constraints
+    known = trial.storage.get_trial(trial_id(trial)).constraints
     for name, by in violations.items():
         if name not in known:
             trial.set_constraint(name, by)

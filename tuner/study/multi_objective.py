@@ -5,6 +5,8 @@ from __future__ import annotations
 import optuna
 from optuna.study import StudyDirection
 
+from tuner.optuna_internals import trial_id
+
 
 class Tuned(optuna.Study):
     """A study whose pruners, and whose sampler where it looks at pruned trials, see the first objective alone."""
@@ -25,4 +27,4 @@ class Hyperband(optuna.pruners.HyperbandPruner):
 
 def should_prune(study: optuna.Study, trial: optuna.Trial) -> bool:
     """Whether the study's pruner wants to end a trial, whatever the number of objectives."""
-    return study.pruner.prune(study, trial.storage.get_trial(trial._trial_id))
+    return study.pruner.prune(study, trial.storage.get_trial(trial_id(trial)))

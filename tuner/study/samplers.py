@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from models.reader import Problem, nearest
+from tuner.optuna_internals import set_system_attribute
 from tuner.study.space import Float, Space
 
 if TYPE_CHECKING:
@@ -290,8 +291,8 @@ def _grid(space: Space, keywords: dict[str, Any]) -> optuna.samplers.BaseSampler
         def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
             if "grid_id" not in trial.system_attrs:
                 point = self._point(study, trial)
-                study._storage.set_trial_system_attr(trial._trial_id, "search_space", self._search_space)
-                study._storage.set_trial_system_attr(trial._trial_id, "grid_id", point)
+                set_system_attribute(study, trial, "search_space", self._search_space)
+                set_system_attribute(study, trial, "grid_id", point)
 
         def after_trial(self, study: optuna.Study, trial: FrozenTrial, state: TrialState, values: Any) -> None:
             pass

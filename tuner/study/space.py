@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 
 from models.config import ARCHITECTURES, DECODING, OWN, Config, flat, heads_problem, nested, own_problems
 from models.reader import Problem, nearest
+from tuner.optuna_internals import contains
 
 if TYPE_CHECKING:
     import optuna
@@ -255,7 +256,7 @@ def chosen_problem(space: Space, name: str, value: Any) -> str | None:
     distribution = searched.distribution()
     kinds = {"float": (int, float), "int": (int,)}.get(searched.type)
     try:
-        fits = (kinds is None or type(value) in kinds) and distribution._contains(distribution.to_internal_repr(value))
+        fits = (kinds is None or type(value) in kinds) and contains(distribution, distribution.to_internal_repr(value))
     except (ValueError, TypeError):
         fits = False
     return None if fits else f"{value!r} is not among what is searched: {searched.described()}"

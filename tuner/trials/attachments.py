@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from tuner.optuna_internals import ARTIFACT_PREFIX
+
 SAMPLES = "tuner:samples"
 """The system attribute of a trial that holds some of its texts: the dashboard lists user attributes, one by one."""
 
@@ -24,7 +26,6 @@ def samples_kept(samples: Sequence[dict[str, str]]) -> dict[str, Any]:
 def attached(attachment: str, filename: str) -> dict[str, Any]:
     """Returns the system attribute that shows a kept file (`Artifacts.attach`) beside a trial."""
     from optuna.artifacts import ArtifactMeta
-    from optuna.artifacts._upload import ARTIFACTS_ATTR_PREFIX
 
     meta = ArtifactMeta(attachment, filename, "application/jsonl", None)
-    return {ARTIFACTS_ATTR_PREFIX + attachment: json.dumps(asdict(meta))}
+    return {ARTIFACT_PREFIX + attachment: json.dumps(asdict(meta))}

@@ -16,6 +16,7 @@ from rich.text import Text
 
 from models.safe_text import terminal
 from models.wording import counted, duration
+from tuner.optuna_internals import study_id
 from tuner.results import queries
 from tuner.results.confirmation import lines
 from tuner.results.summary import Row, Snapshot, quality
@@ -80,12 +81,12 @@ class Watcher(View):
     def __init__(self, storage: RDBStorage, found: optuna.Study, study: Study, board: bool = False) -> None:
         super().__init__(transient=not board)
         self.storage, self.found, self.study, self.board = storage, found, study, board
-        self.told = queries.ended(storage, found._study_id)
+        self.told = queries.ended(storage, study_id(found))
         self.spoke = -PLAIN_SECONDS if board else time.monotonic()
         self.state = RUNNING
 
     def show(self) -> None:
-        now = queries.in_short(self.storage, self.found._study_id, self.study, BOARD_ROWS)
+        now = queries.in_short(self.storage, study_id(self.found), self.study, BOARD_ROWS)
         if now.study.name != self.study.name:
             self.say(f"study {self.study.name} is now called {now.study.name}")
             self.study, self.found.study_name = now.study, now.study.name
@@ -103,7 +104,7 @@ class Watcher(View):
         return Group(progress(now), Text(""), *details(self.found, now)) if self.board else progress(now)
 
     def _tell_finished(self, now: Snapshot) -> None:
-        fresh = queries.ended(self.storage, self.found._study_id) - self.told
+        fresh = queries.ended(self.storage, study_id(self.found)) - self.told
         trials = [self.storage.get_trial(trial_id) for trial_id in fresh]
         self.told |= fresh
         for trial in sorted(trials, key=lambda one: (one.datetime_complete is None, one.datetime_complete)):

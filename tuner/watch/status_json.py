@@ -12,6 +12,7 @@ import optuna
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial
 
+from tuner.optuna_internals import study_id
 from tuner.results import queries
 from tuner.results.summary import Row, Snapshot, Standing, front, leaderboard, quality
 from tuner.storage.leases import Worker
@@ -31,7 +32,7 @@ def studies_document(storage: RDBStorage) -> Document:
 
 def study_document(storage: RDBStorage, found: optuna.Study, study: Study) -> Document:
     """Returns one study, with its best trials and what its last confirmation found."""
-    now = queries.in_short(storage, found._study_id, study, BOARD)
+    now = queries.in_short(storage, study_id(found), study, BOARD)
     confirmation = found.user_attrs.get("confirmation")
     means = {one["trial"]: one["mean"] for one in (confirmation or {"candidates": []})["candidates"]}
     board = front(now.trials) if len(study.objectives) > 1 else leaderboard(now.trials)[:BOARD]

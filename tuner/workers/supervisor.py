@@ -12,6 +12,7 @@ from optuna.storages import RDBStorage
 from models.training.stopping import stop_requests
 from tuner.artifacts.store import Artifacts
 from tuner.errors import WorkerError
+from tuner.optuna_internals import study_id
 from tuner.results.summary import current
 from tuner.storage.embedded import default_folder, revive
 from tuner.storage.leases import Gone, Leases, LostLease, forget_deleted
@@ -71,7 +72,7 @@ class Supervisor:
         told = environment(self.places, self.crew)
         with stop_requests() as requested, view as watcher:
             watcher.say(f"study {study.name}: {begins}")
-            arguments = [*arguments, "--study-id", str(found._study_id)]
+            arguments = [*arguments, "--study-id", str(study_id(found))]
             team = WorkerPool(slots, arguments, told, logs, _exit_handler(self.storage, found, study), watcher.say)
             try:
                 while team.watch() and not requested.is_set():
@@ -103,7 +104,7 @@ class Supervisor:
             failed = f"every worker of study {study.name} ended with an error"
             raise WorkerError(f"{failed}; see above, and the logs in {logs}")
         budget = now.study.trials, now.study.budget.hours
-        reason = Leases(self.storage, found._study_id).why_ended(*budget, new=now.study.confirms is None)
+        reason = Leases(self.storage, study_id(found)).why_ended(*budget, new=now.study.confirms is None)
         return reason or "the study was stopped"  # and resumed before we looked
 
     def _revive(self) -> None:
@@ -114,7 +115,7 @@ class Supervisor:
 
 def _exit_handler(storage: RDBStorage, found: optuna.Study, study: Study) -> Callable[[WorkerExit], bool]:
     """What is done for a worker that died: its trial goes on elsewhere, unless it was to blame."""
-    leases = Leases(storage, found._study_id)
+    leases = Leases(storage, study_id(found))
 
     def end_out_of_memory(trial_id: int) -> None:
         trial = optuna.Trial(found, trial_id)

@@ -32,6 +32,8 @@ from models.training.loop import Diverged, Evaluation, Training
 from tuner.artifacts.layout import SAMPLES
 from tuner.artifacts.store import Artifacts
 from tuner.errors import LostDeviceError, StorageError, WorkerError
+from tuner.optuna_internals import storage_of, study_id
+from tuner.optuna_internals import trial_id as id_of
 from tuner.results.summary import leaderboard
 from tuner.storage.leases import GONE, PAUSED, STOPPED, Activity, Claim, Ended, Gone, Leases, LostLease, forget_deleted
 from tuner.study import samplers
@@ -148,7 +150,7 @@ class Worker:
         self.study, self.definition, self.objective, self.storage = study, definition, objective, storage
         self.threads, self.requested, self.say = threads, requested, say
         self.id = worker_id
-        self.leases = Leases(storage, study._study_id)
+        self.leases = Leases(storage, study_id(study))
         self.database_thread = DatabaseThread(self._heartbeat, say)
         self.activity = Activity()
         self.trial_id: int | None = None
@@ -238,7 +240,7 @@ class Worker:
         """Trains a claimed trial to its end, whatever that is, and writes the end down."""
         trial, number = claim.trial, claim.trial.number
         self.lost.clear()
-        self.trial_id = trial._trial_id
+        self.trial_id = id_of(trial)
         self.activity = Activity(number, "starting")
         try:
             draft = _Draft(trial, self.definition)
@@ -290,7 +292,7 @@ class Worker:
 
     def _configure(self, draft: _Draft, attempt: int) -> Config:
         """Enters the proposed configuration, or finds the one that an earlier attempt got."""
-        trial_id = draft.trial._trial_id
+        trial_id = id_of(draft.trial)
         with self.leases.lease_held(trial_id, self.id):
             stored = self.storage.get_trial(trial_id).user_attrs.get("configuration")
             config = draft.config if stored is None else draft.checked(stored)
@@ -300,24 +302,24 @@ class Worker:
         return config
 
     def _complete(self, trial: optuna.Trial, outcome: Outcome) -> None:
-        with self.leases.lease_held(trial._trial_id, self.id):
+        with self.leases.lease_held(id_of(trial), self.id):
             if _is_finished(self.storage, trial):
                 return  # this request was cut off after its work was done
-            self.leases.note(trial._trial_id, outcome.facts | {"configuration": outcome.config.model_dump(mode="json")})
+            self.leases.note(id_of(trial), outcome.facts | {"configuration": outcome.config.model_dump(mode="json")})
             texts = attachments.samples_kept(outcome.samples)
             if outcome.attachment is not None:
                 texts |= attachments.attached(outcome.attachment, SAMPLES)
-            self.leases.note(trial._trial_id, texts, "system")
+            self.leases.note(id_of(trial), texts, "system")
             for name, searched in self.definition.space.decoded.items():
                 self._set_parameter(trial, name, getattr(outcome.config, name), searched.distribution())
             self._tell(trial, TrialState.COMPLETE, outcome.values)
 
     def _set_parameter(self, trial: optuna.Trial, name: str, value: Any, distribution: Any) -> None:
         if value is not None or name not in DECODING:
-            self.storage.set_trial_param(trial._trial_id, name, distribution.to_internal_repr(value), distribution)
+            self.storage.set_trial_param(id_of(trial), name, distribution.to_internal_repr(value), distribution)
 
     def _hand_back(self, trial: optuna.Trial) -> None:
-        self._if_held(lambda: self.leases.release(trial._trial_id, self.id), SHUTDOWN_SECONDS)
+        self._if_held(lambda: self.leases.release(id_of(trial), self.id), SHUTDOWN_SECONDS)
 
     def _fail(self, trial: optuna.Trial, reason: str) -> bool:
         """Fails a trial that can be trained nowhere, at once; returns whether it was this worker's to say."""
@@ -336,7 +338,7 @@ class Worker:
             return self._end(trial, TrialState.PRUNED, {"reason": reason}, violations)
         reason, trace = f"{type(error).__name__}: {error}", traceback.format_exc()
         retries = self.definition.retries
-        failed = self._if_held(lambda: self.leases.crashed(trial._trial_id, self.id, reason, trace, retries))
+        failed = self._if_held(lambda: self.leases.crashed(id_of(trial), self.id, reason, trace, retries))
         if failed:
             self.say(f"trial {trial.number} failed: {reason}")
             self.failures.append(reason)
@@ -348,7 +350,7 @@ class Worker:
         """Whether memory ran out for the first time while others held most of it: it may suffice when tried again."""
         if not (self.definition.retries and ran_out_of_memory(error) and is_crowded(self.objective.device)):
             return False
-        return "crashes" not in self.database_thread.call(lambda: self.storage.get_trial(trial._trial_id)).user_attrs
+        return "crashes" not in self.database_thread.call(lambda: self.storage.get_trial(id_of(trial))).user_attrs
 
     def _end(
         self, trial: optuna.Trial, state: TrialState, facts: dict[str, Any], violations: dict[str, float] | None = None
@@ -359,10 +361,10 @@ class Worker:
             facts["tokens_per_second"] = round(self.activity.tokens_per_second)
 
         def write() -> bool:
-            with self.leases.lease_held(trial._trial_id, self.id):
+            with self.leases.lease_held(id_of(trial), self.id):
                 if not _is_finished(self.storage, trial):
                     mark(trial, violations or {})
-                    self.leases.note(trial._trial_id, facts)
+                    self.leases.note(id_of(trial), facts)
                     self._tell(trial, state, None)
             return True
 
@@ -423,7 +425,7 @@ class _Draft:
 
     def write(self) -> None:
         """Asks the sampler, unless an earlier attempt did; may be repeated. Raises Unbuildable."""
-        known = self.get_trial(self.trial._trial_id)
+        known = self.get_trial(id_of(self.trial))
         stored = known.user_attrs.get("configuration")
         if stored is not None:
             self.config = self.checked(stored)
@@ -455,7 +457,7 @@ class _Draft:
         self.parameters.append((name, value, distribution))
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.trial.study._storage, name)
+        return getattr(storage_of(self.trial.study), name)
 
 
 class _Conversation:
@@ -463,7 +465,7 @@ class _Conversation:
 
     def __init__(self, worker: Worker, trial: optuna.Trial) -> None:
         self.worker, self.trial = worker, trial
-        stored = worker.database_thread.call(lambda: worker.storage.get_trial(trial._trial_id))
+        stored = worker.database_thread.call(lambda: worker.storage.get_trial(id_of(trial)))
         if PRUNED_AT in stored.system_attrs:
             raise Pruned  # says the verdict on an earlier attempt, which did not hear it
         self.told = set(stored.intermediate_values)
@@ -545,8 +547,8 @@ class _Conversation:
     def _write(self, evaluation: Evaluation) -> bool:
         """Writes a rung, with the verdict: a pruner that is asked twice about a rung does not repeat itself."""
         last = evaluation.rung == self.worker.definition.trial.rungs
-        with self.worker.leases.lease_held(self.trial._trial_id, self.worker.id):
-            storage, trial_id = self.worker.storage, self.trial._trial_id
+        with self.worker.leases.lease_held(id_of(self.trial), self.worker.id):
+            storage, trial_id = self.worker.storage, id_of(self.trial)
             stored = storage.get_trial(trial_id)
             if evaluation.rung in stored.intermediate_values:  # this request was cut off after its work was done
                 return PRUNED_AT in stored.system_attrs
@@ -604,4 +606,4 @@ def _first(error: ValidationError) -> str:
 
 
 def _is_finished(storage: RDBStorage, trial: optuna.Trial) -> bool:
-    return storage.get_trial(trial._trial_id).state.is_finished()
+    return storage.get_trial(id_of(trial)).state.is_finished()
