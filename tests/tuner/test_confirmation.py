@@ -155,7 +155,7 @@ def test_a_confirmation_neither_searches_nor_prunes(confirming: Confirming) -> N
     confirming.crew.work(definition, lambda number, config, rung: float(number), workers=2)
     assert {trial.state for trial in companion.trials} == {COMPLETE}
     assert len(companion.trials) == definition.trials == 8
-    assert definition.space.decoded == {}
+    assert definition.space.decoding_parameters == {}
     assert definition.pruner == {"type": "none"}
 
 

@@ -83,7 +83,7 @@ def test_the_temperature_is_one_that_the_study_allows(
     sharpness = 1 / 3 if value == 0.33333 else 1.0
     config = chosen(corpus, sharpness, temperature=temperature)
     assert config.temperature == value
-    distribution = Space.of({"temperature": temperature}).decoded["temperature"].distribution()
+    distribution = Space.of({"temperature": temperature}).decoding_parameters["temperature"].distribution()
     assert distribution._contains(distribution.to_internal_repr(config.temperature))
 
 
@@ -192,7 +192,7 @@ def test_each_parameter_is_chosen_among_what_the_study_allows(words: EncodedCorp
         "repetition_penalty": {"type": "float", "low": 1.0, "high": 1.3},
     }
     found = decoded(words, 1.0, 3_000_000, parameters=parameters).config
-    for name, searched in Space.of(parameters).decoded.items():
+    for name, searched in Space.of(parameters).decoding_parameters.items():
         value = getattr(found, name)
         if value is not None:
             assert searched.distribution()._contains(searched.distribution().to_internal_repr(value))
@@ -214,7 +214,7 @@ def test_each_parameter_is_chosen_among_what_the_study_allows(words: EncodedCorp
 )
 def test_a_parameter_of_one_value_has_that_value(words: EncodedCorpus, parameters: dict[str, Any]) -> None:
     found = decoded(words, 1.0, 1_500_000, parameters=parameters).config
-    for name, searched in Space.of(parameters).decoded.items():
+    for name, searched in Space.of(parameters).decoding_parameters.items():
         if len(decoding._values(searched)) == 1:
             assert getattr(found, name) == decoding._values(searched)[0]
 

@@ -35,8 +35,8 @@ def space_of(text: str) -> Space:
 def test_a_value_is_fixed_and_a_mapping_is_searched() -> None:
     space = space_of(CONDITIONAL)
     assert space.fixed == {"hidden_size": 32}
-    assert set(space.trained) == {"architecture", "layers", "dropout", "positions"}
-    assert set(space.decoded) == {"temperature", "top_k"}
+    assert set(space.training_parameters) == {"architecture", "layers", "dropout", "positions"}
+    assert set(space.decoding_parameters) == {"temperature", "top_k"}
 
 
 def test_a_parameter_comes_after_all_that_it_depends_on() -> None:

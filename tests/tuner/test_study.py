@@ -73,7 +73,7 @@ def test_the_example_of_the_house_loads_as_it_is(tmp_path: Path) -> None:
     study = read_study(path)
     assert study.corpus.path == str(tmp_path / "data" / "shakespeare.txt")
     assert study.space.fixed == {"layers": 2, "tokenizer": "character"}
-    assert set(study.space.decoded) == {"temperature"}
+    assert set(study.space.decoding_parameters) == {"temperature"}
     assert study.parameters["learning_rate"]["low"] == 1e-4
     assert (study.trial.tokens, study.trial.rungs) == (2_000_000, 8)
     assert study.pruner == {"type": "successive_halving", "reduction_factor": 3}

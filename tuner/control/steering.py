@@ -48,7 +48,7 @@ def retry(storage: RDBStorage, found: optuna.Study, study: Study, number: int) -
         raise StudyError(
             f"trial {number} is {trial.state.name.lower()}; only a failed or pruned one can be tried again"
         )
-    parameters = {name: value for name, value in trial.params.items() if name in study.space.trained}
+    parameters = {name: value for name, value in trial.params.items() if name in study.space.training_parameters}
     again = queue(found, parameters, {"retry_of": number})
     return f"trial {number} is tried again as trial {again}{_room(storage, found, study)}"
 

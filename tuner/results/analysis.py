@@ -150,7 +150,7 @@ def importance(definition: Study, trials: list[FrozenTrial]) -> Weights:
     shares, missing = {}, []
     for whose, worth in asked.items():
         known = [trial for trial in trials if outcome(trial) in (FULL, PRUNED) and _is_finite(worth(trial))]
-        found = _shares(known, definition.space.trained, worth) if len(known) >= FEWEST else {}
+        found = _shares(known, definition.space.training_parameters, worth) if len(known) >= FEWEST else {}
         if found:
             shares[whose] = found
         elif len(known) < FEWEST:

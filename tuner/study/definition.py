@@ -129,7 +129,7 @@ class Study(BaseModel):
         """How many trials are to be finished; a grid has no more than it has points, a fixed configuration has one."""
         if self.confirms is not None:
             return self.budget.trials
-        listed = self.sampler["type"] == "grid" or not self.space.trained
+        listed = self.sampler["type"] == "grid" or not self.space.training_parameters
         points = samplers.grid_points(self.space) if listed else None
         return min((count for count in (self.budget.trials, points) if count is not None), default=None)
 

@@ -111,13 +111,13 @@ def pruner(options: dict[str, Any], rungs: int) -> optuna.pruners.BasePruner:
 
 def grid_points(space: Space) -> int:
     """Returns how many points a grid over the space has."""
-    return math.prod(len(searched.values()) for searched in space.trained.values())
+    return math.prod(len(searched.values()) for searched in space.training_parameters.values())
 
 
 def sampler_problems(chosen: Any, space: Space | None, rungs: int) -> Iterator[Problem]:
     """Yields what is wrong with a study file's `sampler`."""
     if _type(chosen) == "grid" and space is not None:
-        endless = [name for name, one in space.trained.items() if isinstance(one, Float) and not one.step]
+        endless = [name for name, one in space.training_parameters.items() if isinstance(one, Float) and not one.step]
         yield from (((), f"a grid needs a step for {name}, or choices") for name in endless)
         if not endless and grid_points(space) > MOST_POINTS:
             yield (), f"a grid of {grid_points(space):,} points; {MOST_POINTS:,} are the most: take larger steps"
@@ -308,4 +308,4 @@ def _grid(space: Space, keywords: dict[str, Any]) -> optuna.samplers.BaseSampler
             point = dict(zip(self._param_names, self._all_grids[index], strict=True))
             return all(point.get(name, value) == value for name, value in given.items())
 
-    return Grid({name: list(searched.values()) for name, searched in space.trained.items()}, **keywords)
+    return Grid({name: list(searched.values()) for name, searched in space.training_parameters.items()}, **keywords)

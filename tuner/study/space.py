@@ -145,12 +145,12 @@ class Space:
         return cls(fixed, {name: searched[name] for name in _ordered(searched)})
 
     @property
-    def trained(self) -> dict[str, Searched]:
+    def training_parameters(self) -> dict[str, Searched]:
         """The ranges that need a training for each value tried."""
         return {name: one for name, one in self.searched.items() if name not in DECODING}
 
     @property
-    def decoded(self) -> dict[str, Searched]:
+    def decoding_parameters(self) -> dict[str, Searched]:
         """The ranges that are tried on a trained model."""
         return {name: one for name, one in self.searched.items() if name in DECODING}
 
@@ -162,12 +162,12 @@ class Space:
     def suggest(self, trial: optuna.Trial) -> Config:
         """Returns the configuration of a trial, its searched values proposed by the study's sampler."""
         values = dict(self.fixed)
-        for name, searched in self.trained.items():
-            if _is_reached(name, values) and self.counts(searched, values):
+        for name, searched in self.training_parameters.items():
+            if _is_reached(name, values) and self.is_active(searched, values):
                 values[name] = _suggest(trial, name, searched)
         return self.config(values)
 
-    def counts(self, searched: Searched, values: Mapping[str, Value]) -> bool:
+    def is_active(self, searched: Searched, values: Mapping[str, Value]) -> bool:
         """Whether every condition of a parameter holds."""
         return all(_has(values, name, _listed(wanted)) for name, wanted in searched.when.items())
 
@@ -190,7 +190,7 @@ class Space:
         Each other parameter has the first value of its range.
         """
         wanted: list[dict[str, Value]] = [{}]
-        for name, searched in self.trained.items():
+        for name, searched in self.training_parameters.items():
             ends = _ends(searched) if name.startswith(OWN) else []
             wanted += [self._conditions(name) | {name: value} for value in ends]
         chosen = self._conditions("architecture") | {"architecture": architecture}
@@ -204,8 +204,8 @@ class Space:
 
     def _example(self, wanted: Mapping[str, Value]) -> dict[str, Value]:
         values = dict(self.fixed)
-        for name, searched in self.trained.items():
-            if _is_reached(name, values) and self.counts(searched, values):
+        for name, searched in self.training_parameters.items():
+            if _is_reached(name, values) and self.is_active(searched, values):
                 values[name] = wanted.get(name, _ends(searched)[0])
         return values
 
@@ -213,7 +213,7 @@ class Space:
         """Values of other searched parameters beside which one counts."""
         found: dict[str, Value] = {}
         for other, wanted in self.searched[name].when.items() if name in self.searched else ():
-            if other in self.trained:
+            if other in self.training_parameters:
                 found |= self._conditions(other) | {other: _listed(wanted)[0]}
         return found
 
@@ -224,8 +224,8 @@ def configuration_problem(space: Space, config: Config, free: Iterable[str] = ()
     So may decoding parameters that are not fixed: they are chosen on the trained model.
     """
     given, values = flat(config.model_dump()), dict(space.fixed)
-    for name, searched in space.trained.items():
-        if _is_reached(name, values) and space.counts(searched, values):
+    for name, searched in space.training_parameters.items():
+        if _is_reached(name, values) and space.is_active(searched, values):
             problem = chosen_problem(space, name, _as_searched(given.get(name), searched))
             if problem is not None:
                 return f"{name} {problem}"
@@ -246,13 +246,13 @@ def _as_searched(value: Value, searched: Searched) -> Value:
 
 def chosen_problem(space: Space, name: str, value: Any) -> str | None:
     """Says why a trial cannot be given this value of a parameter, or None."""
-    if name in space.decoded:
+    if name in space.decoding_parameters:
         return "is chosen on the trained model; no trial can be given one"
     if name in space.fixed:
         return f"is fixed at {space.fixed[name]!r}"
-    if name not in space.trained:
-        return f"is not searched{nearest(name, space.trained)}"
-    searched = space.trained[name]
+    if name not in space.training_parameters:
+        return f"is not searched{nearest(name, space.training_parameters)}"
+    searched = space.training_parameters[name]
     distribution = searched.distribution()
     kinds = {"float": (int, float), "int": (int,)}.get(searched.type)
     try:

@@ -120,10 +120,10 @@ def decode(
     reported = places.some(REPORTED)
     texts = int(effort.tokens / places.tokens) - len(reported)
     curve: list[dict[str, float]] = []
-    if space.decoded and wanted.objective == "text_divergence" and texts >= FEWEST * MOST_TRIED:
+    if space.decoding_parameters and wanted.objective == "text_divergence" and texts >= FEWEST * MOST_TRIED:
         among = places.some(texts // MOST_TRIED)
         config, curve = _Search(model, corpus, among, config, space, effort, between).run()
-    elif space.decoded:
+    elif space.decoding_parameters:
         config = calibrate(model, corpus, config, space)
     facts = _measured(model, reported, config, between) if required or texts >= 0 else {}
     facts |= {"decoding_curve": curve} if curve else {}
@@ -156,7 +156,9 @@ class _Search:
         between: Callable[[], None],
     ) -> None:
         self.model, self.corpus, self.places, self.effort, self.between = model, corpus, places, effort, between
-        self.values = {name: _values(space.decoded[name]) for name in ORDER if name in space.decoded}
+        self.values = {
+            name: _values(space.decoding_parameters[name]) for name in ORDER if name in space.decoding_parameters
+        }
         self.start = config.model_copy(update={name: _mildest(name, values) for name, values in self.values.items()})
         self.tried: list[tuple[Config, float, list[str]]] = []
 
@@ -334,9 +336,9 @@ def calibrate(model: nn.Module, corpus: EncodedCorpus, config: Config, space: Sp
     That is the temperature of Guo et al. 2017. The others can only make text less probable, so of their values the
     one that changes least is taken.
     """
-    chosen = {name: _mildest(name, _values(searched)) for name, searched in space.decoded.items()}
+    chosen = {name: _mildest(name, _values(searched)) for name, searched in space.decoding_parameters.items()}
     if "temperature" in chosen:
-        chosen["temperature"] = _temperature(model, corpus, config, space.decoded["temperature"])
+        chosen["temperature"] = _temperature(model, corpus, config, space.decoding_parameters["temperature"])
     return config.model_copy(update=chosen)
 
 

@@ -188,7 +188,7 @@ def slices(definition: Study, trials: list[FrozenTrial]) -> dict[str, go.Figure]
     """Returns quality against each searched parameter, by its name; without those that no trial has."""
     ranks = ranked(trial for trial in trials if trial.state.is_finished())
     drawn = {name: slice_of(name, one, ranks) for name, one in definition.space.searched.items()}
-    for name in definition.space.decoded:
+    for name in definition.space.decoding_parameters:
         if (figure := drawn[name]) is not None:
             title = figure.layout.title
             title.subtitle.text = "chosen on the trained model, for its texts alone; " + title.subtitle.text

@@ -310,7 +310,7 @@ class Worker:
             if outcome.attachment is not None:
                 texts |= attachments.attached(outcome.attachment, SAMPLES)
             self.leases.note(id_of(trial), texts, "system")
-            for name, searched in self.definition.space.decoded.items():
+            for name, searched in self.definition.space.decoding_parameters.items():
                 self._set_parameter(trial, name, getattr(outcome.config, name), searched.distribution())
             self._tell(trial, TrialState.COMPLETE, outcome.values)
 
