@@ -12,9 +12,9 @@ from torch.nn import functional
 
 from models.config import ARCHITECTURES, Config
 from models.errors import ConfigError
+from models.nn import recurrence
 from models.nn.custom import own_class, require_takes
 from models.nn.dropout import Dropout, dropped
-from models.nn.recurrence import serves, unroll
 
 # Sizes are named once: B sequences, T tokens, C hidden units, V vocabulary entries, H heads.
 
@@ -136,12 +136,13 @@ class Recurrent(Generator):
 
     def forward(self, tokens: Tensor, state: State = None) -> tuple[Tensor, State]:
         hidden = self.dropout(self.embedding(tokens.t()) * self.scale)
-        recur = partial(unroll, self.recurrence) if serves(self.recurrence, hidden) else self.recurrence
+        is_unrolled = recurrence.is_supported(self.recurrence, hidden)
+        recur = partial(recurrence.unroll, self.recurrence) if is_unrolled else self.recurrence
         hidden, state = recur(hidden, state)
         return self.head(hidden).transpose(0, 1), state
 
 
-class Memory(NamedTuple):
+class KVCache(NamedTuple):
     """A transformer's state: the window's tokens (B, T), and keys and values (B, H, T, C / H) of each block."""
 
     tokens: Tensor
@@ -164,13 +165,13 @@ class Transformer(Generator):
         embedding_size = _or(config.embedding_size, config.hidden_size)
         self.window = config.sequence_length
         self.embedding = nn.Embedding(vocabulary_size, embedding_size)
-        self.widen: nn.Module = nn.Identity()
+        self.embedding_proj: nn.Module = nn.Identity()
         if embedding_size != config.hidden_size:
-            self.widen = nn.Linear(embedding_size, config.hidden_size, bias=False)
+            self.embedding_proj = nn.Linear(embedding_size, config.hidden_size, bias=False)
         self.dropout = Dropout(_or(config.embedding_dropout, config.dropout))
         self.sinusoidal = config.positions == "sinusoidal"
         width = config.hidden_size if self.sinusoidal else config.hidden_size // config.heads
-        self.register_buffer("turns", _turns(self.window, width), persistent=False)
+        self.register_buffer("freqs_cis", precompute_freqs_cis(self.window, width), persistent=False)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.hidden_size)
         self.head = Head(config, vocabulary_size, self.embedding)
@@ -180,7 +181,7 @@ class Transformer(Generator):
         for name, parameter in self.named_parameters():
             if parameter.dim() >= 2:
                 # Each block adds twice to the residual stream: shrink what is added, so that depth does not.
-                depth = math.sqrt(2 * config.layers) if name.endswith("narrow.weight") else 1.0
+                depth = math.sqrt(2 * config.layers) if name.endswith(("out_proj.weight", "down_proj.weight")) else 1.0
                 nn.init.normal_(parameter, std=0.02 / depth)
             elif name.endswith("bias"):
                 nn.init.zeros_(parameter)
@@ -194,10 +195,10 @@ class Transformer(Generator):
         """
         alone = config.tied_embeddings and isinstance(self.head.project, nn.Identity)
         nn.init.normal_(self.embedding.weight, std=config.hidden_size ** (-0.75 if alone else -0.5))
-        if isinstance(self.widen, nn.Linear):
-            nn.init.normal_(self.widen.weight, std=self.widen.in_features**-0.5)
+        if isinstance(self.embedding_proj, nn.Linear):
+            nn.init.normal_(self.embedding_proj.weight, std=self.embedding_proj.in_features**-0.5)
 
-    def forward(self, tokens: Tensor, state: Memory | None = None) -> tuple[Tensor, State]:
+    def forward(self, tokens: Tensor, state: KVCache | None = None) -> tuple[Tensor, State]:
         logits = []
         while tokens.size(1):
             if state is not None and state.tokens.size(1) == self.window:
@@ -208,27 +209,28 @@ class Transformer(Generator):
             tokens = tokens[:, room:]
         return (logits[0] if len(logits) == 1 else torch.cat(logits, dim=1)), state
 
-    def _reread(self, tokens: Tensor) -> Memory | None:
+    def _reread(self, tokens: Tensor) -> KVCache | None:
         """Starts a new window with the last half of a full one."""
         kept = self.window // 2
         return self._read(tokens[:, -kept:], None)[1] if kept else None
 
-    def _read(self, tokens: Tensor, state: Memory | None) -> tuple[Tensor, Memory]:
+    def _read(self, tokens: Tensor, state: KVCache | None) -> tuple[Tensor, KVCache]:
         """Reads tokens (B, T) that fit into the window behind `state`."""
         start = 0 if state is None else state.tokens.size(1)
         positions = slice(start, start + tokens.size(1))
-        turns = cast(Tensor, self.turns)[positions]
-        hidden = self.widen(self.embedding(tokens))
+        freqs_cis = cast(Tensor, self.freqs_cis)[positions]
+        hidden = self.embedding_proj(self.embedding(tokens))
         if self.sinusoidal:
-            hidden = hidden * math.sqrt(hidden.size(-1)) + torch.stack([turns.imag, turns.real], dim=-1).flatten(-2)
+            sines = torch.stack([freqs_cis.imag, freqs_cis.real], dim=-1).flatten(-2)
+            hidden = hidden * math.sqrt(hidden.size(-1)) + sines
         hidden = self.dropout(hidden)
-        memory = Memory(tokens if state is None else torch.cat([state.tokens, tokens], dim=1), [], [])
+        cache = KVCache(tokens if state is None else torch.cat([state.tokens, tokens], dim=1), [], [])
         for index, block in enumerate(self.blocks):
             past = None if state is None else (state.keys[index], state.values[index])
-            hidden, keys, values = block(hidden, None if self.sinusoidal else turns, past)
-            memory.keys.append(keys)
-            memory.values.append(values)
-        return self.head(self.norm(hidden)), memory
+            hidden, keys, values = block(hidden, None if self.sinusoidal else freqs_cis, past)
+            cache.keys.append(keys)
+            cache.values.append(values)
+        return self.head(self.norm(hidden)), cache
 
 
 class Block(nn.Module):
@@ -242,9 +244,9 @@ class Block(nn.Module):
         self.feed_forward = FeedForward(config)
 
     def forward(
-        self, hidden: Tensor, turns: Tensor | None, past: tuple[Tensor, Tensor] | None
+        self, hidden: Tensor, freqs_cis: Tensor | None, past: tuple[Tensor, Tensor] | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        attended, keys, values = self.attention(self.attention_norm(hidden), turns, past)
+        attended, keys, values = self.attention(self.attention_norm(hidden), freqs_cis, past)
         hidden = hidden + attended
         return hidden + self.feed_forward(self.feed_forward_norm(hidden)), keys, values
 
@@ -257,31 +259,31 @@ class Attention(nn.Module):
         self.heads = config.heads
         self.short = SHORT
         self.drop = _or(config.layer_dropout, config.dropout)
-        self.widen = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=False)
-        self.narrow = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+        self.qkv_proj = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=False)
+        self.out_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
         self.dropout = Dropout(self.drop)
 
     def forward(
-        self, hidden: Tensor, turns: Tensor | None, past: tuple[Tensor, Tensor] | None
+        self, hidden: Tensor, freqs_cis: Tensor | None, past: tuple[Tensor, Tensor] | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         batch, length, width = hidden.shape
-        asking, values = self.widen(hidden).split([2 * width, width], dim=-1)
-        asking = asking.view(batch, length, 2, self.heads, -1)
+        qk, values = self.qkv_proj(hidden).split([2 * width, width], dim=-1)
+        qk = qk.view(batch, length, 2, self.heads, -1)
         values = values.view(batch, length, self.heads, -1).transpose(1, 2)
-        if turns is not None:
-            asking = _turned(asking, turns)
-        queries, keys = asking.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, H, T, C / H), as are the values
+        if freqs_cis is not None:
+            qk = apply_rotary_emb(qk, freqs_cis)
+        queries, keys = qk.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, H, T, C / H), as are the values
         if past is not None:
             keys, values = torch.cat([past[0], keys], dim=2), torch.cat([past[1], values], dim=2)
         drop = self.drop if self.training else 0.0
         if queries.requires_grad and queries.is_cpu and queries.dtype == torch.bfloat16 and length <= self.short:
-            attended = _attended(queries, keys, values, drop)
+            attended = causal_attention(queries, keys, values, drop)
         else:
             attended = functional.scaled_dot_product_attention(
                 queries, keys, values, **_causal(length, keys), dropout_p=drop
             )
         attended = attended.transpose(1, 2).reshape(batch, length, width)
-        return self.dropout(self.narrow(attended)), keys, values
+        return self.dropout(self.out_proj(attended)), keys, values
 
 
 class FeedForward(nn.Module):
@@ -289,12 +291,12 @@ class FeedForward(nn.Module):
 
     def __init__(self, config: Config) -> None:
         super().__init__()
-        self.widen = nn.Linear(config.hidden_size, 4 * config.hidden_size, bias=False)
-        self.narrow = nn.Linear(4 * config.hidden_size, config.hidden_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, 4 * config.hidden_size, bias=False)
+        self.down_proj = nn.Linear(4 * config.hidden_size, config.hidden_size, bias=False)
         self.dropout = Dropout(_or(config.layer_dropout, config.dropout))
 
     def forward(self, hidden: Tensor) -> Tensor:
-        return cast(Tensor, self.dropout(self.narrow(functional.gelu(self.widen(hidden)))))
+        return cast(Tensor, self.dropout(self.down_proj(functional.gelu(self.up_proj(hidden)))))
 
 
 def build(config: Config, vocabulary_size: int) -> nn.Module:
@@ -335,20 +337,20 @@ def _or(value: float | None, default: float) -> Any:
     return default if value is None else value
 
 
-def _turns(positions: int, width: int) -> Tensor:
+def precompute_freqs_cis(positions: int, width: int) -> Tensor:
     """Cosine and sine of each position's angle for each pair of units: (positions, width / 2), complex."""
     frequencies = 10_000.0 ** (-torch.arange(0, width, 2, dtype=torch.float32) / width)
     angles = torch.outer(torch.arange(positions, dtype=torch.float32), frequencies)
     return torch.polar(torch.ones_like(angles), angles)
 
 
-def _turned(heads: Tensor, turns: Tensor) -> Tensor:
+def apply_rotary_emb(heads: Tensor, freqs_cis: Tensor) -> Tensor:
     """Turns each pair of neighbouring units of (B, T, 2, H, C / H) by its position's angle."""
     pairs = torch.view_as_complex(heads.float().view(*heads.shape[:-1], -1, 2))
-    return torch.view_as_real(pairs * turns[:, None, None]).flatten(-2).to(heads.dtype)
+    return torch.view_as_real(pairs * freqs_cis[:, None, None]).flatten(-2).to(heads.dtype)
 
 
-def _attended(queries: Tensor, keys: Tensor, values: Tensor, drop: float) -> Tensor:
+def causal_attention(queries: Tensor, keys: Tensor, values: Tensor, drop: float) -> Tensor:
     """Causal attention in plain products, (B, H, T, C / H) all: torch's own half precision is slower on a CPU."""
     heads, length, width = queries.shape[1:]
     queries, keys, values = (each.flatten(0, 1) for each in (queries, keys, values))

@@ -22,7 +22,7 @@ _sigmoid_backward = torch.ops.aten.sigmoid_backward.grad_input
 _tanh_backward = torch.ops.aten.tanh_backward.grad_input
 
 
-def serves(recurrence: nn.RNNBase, hidden: Tensor) -> bool:
+def is_supported(recurrence: nn.RNNBase, hidden: Tensor) -> bool:
     """Whether `unroll` does the work of `recurrence` here."""
     here = hidden.device.type == "cpu" and torch.is_autocast_enabled("cpu")
     return here and recurrence.mode in ("RNN_TANH", "GRU") and torch.get_autocast_dtype("cpu") == torch.bfloat16

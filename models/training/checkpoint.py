@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Container, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -17,8 +17,22 @@ from torch import Tensor, nn
 from models.files import reason, require_plain, written_whole
 from models.nn.network import State
 
+Saved = TypeVar("Saved")
+
 _FLOATS = re.compile("B?F[0-9]+")
 """What safetensors calls the formats of floating-point numbers."""
+
+
+FORMER_NAMES = {
+    "widen": "embedding_proj",
+    "attention.widen": "attention.qkv_proj",
+    "attention.narrow": "attention.out_proj",
+    "feed_forward.widen": "feed_forward.up_proj",
+    "feed_forward.narrow": "feed_forward.down_proj",
+}
+"""What version 0.1 called the linear layers of a transformer, before its blocks and in each of them."""
+
+_BLOCK = re.compile(r"(?:blocks\.\d+\.)?")
 
 
 class BadCheckpoint(Exception):
@@ -81,12 +95,28 @@ def weights(model: nn.Module) -> dict[str, Tensor]:
 def load_weights(model: nn.Module, saved: dict[str, Tensor]) -> None:
     """Copies saved weights into a model that has the same; raises ValueError, and changes nothing, otherwise."""
     own = weights(model)
+    saved = with_current_names(saved, own)
     shapes, saved_shapes = ({name: tensor.shape for name, tensor in each.items()} for each in (own, saved))
     if shapes != saved_shapes:
         differing = sorted({name for name, _ in shapes.items() ^ saved_shapes.items()})
         raise ValueError(f"weights of another model: {', '.join(differing)}")
     for name, tensor in own.items():
         tensor.copy_(saved[name])
+
+
+def with_current_names(saved: Mapping[str, Saved], own: Container[str]) -> dict[str, Saved]:
+    """Returns what a file of any version holds for each weight, under the names that a model has for its `own`."""
+    renamed: dict[str, Saved] = {}
+    for name, value in saved.items():
+        current = name if name in own else _current_name(name)
+        renamed[name if current in saved else current] = value
+    return renamed
+
+
+def _current_name(name: str) -> str:
+    block = cast(re.Match[str], _BLOCK.match(name))[0]
+    module = name.removeprefix(block).removesuffix(".weight")
+    return f"{block}{FORMER_NAMES[module]}.weight" if module in FORMER_NAMES else name
 
 
 def require_weights(path: Path, model: nn.Module) -> None:
@@ -101,6 +131,7 @@ def require_weights(path: Path, model: nn.Module) -> None:
             name: (tuple(one.get_shape()), _FLOATS.match(one.get_dtype()) is not None) for name, one in slices.items()
         }
     own = {name: (tuple(tensor.shape), tensor.is_floating_point()) for name, tensor in weights(model).items()}
+    found = with_current_names(found, own)
     if found != own:
         differing = sorted({name for name, _ in found.items() ^ own.items()})
         raise ValueError(f"weights of another model: {', '.join(differing)[:200]}")

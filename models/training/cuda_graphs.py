@@ -31,7 +31,7 @@ SWITCH = "TUNER_CUDA_GRAPHS"
 """The environment variable that lets steps be captured, when it is 1."""
 
 
-def serves(config: Config, device: torch.device, team: Team) -> bool:
+def is_supported(config: Config, device: torch.device, team: Team) -> bool:
     """Whether the steps of such a run are captured: nothing in them may look at a number, nor speak to others."""
     asked = os.environ.get(SWITCH) == "1" and device.type == "cuda"
     return asked and config.architecture in ARCHITECTURES and config.optimizer in ("adam", "adamw") and team.size == 1

@@ -195,7 +195,7 @@ class Training:
         if device.type == "cuda":
             allow_tf32(config)
         self.carries_state = getattr(self.model, "carries_state", False)
-        captured = cuda_graphs.serves(config, device, team)
+        captured = cuda_graphs.is_supported(config, device, team)
         self.optimizers = list(build_optimizers(config, self.model, self.vocabulary_size, captured))
         self.captured = cuda_graphs.Captured(self, self._move) if captured else None
         self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]

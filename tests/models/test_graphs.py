@@ -73,7 +73,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
     monkeypatch.setattr(torch.cuda, "CUDAGraph", StandIn)
     monkeypatch.setattr(torch.cuda, "graph", capture)
-    monkeypatch.setattr(cuda_graphs, "serves", lambda *run: True)
+    monkeypatch.setattr(cuda_graphs, "is_supported", lambda *run: True)
     monkeypatch.setattr(cuda_graphs.Captured, "__init__", seen(cuda_graphs.Captured.__init__))
 
 
@@ -141,12 +141,12 @@ def test_memory_that_runs_out_in_a_capture_is_said_as_such(
 
 
 def test_steps_are_captured_where_that_is_asked_for_and_possible(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert not cuda_graphs.serves(small(), CUDA, ALONE)
+    assert not cuda_graphs.is_supported(small(), CUDA, ALONE)
     monkeypatch.setenv(cuda_graphs.SWITCH, "1")
-    assert cuda_graphs.serves(small(), CUDA, ALONE)
-    assert not cuda_graphs.serves(small(), CPU, ALONE)
+    assert cuda_graphs.is_supported(small(), CUDA, ALONE)
+    assert not cuda_graphs.is_supported(small(), CPU, ALONE)
     for other in ({"optimizer": "muon"}, {"optimizer": "sgd"}, {"architecture": "mine:Own"}):
-        assert not cuda_graphs.serves(small(**other), CUDA, ALONE)
+        assert not cuda_graphs.is_supported(small(**other), CUDA, ALONE)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -175,7 +175,7 @@ def test_a_token_weighs_as_much_as_the_sines_of_its_place(embedding_size: int | 
     torch.manual_seed(0)
     config = Config(architecture="transformer", positions="sinusoidal", hidden_size=128, embedding_size=embedding_size)
     model = build(config, 100)
-    token = model.widen(model.embedding(torch.arange(100))) * math.sqrt(128)  # type: ignore[operator]
+    token = model.embedding_proj(model.embedding(torch.arange(100))) * math.sqrt(128)  # type: ignore[operator]
     assert 0.5**0.5 < token.pow(2).mean().sqrt() < 1.3
 
 

@@ -13,9 +13,9 @@ from torch.nn import functional
 from models.config import Budget, Config
 from models.nn import precision
 from models.nn.dropout import Dropout, dropped
-from models.nn.network import _attended, build
+from models.nn.network import build, causal_attention
 from models.nn.precision import MIXED, half_precision, set_recurrences
-from models.nn.recurrence import serves, unroll
+from models.nn.recurrence import is_supported, unroll
 from models.text.corpus import EncodedCorpus
 from models.training.loop import train
 
@@ -38,7 +38,7 @@ def test_a_recurrence_is_torchs_but_for_rounding(kind: type[nn.RNNBase], layers:
     start = torch.randn(layers, 4, 32, requires_grad=True)
     plain = module(inputs, start)
     with HALF:
-        assert serves(module, inputs)
+        assert is_supported(module, inputs)
         ours = unroll(module, inputs, start)
     assert [each.shape for each in ours] == [each.shape for each in plain]
     pairs = [*zip(ours, plain, strict=True)]
@@ -61,14 +61,14 @@ def test_a_recurrence_goes_on_where_it_was() -> None:
 @pytest.mark.parametrize("module", [nn.LSTM(4, 4), nn.RNN(4, 4, nonlinearity="relu")])
 def test_other_recurrences_are_left_to_torch(module: nn.RNNBase) -> None:
     with HALF:
-        assert not serves(module, torch.zeros(1, 1, 4))
-    assert not serves(nn.GRU(4, 4), torch.zeros(1, 1, 4))
+        assert not is_supported(module, torch.zeros(1, 1, 4))
+    assert not is_supported(nn.GRU(4, 4), torch.zeros(1, 1, 4))
 
 
 def test_attention_is_torchs_but_for_rounding() -> None:
     queries, keys, values = torch.randn(3, 2, 4, 20, 8, dtype=torch.bfloat16).unbind()
     exact = functional.scaled_dot_product_attention(queries.float(), keys.float(), values.float(), is_causal=True)
-    assert torch.allclose(_attended(queries, keys, values, 0.0).float(), exact, atol=0.03)
+    assert torch.allclose(causal_attention(queries, keys, values, 0.0).float(), exact, atol=0.03)
 
 
 def test_a_transformer_sees_nothing_ahead_in_half_precision() -> None:

@@ -7,12 +7,14 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from models.config import Budget, Config, Corpus, Recipe
 from models.errors import ConfigError, CorpusError, DeviceError, RunError, UserError
@@ -20,6 +22,7 @@ from models.files import draft_of
 from models.runs import run
 from models.runs.run import load, read_recipe, train_run
 from models.text.tokenizers import learn
+from models.training.checkpoint import load_weights, read_checkpoint, weights, write_checkpoint, write_tensors
 from models.training.loop import Evaluation, Trained, Training
 
 FILES = [
@@ -213,6 +216,64 @@ def test_the_package_loads_a_run_and_its_weights_load_alone(folder: Path) -> Non
     assert load_file(folder / "model.safetensors").keys() == dict(load(folder).model.named_parameters()).keys()
     with pytest.raises(AttributeError, match="no attribute 'store'"):
         models.store  # noqa: B018
+
+
+FORMER = {
+    "embedding_proj": "widen",
+    "attention.qkv_proj": "attention.widen",
+    "attention.out_proj": "attention.narrow",
+    "feed_forward.up_proj": "feed_forward.widen",
+    "feed_forward.down_proj": "feed_forward.narrow",
+}
+
+
+def as_0_1_wrote_it(path: Path) -> None:
+    """Gives the weights in a file the names that they had."""
+    tensors, facts = (load_file(path), None) if path.name == "model.safetensors" else read_checkpoint(path)
+    former = {reduce(lambda name, pair: name.replace(*pair), FORMER.items(), name): tensors[name] for name in tensors}
+    assert former.keys() != tensors.keys()
+    write_tensors(path, former) if facts is None else write_checkpoint(path, former, facts)
+
+
+def test_a_run_folder_of_0_1_is_loaded_with_every_weight_in_its_place() -> None:
+    folder = Path(__file__).parent.parent / "written_by_0_1" / "run"
+    written, model = load_file(folder / "model.safetensors"), load(folder).model
+    assert "blocks.0.attention.widen.weight" in written
+    for name, parameter in model.named_parameters():
+        former = reduce(lambda name, pair: name.replace(*pair), FORMER.items(), name)
+        assert torch.equal(parameter, written[former])
+
+
+@pytest.mark.parametrize("patience", [0, 3])
+def test_files_of_0_1_are_gone_on_with_and_loaded(patience: int, recipe: Recipe, tmp_path: Path) -> None:
+    recipe = varied(recipe, architecture="transformer", embedding_size=4, patience=patience)
+    train_run(recipe, tmp_path / "whole")
+    stop_after(recipe, tmp_path / "run", 5)
+    as_0_1_wrote_it(tmp_path / "run" / "checkpoint.safetensors")
+    train_run(recipe, tmp_path / "run", resume=True)
+    whole, resumed = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "run"))
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    text = load(tmp_path / "run").generate("Once", 20, seed=1)
+    as_0_1_wrote_it(tmp_path / "run" / "model.safetensors")
+    assert load(tmp_path / "run").generate("Once", 20, seed=1) == text
+
+
+class Named(nn.Module):
+    """Has a weight of a name that another model's had, and one whose name would be taken for it."""
+
+    def __init__(self, *names: str) -> None:
+        super().__init__()
+        for name in names:
+            self.register_module(name, nn.Linear(2, 2, bias=False))
+
+
+def test_names_of_ones_own_are_left_alone() -> None:
+    for names in (["widen"], ["widen", "embedding_proj"]):
+        model, other = Named(*names), Named(*names)
+        load_weights(other, weights(model))
+        assert all(torch.equal(*pair) for pair in zip(model.parameters(), other.parameters(), strict=True))
+    with pytest.raises(ValueError, match="weights of another model: widen"):
+        load_weights(Named("embedding_proj"), weights(Named("widen", "embedding_proj")))
 
 
 def cut(path: Path) -> None:
