@@ -27,7 +27,7 @@ from torch import nn
 
 from models.config import Budget, Config, Corpus
 from models.generation.continuations import Continuations
-from models.generation.sampling import BLANK, uniforms, write
+from models.generation.sampling import BLANK, uniform_noise, write
 from models.nn.network import build
 from models.text.corpus import EncodedCorpus, load_corpus
 from models.training.loop import Trained, train
@@ -242,7 +242,7 @@ def speed(text: str) -> Iterator[Row]:
 
 def _ours(model: nn.Module, batch: int) -> object:
     told = torch.cat([torch.ones(batch, PROMPT, dtype=torch.int64), torch.full((batch, WRITTEN), BLANK)], dim=1)
-    return list(write(model, told, torch.full((batch,), PROMPT), uniforms(0, batch, WRITTEN), Config()))
+    return list(write(model, told, torch.full((batch,), PROMPT), uniform_noise(0, batch, WRITTEN), Config()))
 
 
 @torch.no_grad()

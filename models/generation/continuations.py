@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from models.config import Config
-from models.generation.sampling import BLANK, Decodings, device_of, uniforms, write
+from models.generation.sampling import BLANK, Decodings, device_of, uniform_noise, write
 from models.generation.text_measures import measures, quality_and_diversity, text_divergence
 from models.text.tokenizers import Tokenizer
 
@@ -105,17 +105,17 @@ class Continuations:
     def _written(
         self, model: nn.Module, configs: Sequence[Config], seed: int, between: Callable[[], None], tokens: int
     ) -> list[list[str]]:
-        begun = torch.full((len(self) * len(configs),), self.prompts.size(1))
-        told = torch.cat([self.prompts, torch.full((len(self), tokens), BLANK)], dim=1).repeat(len(configs), 1)
-        numbers = uniforms(seed, len(self), tokens).repeat(len(configs), 1)
+        prompt_lengths = torch.full((len(self) * len(configs),), self.prompts.size(1))
+        texts = torch.cat([self.prompts, torch.full((len(self), tokens), BLANK)], dim=1).repeat(len(configs), 1)
+        noise = uniform_noise(seed, len(self), tokens).repeat(len(configs), 1)
         columns = []
-        for column in write(model, told, begun, numbers, Decodings.of(configs, len(self), device_of(model))):
+        for column in write(model, texts, prompt_lengths, noise, Decodings.of(configs, len(self), device_of(model))):
             columns.append(column)
             if len(columns) % LOOK == 0:
                 between()
         rows = torch.stack(columns[self.prompts.size(1) :], dim=1).cpu().numpy()
-        texts = [self.tokenizer.decode(row) for row in rows]
-        return [texts[begin : begin + len(self)] for begin in range(0, len(texts), len(self))]
+        written = [self.tokenizer.decode(row) for row in rows]
+        return [written[begin : begin + len(self)] for begin in range(0, len(written), len(self))]
 
     def divergence(self, texts: Sequence[str]) -> float:
         """Returns the `text_divergence` of texts written after these prompts from human text."""

@@ -1,6 +1,6 @@
 """Text from a trained model: greedy, by temperature, top-k, top-p, min-p, with a repetition penalty, or by beams.
 
-Texts are written in step: at each place every text of a batch gets one token, its prompt's next or one that is drawn.
+Texts are written in step: at each position every text of a batch gets one token, its prompt's next or a sampled one.
 So prompts of any lengths go together, without padding, and each text is the one its prompt gets alone.
 """
 
@@ -24,7 +24,7 @@ from models.text.tokenizers import Tokenizer
 from models.training.checkpoint import batch_dimensions, filled, flat
 
 BLANK = -1
-"""Stands in a batch of tokens where one is to be drawn."""
+"""Stands in a batch of tokens where one is to be sampled."""
 
 GREEDY = 1e-300
 """A temperature so low that only the most probable token is drawn."""
@@ -62,7 +62,7 @@ def stream(
     """Yields the text of `generate` piece by piece, as soon as its bytes make whole characters."""
     _require_sound(length, stop)
     start = _start(tokenizer, prompt)
-    written = write(model, *_blanks([start], length), _uniforms(seed, 1, length), config)
+    written = write(model, *_blanks([start], length), _seeded_noise(seed, 1, length), config)
     return _until(stop, _pieces(tokenizer, (int(token) for token in itertools.islice(written, len(start), None))))
 
 
@@ -80,9 +80,9 @@ def generate_batch(
     if not prompts:
         return []
     starts = [_start(tokenizer, prompt) for prompt in prompts]
-    told, begun = _blanks(starts, length)
-    written = write(model, told, begun, _uniforms(seed, len(starts), length), config)
-    rows = _until_all_ended(written, begun.to(device_of(model)), tokenizer.end_of_text)
+    tokens, prompt_lengths = _blanks(starts, length)
+    written = write(model, tokens, prompt_lengths, _seeded_noise(seed, len(starts), length), config)
+    rows = _until_all_ended(written, prompt_lengths.to(device_of(model)), tokenizer.end_of_text)
     own = (row[len(start) : len(start) + length] for row, start in zip(rows, starts, strict=True))
     return ["".join(_until(stop, _pieces(tokenizer, tokens))) for tokens in own]
 
@@ -123,49 +123,52 @@ class Decodings(NamedTuple):
 
 
 @torch.no_grad()
-def write(model: nn.Module, told: Tensor, begun: Tensor, uniforms: Tensor, how: Config | Decodings) -> Iterator[Tensor]:
-    """Yields the tokens (B,) at each place of texts that `told` (B, T) begins, drawn where that is BLANK.
+def write(
+    model: nn.Module, tokens: Tensor, prompt_lengths: Tensor, noise: Tensor, decoding: Config | Decodings
+) -> Iterator[Tensor]:
+    """Yields the tokens (B,) at each position of texts: those in `tokens` (B, T), sampled where it is BLANK.
 
-    Text k begins with `begun[k]` tokens that are told. `uniforms` (B, L), numbers from 0 to 1, decide the draws: that
-    of column n the n-th of a text. A generator without a state is given the last `sequence_length` tokens at each step.
+    The prompt of text k is its first `prompt_lengths[k]` tokens. `noise` (B, L), uniform in [0, 1), decides what is
+    sampled: its column n the n-th token of a text. A generator without a state is given the last `sequence_length`
+    tokens at each step.
     """
     model.eval()
     device = device_of(model)
-    told, uniforms = told.to(device), uniforms.to(device)
-    shared = int(begun.min())
-    yield from told[:, :shared].unbind(1)
-    logits, state = read_start(model, told[:, :shared], how.sequence_length)
-    turn = torch.arange(told.size(1)) - begun[:, None]  # of each place, the number of its draw
-    uniforms = uniforms.gather(1, turn.clamp(0, uniforms.size(1) - 1).to(device))
-    longest = int(begun.max())
-    penalty = how.repetition_penalty
+    tokens, noise = tokens.to(device), noise.to(device)
+    shared = int(prompt_lengths.min())
+    yield from tokens[:, :shared].unbind(1)
+    logits, state = read_start(model, tokens[:, :shared], decoding.sequence_length)
+    turn = torch.arange(tokens.size(1)) - prompt_lengths[:, None]  # of each position, the number of its sample
+    noise = noise.gather(1, turn.clamp(0, noise.size(1) - 1).to(device))
+    longest = int(prompt_lengths.max())
+    penalty = decoding.repetition_penalty
     penalised = penalty is not None and (isinstance(penalty, Tensor) or penalty != 1)
-    seen = _seen(told[:, :shared], logits.size(-1)) if penalised else None
-    for place in range(shared, told.size(1)):
-        token = draw(logits[:, -1], how, uniforms[:, place], seen)
-        if place < longest:
-            token = torch.where(told[:, place] == BLANK, token, told[:, place])
+    seen = _seen(tokens[:, :shared], logits.size(-1)) if penalised else None
+    for position in range(shared, tokens.size(1)):
+        token = sample(logits[:, -1], decoding, noise[:, position], seen)
+        if position < longest:
+            token = torch.where(tokens[:, position] == BLANK, token, tokens[:, position])
         yield token
-        if place + 1 < told.size(1):
-            logits, state = read_on(model, token[:, None], state, how.sequence_length)
+        if position + 1 < tokens.size(1):
+            logits, state = read_on(model, token[:, None], state, decoding.sequence_length)
         if seen is not None:
             seen.scatter_(1, token[:, None], True)
 
 
-def draw(logits: Tensor, how: Config | Decodings, uniform: Tensor, seen: Tensor | None = None) -> Tensor:
-    """Returns the token (B,) to which uniform numbers (B,) in [0, 1) lead in the distributions of logits (B, V).
+def sample(logits: Tensor, decoding: Config | Decodings, noise: Tensor, seen: Tensor | None = None) -> Tensor:
+    """Returns the token (B,) to which `noise` (B,), uniform in [0, 1), leads in the distributions of logits (B, V).
 
     These are changed by the repetition penalty for tokens `seen` (B, V), then temperature, top_k, top_p and min_p.
     The same number draws nearly the same token from a slightly different distribution.
     """
-    if seen is not None and how.repetition_penalty is not None:
-        logits = penalise(logits, seen, how.repetition_penalty)
-    if isinstance(how, Config) and how.temperature == 0:
+    if seen is not None and decoding.repetition_penalty is not None:
+        logits = penalise(logits, seen, decoding.repetition_penalty)
+    if isinstance(decoding, Config) and decoding.temperature == 0:
         return logits.argmax(dim=-1)
-    logits = (logits - logits.amax(dim=-1, keepdim=True)).double() / how.temperature  # no temperature overflows
-    cumulative = keep_probable(logits, how.top_k, how.top_p, how.min_p).softmax(dim=-1).cumsum(dim=-1)
+    logits = (logits - logits.amax(dim=-1, keepdim=True)).double() / decoding.temperature  # no temperature overflows
+    cumulative = keep_probable(logits, decoding.top_k, decoding.top_p, decoding.min_p).softmax(dim=-1).cumsum(dim=-1)
     total = cumulative[:, -1:]
-    wanted = torch.minimum(uniform[:, None] * total, torch.nextafter(total, torch.zeros_like(total)))
+    wanted = torch.minimum(noise[:, None] * total, torch.nextafter(total, torch.zeros_like(total)))
     return torch.searchsorted(cumulative, wanted, right=True).squeeze(-1)
 
 
@@ -249,8 +252,8 @@ def beam_tokens(
     for count in range(1, length + 1):
         following = logits[:, -1].float()
         if repetition_penalty != 1:
-            told = torch.cat([read.expand(len(texts), -1), texts], dim=1)
-            following = penalise(following, _seen(told, following.size(1)), repetition_penalty)
+            whole = torch.cat([read.expand(len(texts), -1), texts], dim=1)
+            following = penalise(following, _seen(whole, following.size(1)), repetition_penalty)
         sums = scores[:, None] + following.log_softmax(dim=-1)
         scores, chosen = sums.flatten().topk(min(2 * beams, sums.numel()))  # half of them may end: enough go on
         rows, tokens = chosen // sums.size(1), chosen % sums.size(1)
@@ -279,7 +282,7 @@ def device_of(model: nn.Module) -> torch.device:
     return next(model.parameters()).device
 
 
-def uniforms(seed: int, rows: int, length: int) -> Tensor:
+def uniform_noise(seed: int, rows: int, length: int) -> Tensor:
     """Returns (rows, length) random numbers in [0, 1), float64, the same on every device; each row has its own."""
     return torch.from_numpy(np.stack([np.random.default_rng([seed, row]).random(length) for row in range(rows)]))
 
@@ -294,21 +297,21 @@ def _settled(
 
 def _blanks(starts: Sequence[list[int]], length: int) -> tuple[Tensor, Tensor]:
     """Returns texts (B, T) that begin with these tokens and go on with BLANK, and the lengths of their beginnings."""
-    begun = torch.tensor([len(start) for start in starts])
-    told = torch.full((len(starts), int(begun.max()) + length), BLANK)
-    for row, start in zip(told, starts, strict=True):
+    prompt_lengths = torch.tensor([len(start) for start in starts])
+    tokens = torch.full((len(starts), int(prompt_lengths.max()) + length), BLANK)
+    for row, start in zip(tokens, starts, strict=True):
         row[: len(start)] = torch.tensor(start)
-    return told, begun
+    return tokens, prompt_lengths
 
 
-def _until_all_ended(columns: Iterable[Tensor], begun: Tensor, end: int) -> list[list[int]]:
+def _until_all_ended(columns: Iterable[Tensor], prompt_lengths: Tensor, end: int) -> list[list[int]]:
     """Returns the tokens of each text, up to a place at which all of them have written `end`, if there is one."""
     kept = []
-    ended = torch.zeros_like(begun, dtype=torch.bool)
-    for place, column in enumerate(columns):
+    ended = torch.zeros_like(prompt_lengths, dtype=torch.bool)
+    for position, column in enumerate(columns):
         kept.append(column)
-        ended |= (column == end) & (begun <= place)
-        if place % LOOK == LOOK - 1 and bool(ended.all()):
+        ended |= (column == end) & (prompt_lengths <= position)
+        if position % LOOK == LOOK - 1 and bool(ended.all()):
             break
     rows: list[list[int]] = torch.stack(kept, dim=1).tolist()
     return rows
@@ -319,8 +322,8 @@ def _seen(tokens: Tensor, vocabulary_size: int) -> Tensor:
     return seen.scatter_(1, tokens, True)
 
 
-def _uniforms(seed: int | None, rows: int, length: int) -> Tensor:
-    return uniforms(secrets.randbits(63) if seed is None else seed, rows, length)
+def _seeded_noise(seed: int | None, rows: int, length: int) -> Tensor:
+    return uniform_noise(secrets.randbits(63) if seed is None else seed, rows, length)
 
 
 def _start(tokenizer: Tokenizer, prompt: str) -> list[int]:
@@ -359,14 +362,14 @@ def _until(stop: Sequence[str], pieces: Iterable[str]) -> Iterator[str]:
         if found:
             yield held[: min(found)]
             return
-        sure = len(held) - _begun(held, stop)
+        sure = len(held) - _partial_stop(held, stop)
         yield held[:sure]
         held = held[sure:]
     if held:
         yield held
 
 
-def _begun(text: str, stop: Sequence[str]) -> int:
+def _partial_stop(text: str, stop: Sequence[str]) -> int:
     """How many characters at the end of `text` may be the beginning of a stop string."""
     lengths = range(min(len(text), max(map(len, stop), default=1) - 1), 0, -1)
     return next((length for length in lengths if any(one.startswith(text[-length:]) for one in stop)), 0)

@@ -11,7 +11,7 @@ from torch.nn.parameter import UninitializedParameter
 
 from models.config import Config
 from models.errors import ConfigError
-from models.generation.sampling import BLANK, uniforms, write
+from models.generation.sampling import BLANK, uniform_noise, write
 from models.nn.custom import blamed
 from models.nn.network import build
 from models.training.checkpoint import batch_dimensions, detached, flat
@@ -104,10 +104,10 @@ class _Rehearsal:
     def _require_writing(self) -> None:
         length = self.config.sequence_length
         prompt = torch.randint(self.vocabulary_size, (TEXTS, length if length <= LONGEST_PROMPT else LONGEST))
-        told = torch.cat([prompt, torch.full((TEXTS, WRITTEN), BLANK)], dim=1)
-        begun = torch.full((TEXTS,), prompt.size(1))
-        with blamed(f"{self.name} writing a text of {told.size(1)} tokens"):
-            for _ in write(self.model, told, begun, uniforms(0, TEXTS, WRITTEN), self.config):
+        tokens = torch.cat([prompt, torch.full((TEXTS, WRITTEN), BLANK)], dim=1)
+        prompt_lengths = torch.full((TEXTS,), prompt.size(1))
+        with blamed(f"{self.name} writing a text of {tokens.size(1)} tokens"):
+            for _ in write(self.model, tokens, prompt_lengths, uniform_noise(0, TEXTS, WRITTEN), self.config):
                 pass
             batch_dimensions(self.model, torch.device("cpu"))
 

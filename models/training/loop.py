@@ -325,8 +325,8 @@ class Training:
             return self.score(self.held_out)
         if final:
             return self._score_part(self._most_at_last)
-        if self.budget.tokens is not None and self._all_is_cheap and self._every() < self._pieces:
-            return self.score(self.held_out, self._every())
+        if self.budget.tokens is not None and self._all_is_cheap and self._stride < self._pieces:
+            return self.score(self.held_out, self._stride)
         share = LOOKING / (self.budget.rungs - 1)
         return self._score_part(max(FEWEST_SCORED, self._affordable(share, self._read_for_piece)))
 
@@ -371,19 +371,20 @@ class Training:
             return lanes_of(self.held_out)
         return -(-len(self.held_out.tokens) // (self.config.sequence_length - self.config.sequence_length // 2))
 
-    def _every(self) -> int:
-        """Every how manyth piece of the validation split a rung before the last reads, so that looking stays cheap."""
+    @property
+    def _stride(self) -> int:
+        """Evaluation stride: a rung before the last reads every n-th piece of the validation split, to stay cheap."""
         tokens = len(self.held_out.tokens)
         read = 1 + WARM_UP / LANE if self.carries_state else 2  # for each that is scored
         whole = tokens * read / STEP_COST  # what reading all of it costs, in tokens trained
         spare = max((self.budget.tokens or 0) * LOOKING - whole, 1) / (self.budget.rungs - 1)
         return max(1, min(math.ceil(whole / spare), tokens // FEWEST_SCORED))
 
-    def score(self, text: HeldOut, every: int = 1) -> Score:
-        """Scores a held-out text with the weights as they are now, or every so manyth piece of it."""
+    def score(self, text: HeldOut, stride: int = 1) -> Score:
+        """Scores a held-out text, or every `stride`-th piece of it, with the weights as they are now."""
         length = self.config.sequence_length
         with self._precision():
-            return evaluate(self.model, text, self.vocabulary_size, length, self.team, every, self.between)
+            return evaluate(self.model, text, self.vocabulary_size, length, self.team, stride, self.between)
 
     def _score_part(self, most: int) -> Score:
         length = self.config.sequence_length

@@ -71,7 +71,7 @@ def evaluate(
     vocabulary_size: int,
     window: int,
     team: Team = ALONE,
-    every: int = 1,
+    stride: int = 1,
     between: Callable[[], None] = lambda: None,
 ) -> Score:
     """Scores every token of a held-out text, deterministically and with context.
@@ -79,15 +79,15 @@ def evaluate(
     A model that carries its state reads the text in parallel lanes, each warmed up on what stands before
     it; any other, and one that returns no state, reads windows of `window` tokens that overlap by half, of which the
     second half counts.
-    The processes of a team share the lanes or windows out among them. With `every` above 1 only every so manyth
-    lane or window is read, and its bytes are taken to be as many for a token as those of the whole text.
+    The processes of a team share the lanes or windows out among them. With a `stride` of n only every n-th lane or
+    window is read, and its bytes are taken to be as many for a token as those of the whole text.
     `between` is called now and then; what it raises ends the reading.
     """
     device = next(model.parameters()).device
     if remembers(model):
-        read, rows = _read_lanes, _rows(text, -(-len(text.tokens) // lanes_of(text)), WARM_UP, every, device)
+        read, rows = _read_lanes, _rows(text, -(-len(text.tokens) // lanes_of(text)), WARM_UP, stride, device)
     else:
-        read, rows = _read_windows, _rows(text, window - window // 2, window // 2, every, device)
+        read, rows = _read_windows, _rows(text, window - window // 2, window // 2, stride, device)
     scored = int((rows[1] >= 0).sum())
     nats = _read(read, model, rows, vocabulary_size, team, between)
     return Score.of(nats, scored, text.text_bytes * scored / len(text.tokens))
@@ -116,8 +116,8 @@ def evaluate_part(
     pieces = pieces_of(len(text.tokens), most)
     carried = remembers(model)
     read = _read_many_lanes if carried else _read_windows
-    stride, context = (PIECE, WARM_UP) if carried else (min(window - window // 2, PIECE), window // 2)
-    rows = _rows_of(text, pieces, stride, context, next(model.parameters()).device)
+    length, context = (PIECE, WARM_UP) if carried else (min(window - window // 2, PIECE), window // 2)
+    rows = _rows_of(text, pieces, length, context, next(model.parameters()).device)
     nats = _read(read, model, rows, vocabulary_size, team, between)
     tokens = np.concatenate([text.tokens[piece] for piece in pieces])
     if text.token_bytes is None:
@@ -142,17 +142,17 @@ def _reversed(number: int, bits: int) -> int:
 
 
 def _rows_of(
-    text: HeldOut, pieces: Sequence[slice], stride: int, context: int, device: torch.device
+    text: HeldOut, pieces: Sequence[slice], length: int, context: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """Cuts pieces of a text into rows as `_rows` does the whole; what lies behind a piece's end does not count."""
     context = min(context, len(text.before) - 1)
-    told = np.concatenate([text.before[len(text.before) - context - 1 :], text.tokens])
-    rows = [(start, piece.stop) for piece in pieces for start in range(piece.start, piece.stop, stride)]
+    tokens = np.concatenate([text.before[len(text.before) - context - 1 :], text.tokens])
+    rows = [(start, piece.stop) for piece in pieces for start in range(piece.start, piece.stop, length)]
     starts, ends = np.array(rows)[:, :1], np.array(rows)[:, 1:]
-    inputs = told[np.minimum(starts + np.arange(context + stride), len(told) - 1)].astype(np.int64)
-    asked = starts + np.arange(stride)
-    tokens = text.tokens[np.minimum(asked, len(text.tokens) - 1)].astype(np.int64)
-    targets = np.pad(np.where(asked < ends, tokens, -100), ((0, 0), (context, 0)), constant_values=-100)
+    inputs = tokens[np.minimum(starts + np.arange(context + length), len(tokens) - 1)].astype(np.int64)
+    positions = starts + np.arange(length)
+    wanted = text.tokens[np.minimum(positions, len(text.tokens) - 1)].astype(np.int64)
+    targets = np.pad(np.where(positions < ends, wanted, -100), ((0, 0), (context, 0)), constant_values=-100)
     return torch.from_numpy(inputs).to(device), torch.from_numpy(targets).to(device)
 
 
@@ -173,20 +173,20 @@ def _read(
     return team.total(nats)
 
 
-def _rows(text: HeldOut, stride: int, context: int, every: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Cuts a text into rows of inputs and targets, both (K, context + stride).
+def _rows(text: HeldOut, length: int, context: int, stride: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Cuts a text into rows of inputs and targets, both (K, context + length).
 
-    Row k predicts tokens k * every * stride onwards. Targets that do not count, because they are context or lie
-    behind the end, are -100, which the loss leaves out.
+    Row k predicts `length` tokens from k * stride * length onwards. Targets that do not count, because they are context
+    or lie behind the end, are -100, which the loss leaves out.
     """
     context = min(context, len(text.before) - 1)
-    rows = -(-len(text.tokens) // stride)
-    behind = rows * stride - len(text.tokens)
-    told = np.concatenate([text.before[len(text.before) - context - 1 :], text.tokens[:-1]])
-    inputs = np.pad(told, (0, behind)).astype(np.int64)
-    asked = np.pad(text.tokens.astype(np.int64), (0, behind), constant_values=-100).reshape(rows, stride)
-    targets = np.pad(asked[::every], ((0, 0), (context, 0)), constant_values=-100)
-    index = np.arange(0, rows, every)[:, None] * stride + np.arange(context + stride)
+    rows = -(-len(text.tokens) // length)
+    behind = rows * length - len(text.tokens)
+    tokens = np.concatenate([text.before[len(text.before) - context - 1 :], text.tokens[:-1]])
+    inputs = np.pad(tokens, (0, behind)).astype(np.int64)
+    targets = np.pad(text.tokens.astype(np.int64), (0, behind), constant_values=-100).reshape(rows, length)
+    targets = np.pad(targets[::stride], ((0, 0), (context, 0)), constant_values=-100)
+    index = np.arange(0, rows, stride)[:, None] * length + np.arange(context + length)
     return torch.from_numpy(inputs[index]).to(device), torch.from_numpy(targets).to(device)
 
 

@@ -73,15 +73,15 @@ def test_every_token_counts_once(before: int, length: int, window: int, carries_
     assert score.nats_per_token * length == pytest.approx(price, rel=1e-5)
 
 
-@pytest.mark.parametrize(("carries_state", "stride"), [(True, LANE), (False, 8)])
-@given(every=st.integers(1, 40))
-def test_every_so_manyth_piece_counts_when_that_is_asked_for(carries_state: bool, stride: int, every: int) -> None:
+@pytest.mark.parametrize(("carries_state", "length"), [(True, LANE), (False, 8)])
+@given(stride=st.integers(1, 40))
+def test_with_a_stride_every_nth_piece_counts(carries_state: bool, length: int, stride: int) -> None:
     table = torch.randn(V, V, generator=torch.Generator().manual_seed(1))
     text = held_out(WARM_UP + 1, 5 * LANE)
     told = np.concatenate([text.before[-1:], text.tokens[:-1]])
     prices = -table.log_softmax(-1)[told.astype(np.int64), text.tokens.astype(np.int64)].numpy()
-    read = prices[np.arange(len(prices)) // stride % every == 0]
-    score = evaluate(Guess(table, carries_state), text, V, 16, every=every)
+    read = prices[np.arange(len(prices)) // length % stride == 0]
+    score = evaluate(Guess(table, carries_state), text, V, 16, stride=stride)
     assert score.nats_per_token == pytest.approx(read.mean(), rel=1e-5)
     whole = evaluate(Guess(table, carries_state), text, V, 16)
     ratio = whole.bits_per_byte / whole.nats_per_token

@@ -19,13 +19,13 @@ from models.generation.sampling import (
     Decodings,
     beam_search,
     beam_tokens,
-    draw,
     generate,
     generate_batch,
     keep_probable,
     penalise,
+    sample,
     stream,
-    uniforms,
+    uniform_noise,
     write,
 )
 from models.nn.network import build
@@ -39,7 +39,7 @@ DRAWS = 20_000
 def frequencies(probabilities: list[float], **decoding: Any) -> list[float]:
     """How often each of the tokens is drawn, of DRAWS times."""
     logits = torch.tensor(probabilities).log().expand(DRAWS, -1)
-    drawn = draw(logits, Config(**decoding), uniforms(0, 1, DRAWS)[0])
+    drawn = sample(logits, Config(**decoding), uniform_noise(0, 1, DRAWS)[0])
     return (torch.bincount(drawn, minlength=len(probabilities)) / DRAWS).tolist()
 
 
@@ -127,11 +127,11 @@ def test_what_may_be_drawn_is_drawn(
     logits: list[float], temperature: float, top_k: Any, top_p: Any, min_p: Any, uniform: float
 ) -> None:
     config = Config(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
-    (drawn,) = draw(torch.tensor([logits]), config, torch.tensor([uniform], dtype=torch.float64)).tolist()
+    (drawn,) = sample(torch.tensor([logits]), config, torch.tensor([uniform], dtype=torch.float64)).tolist()
     assert 0 <= drawn < len(logits)
     many = Decodings.of([config], 1, torch.device("cpu"))
     if temperature:  # greedy or nearly, equally probable ones are another's choice
-        assert draw(torch.tensor([logits]), many, torch.tensor([uniform], dtype=torch.float64)).tolist() == [drawn]
+        assert sample(torch.tensor([logits]), many, torch.tensor([uniform], dtype=torch.float64)).tolist() == [drawn]
     if temperature == 0 or top_k == 1:
         assert logits[drawn] == max(logits)
 
@@ -144,7 +144,7 @@ def test_no_temperature_is_too_low(temperature: float) -> None:
 def test_a_temperature_of_zero_takes_the_most_probable() -> None:
     logits = torch.tensor([[1.0, 3.0, 2.0], [9.0, 3.0, 2.0]])
     for uniform in (0.0, 0.999999):
-        assert draw(logits, Config(temperature=0), torch.full((2,), uniform).double()).tolist() == [1, 0]
+        assert sample(logits, Config(temperature=0), torch.full((2,), uniform).double()).tolist() == [1, 0]
 
 
 def test_a_penalty_makes_what_was_seen_less_probable() -> None:
@@ -152,7 +152,7 @@ def test_a_penalty_makes_what_was_seen_less_probable() -> None:
     seen = torch.tensor([[True, True, False]])
     assert penalise(logits, seen, 4.0).tolist() == [[0.5, -8.0, 1.0]]
     greedy = Config(temperature=0, repetition_penalty=4.0)
-    assert draw(logits, greedy, torch.zeros(1), seen).tolist() == [2]
+    assert sample(logits, greedy, torch.zeros(1), seen).tolist() == [2]
 
 
 @given(data=st.data())
@@ -313,7 +313,7 @@ def test_each_token_is_drawn_given_all_before_it(architecture: str) -> None:
 
 def written(model: nn.Module, prompt: list[int], length: int, config: Config) -> list[int]:
     told = torch.tensor([prompt + [BLANK] * length])
-    columns = list(write(model, told, torch.tensor([len(prompt)]), uniforms(0, 1, length), config))
+    columns = list(write(model, told, torch.tensor([len(prompt)]), uniform_noise(0, 1, length), config))
     assert [int(column) for column in columns[: len(prompt)]] == prompt
     return [int(column) for column in columns[len(prompt) :]]
 
@@ -370,7 +370,7 @@ def test_each_text_of_a_batch_has_its_own_decoding(models: dict[str, nn.Module])
     configs = [Config(temperature=0.0), Config(temperature=0.7, top_k=3), Config(min_p=0.3, repetition_penalty=1.3)]
     hows = Decodings.of(configs, 1, torch.device("cpu"))
     told = torch.tensor([[1, 2] + [BLANK] * 30] * 3)
-    numbers = uniforms(0, 1, 30)
+    numbers = uniform_noise(0, 1, 30)
     together = torch.stack(list(write(models["gru"], told, torch.tensor([2] * 3), numbers.repeat(3, 1), hows)), 1)
     for row, config in zip(together.tolist(), configs, strict=True):
         assert row[2:] == written(models["gru"], [1, 2], 30, config)

@@ -17,7 +17,7 @@ import torch
 
 from models.config import Config, Recipe
 from models.files import optional, reason
-from models.generation.sampling import BLANK, uniforms, write
+from models.generation.sampling import BLANK, uniform_noise, write
 from models.nn.memory import training_bytes
 from models.nn.network import build, parameter_count
 from models.runs.run import append_metrics, with_facts, write_model, write_start
@@ -197,7 +197,7 @@ class Objective:
         blank = torch.full((1, 1 + TIMED_TOKENS), BLANK)
         blank[0, 0] = corpus.tokenizer.end_of_text
         plain = Config(sequence_length=config.sequence_length)
-        for _ in write(model, blank, torch.ones(1, dtype=torch.int64), uniforms(0, 1, TIMED_TOKENS), plain):
+        for _ in write(model, blank, torch.ones(1, dtype=torch.int64), uniform_noise(0, 1, TIMED_TOKENS), plain):
             times.append(time.perf_counter())
         return 1000 * statistics.median(after - before for before, after in pairwise(times))
 
