@@ -261,8 +261,8 @@ Every command with its options, written from the code by `python docs/make_refer
 
 <<contents>>
 
-`python -m models train` and `python -m models generate` are `tuner train` and `tuner generate`, for machines without
-Optuna or a database.
+`tuner train` and `tuner generate` need neither Optuna nor a database. Where only the folder `models/` was copied, they
+are `python -P -m models train` and `python -P -m models generate`.
 
 ## Environment
 

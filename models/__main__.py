@@ -1,4 +1,4 @@
-"""python -m models train | generate: train one configuration and write with it."""
+"""python -P -m models train | generate: train one configuration and write with it."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def train(
     """Train the configuration in RECIPE, a file that `tuner export` wrote, into a run folder.
 
     Ctrl-C or SIGTERM saves a checkpoint first; --resume goes on from it. With several GPUs:
-    torchrun --nproc-per-node 2 -m models train RECIPE -o OUTPUT
+    torchrun --nproc-per-node 2 --no-python tuner train RECIPE -o OUTPUT
     """
     from models.runs.run import read_recipe
     from models.training.distributed import joined_team

@@ -261,7 +261,7 @@ class Budget(_Strict):
 
 
 class Recipe(_Strict):
-    """All that one run needs: what `tuner export` writes and `python -m models train` reads."""
+    """All that one run needs: what `tuner export` writes and `tuner train` reads."""
 
     corpus: Corpus
     trial: Budget

@@ -142,7 +142,7 @@ def _data(corpus: EncodedCorpus) -> Iterator[Sequence[str]]:
 
 def _loading(name: str) -> Iterator[str]:
     yield "\n## Use\n\nFrom the folder that this one lies in:\n"
-    yield f'```\npython -m models generate {_shell(name)} --prompt "The "\n```\n'
+    yield f'```\ntuner generate {_shell(name)} --prompt "The "\n```\n'
     yield f'```python\nfrom models import load\n\nprint(load({json.dumps(name)}).generate("The "))\n```\n'
     yield "The weights alone, by name, with any program that reads safetensors:\n"
     weights_file = json.dumps(f"{name}/model.safetensors")
@@ -150,8 +150,8 @@ def _loading(name: str) -> Iterator[str]:
 
 
 def _training(recipe: Recipe, trained: Trained, processes: int) -> Iterator[str]:
-    start = "python" if processes == 1 else f"torchrun --nproc-per-node {processes}"
-    yield f"\n## Training\n\n```\n{start} -m models train config.yaml -o NEW-RUN\n```\n"
+    start = "" if processes == 1 else f"torchrun --nproc-per-node {processes} --no-python "
+    yield f"\n## Training\n\n```\n{start}tuner train config.yaml -o NEW-RUN\n```\n"
     yield "in this folder repeats it.\n"
     yield from _table(("", ""), _facts(recipe, trained, processes))
     facts = recipe.provenance or {}

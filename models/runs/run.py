@@ -196,7 +196,7 @@ def with_facts(recipe: Recipe, fingerprint: str) -> Recipe:
 
 def write_start(folder: Path, recipe: Recipe, tokenizer: Tokenizer) -> None:
     """Writes what is known before a run: its configuration and its vocabulary."""
-    header = f"Train it again: python -m models train {CONFIG} -o NEW-RUN"
+    header = f"Train it again: tuner train {CONFIG} -o NEW-RUN"
     values = {"schema": SCHEMA, **recipe.model_dump(mode="json", exclude_none=True, exclude={"parameters"})}
     values["parameters"] = recipe.parameters.model_dump(mode="json")
     _write_whole(folder / CONFIG, dump(values, header))

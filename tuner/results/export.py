@@ -1,4 +1,4 @@
-"""Best trial -> configuration + provenance -> a file that `tuner train` and `python -m models train` read."""
+"""Best trial -> configuration + provenance -> a file that `tuner train` reads."""
 
 from __future__ import annotations
 
