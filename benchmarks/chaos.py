@@ -33,6 +33,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from models.config import Config
 from models.text.corpus import load_corpus
 from models.training.loop import Evaluation, train
+from models.training.observer import TrainingObserver
 from tuner.storage.connection import open_storage
 from tuner.storage.embedded import attached, revive
 from tuner.storage.leases import Leases
@@ -245,15 +246,15 @@ def undisturbed(study: Study, trial: optuna.trial.FrozenTrial) -> dict[int, floa
     config = Config.model_validate(trial.user_attrs["configuration"])
     reported: dict[int, float] = {}
 
-    def note(evaluation: Evaluation) -> None:
-        reported[evaluation.rung] = evaluation.bits_per_byte
-        if evaluation.rung == max(trial.intermediate_values):
-            raise _Enough
+    class Noting(TrainingObserver):
+        def on_evaluation(self, evaluation: Evaluation) -> None:
+            reported[evaluation.rung] = evaluation.bits_per_byte
+            if evaluation.rung == max(trial.intermediate_values):
+                raise _Enough
 
     with suppress(_Enough):
-        train(
-            config, load_corpus(study.corpus, config.tokenizer, config.vocabulary_size), study.trial, on_evaluation=note
-        )
+        corpus = load_corpus(study.corpus, config.tokenizer, config.vocabulary_size)
+        train(config, corpus, study.trial, observer=Noting())
     return reported
 
 

@@ -22,7 +22,6 @@ from models.errors import ConfigError, UserError
 if TYPE_CHECKING:
     from models.config import Recipe
     from models.training.distributed import Team
-    from models.training.loop import Evaluation, Training
 
 
 class _File(click.ParamType[Path]):
@@ -182,25 +181,12 @@ def _train_one(
     recipe: Recipe, promised: Recipe, folder: Path, team: Team, requested: Callable[[], bool], **options: Any
 ) -> None:
     from models.files import optional
-    from models.runs.progress import Progress
+    from models.runs.progress import Progress, Requests
     from models.runs.reproducibility import compared
     from models.runs.run import train_run
-    from models.training.stopping import Stopped
 
-    progress = Progress(recipe) if team.is_main_process else None
-
-    def look(training: Training, save: Callable[[], None]) -> None:
-        if team.any(requested()):
-            save()
-            raise Stopped
-        if progress is not None:
-            progress.look(training)
-
-    def tell(evaluation: Evaluation) -> None:
-        if progress is not None:
-            progress.tell(evaluation)
-
-    trained = train_run(recipe, folder, team=team, on_evaluation=tell, on_step=look, say=_say, **options)
+    observer = Progress(recipe, requested) if team.is_main_process else Requests(requested)
+    trained = train_run(recipe, folder, team=team, observer=observer, say=_say, **options)
     if team.is_main_process:
         with optional("not compared with the value in the file"):
             comparison = None if options["allow_changed_corpus"] else compared(promised, recipe, trained, team)

@@ -32,7 +32,7 @@ AT_ONCE = {"cpu": 256, "cuda": 2048}
 """Texts written in one batch."""
 
 LOOK = 16
-"""Tokens between two calls of `between`."""
+"""Tokens on_tokens two calls of `on_tokens`."""
 
 
 @dataclass(frozen=True)
@@ -90,20 +90,20 @@ class Continuations:
         model: nn.Module,
         configs: Sequence[Config],
         seed: int,
-        between: Callable[[], None] = lambda: None,
+        on_tokens: Callable[[], None] = lambda: None,
         tokens: int | None = None,
     ) -> list[list[str]]:
         """Returns what a model writes after each prompt, for the decoding of each of some configurations.
 
-        All use the same random numbers, so that they differ by little else than their decoding. `between` is called
+        All use the same random numbers, so that they differ by little else than their decoding. `on_tokens` is called
         every few tokens; what it raises ends the writing.
         """
         at_once = max(1, AT_ONCE[device_of(model).type] // len(self))
         parts = [configs[begin : begin + at_once] for begin in range(0, len(configs), at_once)]
-        return [texts for part in parts for texts in self._written(model, part, seed, between, tokens or self.tokens)]
+        return [texts for part in parts for texts in self._written(model, part, seed, on_tokens, tokens or self.tokens)]
 
     def _written(
-        self, model: nn.Module, configs: Sequence[Config], seed: int, between: Callable[[], None], tokens: int
+        self, model: nn.Module, configs: Sequence[Config], seed: int, on_tokens: Callable[[], None], tokens: int
     ) -> list[list[str]]:
         prompt_lengths = torch.full((len(self) * len(configs),), self.prompts.size(1))
         texts = torch.cat([self.prompts, torch.full((len(self), tokens), BLANK)], dim=1).repeat(len(configs), 1)
@@ -112,7 +112,7 @@ class Continuations:
         for column in write(model, texts, prompt_lengths, noise, Decodings.of(configs, len(self), device_of(model))):
             columns.append(column)
             if len(columns) % LOOK == 0:
-                between()
+                on_tokens()
         rows = torch.stack(columns[self.prompts.size(1) :], dim=1).cpu().numpy()
         written = [self.tokenizer.decode(row) for row in rows]
         return [written[begin : begin + len(self)] for begin in range(0, len(written), len(self))]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 
 import click
 
@@ -13,6 +14,7 @@ from models.generation import sampling
 from models.runs.report import prompt_at
 from models.safe_text.terminal import line
 from models.training.loop import Evaluation, Training
+from models.training.observer import RunObserver
 from models.wording import rough_duration
 
 LINE_SECONDS = 60.0
@@ -24,22 +26,29 @@ SAMPLES = 8
 SAMPLE_TOKENS = 60
 
 
-class Progress:
+class Requests(RunObserver):
+    """Stops a run when its process is asked to."""
+
+    def __init__(self, requested: Callable[[], bool]) -> None:
+        self.stop_requested = requested  # type: ignore[method-assign]
+
+
+class Progress(Requests):
     """Prints how one run goes; what it looks at, it leaves as it was."""
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipe: Recipe, requested: Callable[[], bool]) -> None:
+        super().__init__(requested)
         self.recipe = recipe
         self.training: Training | None = None
         self.said = time.monotonic()
 
-    def look(self, training: Training) -> None:
-        """Is called after each step."""
+    def on_step(self, training: Training) -> None:
         self.training = training
         if time.monotonic() - self.said > LINE_SECONDS:
             self._say(training.progress, training.tokens, training.seconds, training.recent_loss, "")
 
-    def tell(self, evaluation: Evaluation) -> None:
-        """Is called at each rung; shows a sample at some of them."""
+    def on_evaluation(self, evaluation: Evaluation) -> None:
+        """Shows a sample at some of the rungs."""
         rungs = self.recipe.trial.rungs
         score = f"  {evaluation.bits_per_byte:.4f} bits per byte"
         self._say(evaluation.rung / rungs, evaluation.tokens, evaluation.seconds, evaluation.training_loss, score)

@@ -32,6 +32,8 @@ from models.training.checkpoint import as_written, load_weights, require_finite,
 from models.training.distributed import ALONE, FailedElsewhere, Team
 from models.training.loop import Diverged, Evaluation, Trained, Training, train, usable_device
 from models.training.metrics import Score
+from models.training.observer import UNOBSERVED, RunObserver, TrainingObserver
+from models.training.stopping import Stopped
 
 CONFIG, TOKENIZER, MODEL, METRICS = "config.yaml", "tokenizer.json", "model.safetensors", "metrics.jsonl"
 CHECKPOINT = "checkpoint.safetensors"
@@ -65,17 +67,15 @@ def train_run(
     allow_changed_corpus: bool = False,
     tensorboard: bool = False,
     team: Team = ALONE,
-    on_evaluation: Callable[[Evaluation], None] = lambda evaluation: None,
-    on_step: Callable[[Training, Callable[[], None]], None] = lambda training, save: None,
+    observer: RunObserver = UNOBSERVED,
     say: Callable[[str], None] = lambda text: None,
 ) -> Trained:
     """Trains `recipe` into a run folder, with a checkpoint there every minute.
 
-    `on_step` is given the training and a function that saves the checkpoint. Raises RunError when the
-    folder is in the way (`force` replaces a run, `resume` goes on with the same one) or the loss diverges; what
-    else a user can do wrong is found before the folder is touched. `say` is told how far a long encoding of the text
-    is, and which files of a folder were read. A `team` trains one run together: its leader
-    writes the folder, and the callbacks are called in every process.
+    Raises RunError when the folder is in the way (`force` replaces a run, `resume` goes on with the same one) or the
+    loss diverges, and Stopped when `observer` asked for it; what else a user can do wrong is found before the folder is
+    touched. `say` is told how far a long encoding of the text is, and which files of a folder were read. A `team`
+    trains one run together: its main process writes the folder, and each process has an observer.
     """
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
@@ -85,46 +85,17 @@ def train_run(
     recipe = with_facts(recipe, corpus.fingerprint)
     checkpoint = folder / CHECKPOINT
     team.main_process_only(lambda: _prepare(folder, recipe, corpus.tokenizer, resume, force))
-    tell = _tellers(folder, tensorboard) if team.is_main_process else {}
-    saved = time.monotonic()
-
-    def keep(training: Training) -> None:
-        def save() -> None:
-            nonlocal saved
-            try:
-                training.save(checkpoint)
-            except OSError as error:
-                warnings.warn(f"{checkpoint} is not written: {reason(error)}; training goes on", stacklevel=2)
-            saved = time.monotonic()
-
-        if team.any(time.monotonic() - saved > CHECKPOINT_SECONDS):
-            save()
-        on_step(training, save)
-
-    def note(evaluation: Evaluation) -> None:
-        for name, one in tell.items():
-            with optional(f"{folder}: rung {evaluation.rung} is not in {name}"):
-                one(evaluation)
-        on_evaluation(evaluation)
-
-    def finish(trained: Trained) -> None:
-        if team.is_main_process:
-            _write_end(folder, trained)
-            checkpoint.unlink(missing_ok=True)
-
     try:
         trained = train(
             recipe.parameters,
             corpus,
             recipe.trial,
             device=device,
-            on_evaluation=note,
-            on_step=keep,
+            observer=_Keeper(folder, tensorboard, team, observer),
             checkpoints=[checkpoint] if checkpoint.exists() else [],
             micro_batch=recipe.micro_batch,
             team=team,
             test=True,
-            on_trained=finish,
         )
     except Diverged as error:
         if not team.is_main_process:
@@ -134,6 +105,46 @@ def train_run(
         write_report(folder, recipe, corpus, trained, team.size)
         sweep(folder)
     return trained
+
+
+class _Keeper(TrainingObserver):
+    """Keeps a run's folder up to date while it is trained, and lets an observer follow and stop it."""
+
+    def __init__(self, folder: Path, tensorboard: bool, team: Team, observer: RunObserver) -> None:
+        self.folder, self.team, self.observer = folder, team, observer
+        self.checkpoint = folder / CHECKPOINT
+        self.records = _records(folder, tensorboard) if team.is_main_process else {}
+        self.saved = time.monotonic()
+
+    def on_step(self, training: Training) -> None:
+        if self.team.any(time.monotonic() - self.saved > CHECKPOINT_SECONDS):
+            self._save(training)
+        self.observer.on_step(training)
+        if self.team.any(self.observer.stop_requested()):
+            self._save(training)
+            raise Stopped
+
+    def on_scoring_batch(self, training: Training) -> None:
+        self.observer.on_scoring_batch(training)
+
+    def on_evaluation(self, evaluation: Evaluation) -> None:
+        for name, record in self.records.items():
+            with optional(f"{self.folder}: rung {evaluation.rung} is not in {name}"):
+                record(evaluation)
+        self.observer.on_evaluation(evaluation)
+
+    def on_trained(self, trained: Trained) -> None:
+        if self.team.is_main_process:
+            _write_end(self.folder, trained)
+            self.checkpoint.unlink(missing_ok=True)
+        self.observer.on_trained(trained)
+
+    def _save(self, training: Training) -> None:
+        try:
+            training.save(self.checkpoint)
+        except OSError as error:
+            warnings.warn(f"{self.checkpoint} is not written: {reason(error)}; training goes on", stacklevel=2)
+        self.saved = time.monotonic()
 
 
 def _write_end(folder: Path, trained: Trained) -> None:
@@ -182,8 +193,8 @@ def _corpus(recipe: Recipe, allow_changed: bool, say: Callable[[str], None]) -> 
     return corpus
 
 
-def _tellers(folder: Path, tensorboard: bool) -> dict[str, Callable[[Evaluation], None]]:
-    """Who is told of each evaluation: metrics.jsonl, and TensorBoard if it is asked for."""
+def _records(folder: Path, tensorboard: bool) -> dict[str, Callable[[Evaluation], None]]:
+    """Where each evaluation is written: metrics.jsonl, and TensorBoard if it is asked for."""
     shown = {"TensorBoard": board(folder)} if tensorboard else {}
     return {METRICS: lambda evaluation: append_metrics(folder, evaluation), **shown}
 

@@ -36,6 +36,7 @@ from models.training.checkpoint import (
 )
 from models.training.distributed import ALONE, Team
 from models.training.metrics import LANE, PIECE, WARM_UP, HeldOut, Score, evaluate, evaluate_part, lanes_of, pieces_of
+from models.training.observer import UNOBSERVED, TrainingObserver
 from models.training.optimizers import build_optimizers, relative_learning_rate, set_learning_rate
 from models.training.stopwatch import Lap, noticing_stops
 
@@ -109,47 +110,39 @@ def train(
     budget: Budget,
     *,
     device: str = "cpu",
-    on_evaluation: Callable[[Evaluation], None] = lambda evaluation: None,
-    on_step: Callable[[Training], None] = lambda training: None,
+    observer: TrainingObserver = UNOBSERVED,
     checkpoints: Sequence[Path] = (),
     micro_batch: int | None = None,
     team: Team = ALONE,
     test: bool = False,
     whole: bool = True,
-    between: Callable[[], None] = lambda: None,
-    on_trained: Callable[[Trained], None] = lambda trained: None,
 ) -> Trained:
     """Trains the generator that `config` describes until its budget is spent or it stops improving.
 
-    `on_evaluation` is called at each rung and `on_step` after each step; what they raise ends the run. The run
-    goes on from the first of `checkpoints` that is sound, to the bit on a CPU with a budget in tokens; `on_step`
-    is the place to write one (`training.save`). `on_evaluation` hears of the rungs before a checkpoint once more:
-    what the run that wrote it said of them may have gone down with it. With `patience` the best weights are kept,
-    otherwise the last.
+    The run goes on from the first of `checkpoints` that is sound, to the bit on a CPU with a budget in tokens. With
+    `patience` the best weights are kept, otherwise the last.
 
     `micro_batch` is the most sequences that are read at a time: the gradients of a larger batch add up piece by
     piece, and are those of the whole but for rounding. The processes of a `team` share each batch evenly. With
-    `test` the test split is scored once, at the end, after `on_trained` was given the run without that score: it is
-    the place to write the weights, which nothing that happens later can then cost. The last rung reads all of the
-    validation split, unless `whole` is false and that would cost more than LAST. `between` is called now and then while
-    held-out text is read.
+    `test` the test split is scored once, at the end. The last rung reads all of the validation split, unless `whole`
+    is false and that would cost more than LAST.
 
     Raises CorpusError when the corpus is too small, DeviceError when the device is not there, and Diverged when
     the loss is not finite. A checkpoint that cannot be used is a warning, and the run starts over.
     """
     require_room(corpus, config.batch_size, config.sequence_length)
     usable = usable_device(device)
-    training = _begun(checkpoints, lambda: Training(config, corpus, budget, usable, micro_batch, team, whole, between))
+    training = _begun(checkpoints, lambda: Training(config, corpus, budget, usable, micro_batch, team, whole, observer))
     for evaluation in training.evaluations:
-        on_evaluation(evaluation)
+        observer.on_evaluation(evaluation)
     with noticing_stops():
         while not training.finished:
             while not training.at_rung:
                 training.take_step()
-                on_step(training)
-            on_evaluation(training.evaluate())
+                observer.on_step(training)
+            observer.on_evaluation(training.evaluate())
     trained = training.result()
-    on_trained(trained)
+    observer.on_trained(trained)
     if test:
         # In a team all take part in scoring: a process that fails must end, or the others wait for it.
         with optional("the test split is not scored") if team.size == 1 else nullcontext():
@@ -182,11 +175,11 @@ class Training:
         micro_batch: int | None = None,
         team: Team = ALONE,
         whole: bool = True,
-        between: Callable[[], None] = lambda: None,
+        observer: TrainingObserver = UNOBSERVED,
     ) -> None:
         torch.manual_seed(config.seed)
         self.config, self.budget, self.device, self.team = config, budget, device, team
-        self.whole, self.between = whole, between
+        self.whole, self.observer = whole, observer
         self.tokenizer = corpus.tokenizer
         self.vocabulary_size = corpus.tokenizer.vocabulary_size
         self.model = build(config, self.vocabulary_size).to(device)
@@ -384,14 +377,19 @@ class Training:
         """Scores a held-out text, or every `stride`-th piece of it, with the weights as they are now."""
         length = self.config.sequence_length
         with self._precision():
-            return evaluate(self.model, text, self.vocabulary_size, length, self.team, stride, self.between)
+            return evaluate(self.model, text, self.vocabulary_size, length, self.team, stride, self._on_batch)
 
     def _score_part(self, most: int) -> Score:
         length = self.config.sequence_length
         if most >= len(self.held_out.tokens):
             return self.score(self.held_out)
         with self._precision():
-            return evaluate_part(self.model, self.held_out, self.vocabulary_size, length, most, self.team, self.between)
+            return evaluate_part(
+                self.model, self.held_out, self.vocabulary_size, length, most, self.team, self._on_batch
+            )
+
+    def _on_batch(self) -> None:
+        self.observer.on_scoring_batch(self)
 
     def result(self) -> Trained:
         """Returns the finished run, its model holding the weights that are kept."""

@@ -72,7 +72,7 @@ def evaluate(
     window: int,
     team: Team = ALONE,
     stride: int = 1,
-    between: Callable[[], None] = lambda: None,
+    on_batch: Callable[[], None] = lambda: None,
 ) -> Score:
     """Scores every token of a held-out text, deterministically and with context.
 
@@ -81,7 +81,7 @@ def evaluate(
     second half counts.
     The processes of a team share the lanes or windows out among them. With a `stride` of n only every n-th lane or
     window is read, and its bytes are taken to be as many for a token as those of the whole text.
-    `between` is called now and then; what it raises ends the reading.
+    `on_batch` is called before each batch; what it raises ends the reading.
     """
     device = next(model.parameters()).device
     if remembers(model):
@@ -89,7 +89,7 @@ def evaluate(
     else:
         read, rows = _read_windows, _rows(text, window - window // 2, window // 2, stride, device)
     scored = int((rows[1] >= 0).sum())
-    nats = _read(read, model, rows, vocabulary_size, team, between)
+    nats = _read(read, model, rows, vocabulary_size, team, on_batch)
     return Score.of(nats, scored, text.text_bytes * scored / len(text.tokens))
 
 
@@ -106,7 +106,7 @@ def evaluate_part(
     window: int,
     most: int,
     team: Team = ALONE,
-    between: Callable[[], None] = lambda: None,
+    on_batch: Callable[[], None] = lambda: None,
 ) -> Score:
     """Scores `most` tokens of a held-out text, in pieces that are spread over all of it.
 
@@ -118,7 +118,7 @@ def evaluate_part(
     read = _read_many_lanes if carried else _read_windows
     length, context = (PIECE, WARM_UP) if carried else (min(window - window // 2, PIECE), window // 2)
     rows = _rows_of(text, pieces, length, context, next(model.parameters()).device)
-    nats = _read(read, model, rows, vocabulary_size, team, between)
+    nats = _read(read, model, rows, vocabulary_size, team, on_batch)
     tokens = np.concatenate([text.tokens[piece] for piece in pieces])
     if text.token_bytes is None:
         text_bytes = text.text_bytes * len(tokens) / len(text.tokens)
@@ -162,13 +162,13 @@ def _read(
     rows: tuple[Tensor, Tensor],
     vocabulary_size: int,
     team: Team,
-    between: Callable[[], None],
+    on_batch: Callable[[], None],
 ) -> float:
     """Returns the nats of rows that a team shares out among its processes."""
     was_training = model.training
     model.eval()
     inputs, targets = (each[team.rank :: team.size] for each in rows)
-    nats = read(model, inputs, targets, vocabulary_size, between) if len(inputs) else 0.0
+    nats = read(model, inputs, targets, vocabulary_size, on_batch) if len(inputs) else 0.0
     model.train(was_training)
     return team.total(nats)
 
@@ -191,31 +191,31 @@ def _rows(text: HeldOut, length: int, context: int, stride: int, device: torch.d
 
 
 def _read_lanes(
-    model: nn.Module, inputs: Tensor, targets: Tensor, vocabulary_size: int, between: Callable[[], None]
+    model: nn.Module, inputs: Tensor, targets: Tensor, vocabulary_size: int, on_batch: Callable[[], None]
 ) -> float:
     length = max(1, min(256, LOGITS // (len(inputs) * vocabulary_size)))
     nats, state = 0.0, None
     for read, asked in zip(torch.split(inputs, length, 1), torch.split(targets, length, 1), strict=True):
-        between()
+        on_batch()
         logits, state = model(read, state)
         nats += _nats(logits, asked)
     return nats
 
 
 def _read_many_lanes(
-    model: nn.Module, inputs: Tensor, targets: Tensor, vocabulary_size: int, between: Callable[[], None]
+    model: nn.Module, inputs: Tensor, targets: Tensor, vocabulary_size: int, on_batch: Callable[[], None]
 ) -> float:
     pairs = zip(torch.split(inputs, ROWS), torch.split(targets, ROWS), strict=True)
-    return sum(_read_lanes(model, read, asked, vocabulary_size, between) for read, asked in pairs)
+    return sum(_read_lanes(model, read, asked, vocabulary_size, on_batch) for read, asked in pairs)
 
 
 def _read_windows(
-    model: nn.Module, inputs: Tensor, targets: Tensor, vocabulary_size: int, between: Callable[[], None]
+    model: nn.Module, inputs: Tensor, targets: Tensor, vocabulary_size: int, on_batch: Callable[[], None]
 ) -> float:
     batch = max(1, min(256, LOGITS // (inputs.size(1) * vocabulary_size)))
     nats = 0.0
     for read, asked in zip(torch.split(inputs, batch), torch.split(targets, batch), strict=True):
-        between()
+        on_batch()
         nats += _nats(model(read, None)[0], asked)
     return nats
 

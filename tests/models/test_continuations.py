@@ -72,7 +72,7 @@ def test_a_model_writes_enough_for_a_text(kind: str) -> None:
     model = build(Config(hidden_size=8), found.tokenizer.vocabulary_size)
     looks: list[None] = []
     configs = [Config(), Config(temperature=0.5)]
-    texts = found.written(model, configs, seed=3, between=lambda: looks.append(None))
+    texts = found.written(model, configs, seed=3, on_tokens=lambda: looks.append(None))
     assert [len(each) for each in texts] == [6, 6]
     assert texts[0] != texts[1]
     assert texts == found.written(model, configs, seed=3)

@@ -18,6 +18,7 @@ from models.training import loop as training
 from models.training.distributed import ALONE
 from models.training.failures import OutOfMemoryInCapture
 from models.training.loop import Training, train
+from models.training.observer import TrainingObserver
 from models.training.optimizers import build_optimizers
 from tests.models.test_training import ARCHITECTURES, assert_same, small
 
@@ -99,13 +100,14 @@ def test_captured_steps_train_the_same_model(
     class Stop(Exception):
         pass
 
-    def stop(running: Training) -> None:
-        if running.step == 12:
-            running.save(tmp_path / "checkpoint")
-            raise Stop
+    class Stopping(TrainingObserver):
+        def on_step(self, training: Training) -> None:
+            if training.step == 12:
+                training.save(tmp_path / "checkpoint")
+                raise Stop
 
     with pytest.raises(Stop):
-        train(config_of(name), rhyme, BUDGET, on_step=stop)
+        train(config_of(name), rhyme, BUDGET, observer=Stopping())
     assert_same(train(config_of(name), rhyme, BUDGET, checkpoints=[tmp_path / "checkpoint"]), plain)
 
 

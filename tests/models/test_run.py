@@ -24,6 +24,8 @@ from models.runs.run import load, read_recipe, train_run
 from models.text.tokenizers import learn
 from models.training.checkpoint import load_weights, read_checkpoint, weights, write_checkpoint, write_tensors
 from models.training.loop import Evaluation, Trained, Training
+from models.training.observer import RunObserver
+from models.training.stopping import Stopped
 
 FILES = [
     "README.md",
@@ -59,14 +61,19 @@ def varied(recipe: Recipe, **parameters: Any) -> Recipe:
 def stop_after(recipe: Recipe, folder: Path, steps: int, save: bool = True, **options: Any) -> None:
     """Trains so many steps and leaves, with a checkpoint or as a killed process does."""
 
-    def look(training: Training, save_checkpoint: Callable[[], None]) -> None:
-        if training.step == steps:
-            if save:
-                save_checkpoint()
-            raise Stop
+    class Stopping(RunObserver):
+        step = 0
 
-    with pytest.raises(Stop):
-        train_run(recipe, folder, on_step=look, **options)
+        def on_step(self, training: Training) -> None:
+            self.step = training.step
+            if self.step == steps and not save:
+                raise Stop
+
+        def stop_requested(self) -> bool:
+            return self.step == steps
+
+    with pytest.raises(Stopped if save else Stop):
+        train_run(recipe, folder, observer=Stopping(), **options)
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -90,7 +97,9 @@ def folder(recipe: Recipe, tmp_path: Path) -> Path:
 
 def test_a_run_leaves_its_configuration_vocabulary_weights_and_metrics(recipe: Recipe, tmp_path: Path) -> None:
     told: list[Evaluation] = []
-    trained = train_run(recipe, tmp_path / "deep" / "run", on_evaluation=told.append)
+    observer = RunObserver()
+    observer.on_evaluation = told.append  # type: ignore[method-assign]
+    trained = train_run(recipe, tmp_path / "deep" / "run", observer=observer)
     folder = tmp_path / "deep" / "run"
     assert sorted(content(folder)) == FILES
     assert told == trained.evaluations
@@ -412,14 +421,15 @@ def test_a_resumed_run_is_the_run(recipe: Recipe, folder: Path, tmp_path: Path) 
 def test_a_run_killed_after_its_last_checkpoint_repeats_what_came_since(
     recipe: Recipe, folder: Path, tmp_path: Path
 ) -> None:
-    def look(training: Training, save: Callable[[], None]) -> None:
-        if training.step == 3:
-            save()
-        if training.step == 7:
-            raise Stop
+    class Killing(RunObserver):
+        def on_step(self, training: Training) -> None:
+            if training.step == 3:
+                training.save(tmp_path / "killed" / "checkpoint.safetensors")
+            if training.step == 7:
+                raise Stop
 
     with pytest.raises(Stop):
-        train_run(recipe, tmp_path / "killed", on_step=look)
+        train_run(recipe, tmp_path / "killed", observer=Killing())
     assert len(metrics(tmp_path / "killed")) == 3
     train_run(recipe, tmp_path / "killed", resume=True)
     assert metrics(tmp_path / "killed") == metrics(folder)

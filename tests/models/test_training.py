@@ -26,6 +26,7 @@ from models.training import loop, metrics, optimizers, stopwatch
 from models.training.checkpoint import BadCheckpoint, read_checkpoint, weights, write_checkpoint
 from models.training.loop import Diverged, Evaluation, Trained, Training, train, usable_device
 from models.training.metrics import evaluate, evaluate_part, pieces_of
+from models.training.observer import TrainingObserver
 from models.training.optimizers import build_optimizers, relative_learning_rate
 
 ARCHITECTURES = ("rnn", "lstm", "gru", "transformer")
@@ -93,13 +94,20 @@ def test_the_same_seed_gives_the_same_bits(architecture: str, rhyme: EncodedCorp
     assert other.best.bits_per_byte != first.best.bits_per_byte
 
 
+class Following(TrainingObserver):
+    """Does what it is given as `on_step`, `on_evaluation` ..."""
+
+    def __init__(self, **methods: Callable[[Any], None]) -> None:
+        vars(self).update(methods)
+
+
 def test_a_looker_on_changes_nothing(rhyme: EncodedCorpus) -> None:
     def look(running: Training) -> None:
         torch.rand(3)
         evaluate(running.model, running.held_out, running.vocabulary_size, 8)
 
     config = small(architecture="transformer")
-    assert_same(train(config, rhyme, steps(8), on_step=look), train(config, rhyme, steps(8)))
+    assert_same(train(config, rhyme, steps(8), observer=Following(on_step=look)), train(config, rhyme, steps(8)))
 
 
 # Stopped and resumed.
@@ -152,7 +160,13 @@ def train_with_stops(config: Config, corpus: EncodedCorpus, budget: Budget, stop
 
     while True:
         try:
-            return train(config, corpus, budget, on_step=look, checkpoints=[path] if path.exists() else [])
+            return train(
+                config,
+                corpus,
+                budget,
+                observer=Following(on_step=look),
+                checkpoints=[path] if path.exists() else [],
+            )
         except Stop:
             torch.manual_seed(99)  # another process knows nothing of this one's random state
 
@@ -178,7 +192,13 @@ def test_a_run_saved_at_a_rung_tells_of_it_and_does_not_repeat_it(rhyme: Encoded
             first.evaluate() if first.at_rung else first.take_step()
         first.save(tmp_path / "checkpoint")
         again: list[Evaluation] = []
-        trained = train(small(), rhyme, steps(8), on_evaluation=again.append, checkpoints=[tmp_path / "checkpoint"])
+        trained = train(
+            small(),
+            rhyme,
+            steps(8),
+            observer=Following(on_evaluation=again.append),
+            checkpoints=[tmp_path / "checkpoint"],
+        )
         assert [evaluation.rung for evaluation in again] == [1, 2, 3, 4]
         assert again[:evaluated] == first.evaluations
         assert_same(trained, train(small(), rhyme, steps(8)))
@@ -312,7 +332,7 @@ def test_the_first_sound_checkpoint_is_used(checkpoint: Path, rhyme: EncodedCorp
             small(),
             rhyme,
             steps(8),
-            on_step=lambda running: seen.append(running.step),
+            observer=Following(on_step=lambda running: seen.append(running.step)),
             checkpoints=[tmp_path / "damaged", checkpoint, tmp_path / "damaged"],
         )
     assert len(warned) == 1
@@ -320,7 +340,7 @@ def test_the_first_sound_checkpoint_is_used(checkpoint: Path, rhyme: EncodedCorp
 
 
 def test_saving_leaves_one_file_and_the_run_as_it_was(checkpoint: Path, rhyme: EncodedCorpus) -> None:
-    trained = train(small(), rhyme, steps(8), on_step=lambda running: running.save(checkpoint))
+    trained = train(small(), rhyme, steps(8), observer=Following(on_step=lambda running: running.save(checkpoint)))
     assert [path.name for path in checkpoint.parent.iterdir()] == ["checkpoint"]
     assert_same(trained, train(small(), rhyme, steps(8)))
 
@@ -487,7 +507,10 @@ def test_a_budget_in_tokens_is_spent_to_the_last_whole_step(
     brief = replace(rhyme, validation=rhyme.validation[:20])
     taken: list[int] = []
     trained = train(
-        config, brief, Budget(tokens=tokens, rungs=rungs), on_step=lambda running: taken.append(running.tokens)
+        config,
+        brief,
+        Budget(tokens=tokens, rungs=rungs),
+        observer=Following(on_step=lambda running: taken.append(running.tokens)),
     )
     step = batch_size * sequence_length
     total = max(1, tokens // step)  # no run is shorter than a step
@@ -620,7 +643,12 @@ def test_half_way_down(schedule: Any, halfway: float) -> None:
 
 def learning_rates(config: Config, corpus: EncodedCorpus, budget: Budget) -> list[float]:
     rates: list[float] = []
-    train(config, corpus, budget, on_step=lambda running: rates.append(running.optimizers[-1].param_groups[-1]["lr"]))
+    train(
+        config,
+        corpus,
+        budget,
+        observer=Following(on_step=lambda running: rates.append(running.optimizers[-1].param_groups[-1]["lr"])),
+    )
     return rates
 
 
@@ -772,7 +800,7 @@ def test_a_loss_that_is_no_number_ends_the_run(rungs: int, rhyme: EncodedCorpus)
     config = small(architecture="transformer", optimizer="sgd", learning_rate=100, gradient_clip=0.0, warmup=0.0)
     taken: list[int] = []
     with pytest.raises(Diverged, match=r"after \d+ steps"):
-        train(config, rhyme, steps(500, rungs), on_step=lambda running: taken.append(running.step))
+        train(config, rhyme, steps(500, rungs), observer=Following(on_step=lambda running: taken.append(running.step)))
     assert len(taken) < 120
 
 

@@ -20,13 +20,14 @@ import pytest
 from optuna.storages import RDBStorage
 
 from models.config import Config
-from models.training.loop import Evaluation
+from models.training.loop import Evaluation, Training
+from models.training.stopping import Stopped
 from tuner.control import create
 from tuner.storage.connection import open_storage
 from tuner.storage.embedded import attached
 from tuner.study.definition import Study, parse_study
 from tuner.study.multi_objective import Tuned
-from tuner.trials.objective import Outcome
+from tuner.trials.objective import Outcome, TrialObserver
 from tuner.workers.worker import Worker
 
 WRITTEN: dict[str, Any] = {"configuration": {}, "threads": 1}
@@ -124,6 +125,19 @@ def enter(storage: RDBStorage) -> Callable[[Study], optuna.Study]:
     return lambda study: create.enter(storage, study)
 
 
+class Following(TrialObserver):
+    """Does something at each step, before its own observer hears of it; the other calls are the observer's."""
+
+    def __init__(self, observer: TrialObserver, do: Callable[[Training], None]) -> None:
+        self.observer, self.do = observer, do
+        for name in ("on_scoring_batch", "on_evaluation", "on_writing", "stop_requested"):
+            setattr(self, name, getattr(observer, name))
+
+    def on_step(self, training: Training) -> None:
+        self.do(training)
+        self.observer.on_step(training)
+
+
 class Instant:
     """An objective that trains nothing: rung r of a trial is worth `score(number, config, r)`."""
 
@@ -139,8 +153,7 @@ class Instant:
         number: int,
         attempt: int,
         config: Config,
-        on_evaluation: Callable[[Evaluation], None],
-        on_step: Callable[[Any, Callable[[], None]], None],
+        observer: TrialObserver,
         warn: Callable[[str], None],
     ) -> Outcome:
         self.calls.append((number, attempt))
@@ -148,9 +161,12 @@ class Instant:
         for rung in range(1, self.rungs + 1):
             part = rung / self.rungs
             training = SimpleNamespace(config=config, tokens=rung, seconds=1.0, progress=part, steps_next=False)
-            on_step(training, lambda: self.saved.append(number))
+            observer.on_step(training)  # type: ignore[arg-type]
+            if observer.stop_requested():
+                self.saved.append(number)
+                raise Stopped
             value = self.score(number, config, rung)
-            on_evaluation(Evaluation(rung, rung, 1.0, value, value, value, value))
+            observer.on_evaluation(Evaluation(rung, rung, 1.0, value, value, value, value))
         return Outcome([value], config, {"threads": 1}, [], None)
 
     def require_fit(self, config: Config) -> None:

@@ -12,6 +12,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
+from tests.tuner.conftest import Following
 from tuner.artifacts import layout
 from tuner.artifacts.store import Artifacts, Owner, artifacts_of
 from tuner.errors import WorkerError
@@ -82,13 +83,12 @@ def test_a_trial_goes_on_on_another_machine_from_a_checkpoint_in_the_bucket(
         def __getattr__(self, name: str) -> Any:
             return getattr(machines[0], name)
 
-        def __call__(self, number: int, attempt: int, config: Any, report: Any, look: Any, say: Any) -> Any:
-            def leave(training: Any, save: Any) -> None:
+        def __call__(self, number: int, attempt: int, config: Any, observer: Any, say: Any) -> Any:
+            def leave(training: Any) -> None:
                 if training.step == 20:
                     crew.requested.set()
-                look(training, save)
 
-            return machines[0](number, attempt, config, report, leave, say)
+            return machines[0](number, attempt, config, Following(observer, leave), say)
 
     crew.work(study, Leaving())
     assert [trial.state for trial in found.trials] == [TrialState.WAITING]

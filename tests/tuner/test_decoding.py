@@ -289,7 +289,7 @@ def test_what_is_asked_in_between_ends_it(words: EncodedCorpus) -> None:
         raise Leave
 
     with pytest.raises(Leave):
-        decoded(words, 1.0, 3_000_000, between=leave)
+        decoded(words, 1.0, 3_000_000, on_tokens=leave)
 
 
 def test_a_search_takes_a_quarter_of_a_grid_of_sixty() -> None:

@@ -33,6 +33,8 @@ from models.text.corpus import load_corpus
 from models.training import loop as training
 from models.training.failures import OutOfMemoryInCapture
 from models.training.loop import Diverged, Training, train
+from models.training.stopping import Stopped
+from tests.tuner.conftest import Following
 from tuner.artifacts.store import Artifacts
 from tuner.control import create
 from tuner.errors import LostDeviceError, StorageError, StudyError, WorkerError
@@ -601,15 +603,13 @@ class Interrupted:
         self.forget, self.forget_run = self.objective.forget, self.objective.forget_run
         self.require_fit = self.objective.require_fit
 
-    def __call__(self, number: int, attempt: int, config: Config, report: Any, look: Any, say: Any) -> Any:
-        def count(training: Training | None, save: Callable[[], None]) -> None:
-            if training is not None and self.steps[-1:] != [training.step]:  # else it writes texts
-                self.steps.append(training.step)
-                if len(self.steps) == self.after:
-                    self.what()
-            look(training, save)
+    def __call__(self, number: int, attempt: int, config: Config, observer: Any, say: Any) -> Any:
+        def count(training: Training) -> None:
+            self.steps.append(training.step)
+            if len(self.steps) == self.after:
+                self.what()
 
-        return self.objective(number, attempt, config, report, count, say)
+        return self.objective(number, attempt, config, Following(observer, count), say)
 
 
 @pytest.fixture
@@ -771,12 +771,12 @@ def test_a_takeover_is_noticed_by_the_next_beat(
     class Long:
         device = "cpu"
 
-        def __call__(self, number: int, attempt: int, config: Config, report: Any, look: Any, say: Any) -> Any:
+        def __call__(self, number: int, attempt: int, config: Config, observer: Any, say: Any) -> Any:
             while True:
                 looks.append(attempt)
                 if len(looks) == 3:
                     steal(storage, found, f"{study.name}-0")
-                look(SimpleTraining(config), lambda: None)
+                observer.on_step(SimpleTraining(config))
 
         def require_fit(self, config: Config) -> None:
             pass
@@ -814,11 +814,13 @@ def test_a_worker_asked_to_stop_whose_trial_is_gone_leaves_quietly(
         def require_fit(self, config: Config) -> None:
             pass
 
-        def __call__(self, number: int, attempt: int, config: Config, report: Any, look: Any, say: Any) -> Any:
+        def __call__(self, number: int, attempt: int, config: Config, observer: Any, say: Any) -> Any:
             if lost == "before":
                 steal(storage, found, f"{study.name}-0")
             crew.requested.set()
-            look(SimpleTraining(config), lambda: None)
+            observer.on_step(SimpleTraining(config))
+            assert observer.stop_requested()
+            raise Stopped
 
     assert crew.work(study, Gone()) == ["asked to stop"]
     assert found.trials[0].state == (TrialState.RUNNING if lost == "before" else TrialState.WAITING)
@@ -1122,19 +1124,19 @@ def test_a_verdict_that_nobody_heard_is_heeded_all_the_same(
     crew: Any, small: Small, enter: Enter, monkeypatch: pytest.MonkeyPatch, lost: str
 ) -> None:
     """A pruner says it once; the request is repeated after an outage, or the trial goes on elsewhere."""
-    write = worker._Conversation._write
+    write = worker._Observer._write
     crashed: list[int] = []
 
-    def once_more(conversation: Any, evaluation: Any) -> bool:
-        pruned = write(conversation, evaluation)
+    def once_more(observer: Any, evaluation: Any) -> bool:
+        pruned = write(observer, evaluation)
         if lost == "the answer":
-            return write(conversation, evaluation)
+            return write(observer, evaluation)
         if pruned:
-            crashed.append(conversation.trial.number)
+            crashed.append(observer.trial.number)
             raise RuntimeError("the worker dies")
         return pruned
 
-    monkeypatch.setattr(worker._Conversation, "_write", once_more)
+    monkeypatch.setattr(worker._Observer, "_write", once_more)
     found = enter(study := small(6))
     crew.work(study, lambda number, config, rung: float(number))
     assert [trial.state for trial in found.trials] == [COMPLETE, *5 * [PRUNED]]

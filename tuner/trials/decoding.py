@@ -106,13 +106,13 @@ def decode(
     wanted: Decoding,
     training: tuple[int, float],
     required: bool = False,
-    between: Callable[[], None] = lambda: None,
+    on_tokens: Callable[[], None] = lambda: None,
 ) -> Decoded:
     """Chooses the searched decoding parameters of a trained model, and measures what it writes with them.
 
     `training` is what the trial cost, in tokens and seconds; the share of it that decoding may cost decides how much
     is written. Where that is too little for a search, the temperature is the one under which held-out text is most
-    probable, and nothing is cut off. `required` measures the divergence at any cost. `between` is called now and
+    probable, and nothing is cut off. `required` measures the divergence at any cost. `on_tokens` is called now and
     then; what it raises ends the search.
     """
     effort = Effort(GENERATED * wanted.share * training[0], wanted.share * training[1], time.monotonic())
@@ -122,19 +122,19 @@ def decode(
     curve: list[dict[str, float]] = []
     if space.decoding_parameters and wanted.objective == "text_divergence" and texts >= FEWEST * MOST_TRIED:
         among = places.some(texts // MOST_TRIED)
-        config, curve = _Search(model, corpus, among, config, space, effort, between).run()
+        config, curve = _Search(model, corpus, among, config, space, effort, on_tokens).run()
     elif space.decoding_parameters:
         config = calibrate(model, corpus, config, space)
-    facts = _measured(model, reported, config, between) if required or texts >= 0 else {}
+    facts = _measured(model, reported, config, on_tokens) if required or texts >= 0 else {}
     facts |= {"decoding_curve": curve} if curve else {}
-    samples = _samples(model, reported, config, between)
+    samples = _samples(model, reported, config, on_tokens)
     facts["decoding_seconds"] = round(effort.passed, 2)
     return Decoded(config, facts.get("text_divergence"), facts, samples)
 
 
-def _measured(model: nn.Module, places: Continuations, config: Config, between: Callable[[], None]) -> dict[str, Any]:
+def _measured(model: nn.Module, places: Continuations, config: Config, on_tokens: Callable[[], None]) -> dict[str, Any]:
     """What texts are like that were not those the decoding was chosen by; the same measures for people's."""
-    (written,) = places.written(model, [config], config.seed + 1, between)
+    (written,) = places.written(model, [config], config.seed + 1, on_tokens)
     return {
         "text_divergence": round(places.divergence(written), 5),
         "text": _rounded(places.measures(written)),
@@ -153,9 +153,9 @@ class _Search:
         config: Config,
         space: Space,
         effort: Effort,
-        between: Callable[[], None],
+        on_tokens: Callable[[], None],
     ) -> None:
-        self.model, self.corpus, self.places, self.effort, self.between = model, corpus, places, effort, between
+        self.model, self.corpus, self.places, self.effort, self.on_tokens = model, corpus, places, effort, on_tokens
         self.values = {
             name: _values(space.decoding_parameters[name]) for name in ORDER if name in space.decoding_parameters
         }
@@ -249,7 +249,7 @@ class _Search:
         return self.corpus.tokenizer.vocabulary_size
 
     def _try(self, configs: Sequence[Config]) -> None:
-        written = self.places.written(self.model, configs, self.start.seed, self.between)
+        written = self.places.written(self.model, configs, self.start.seed, self.on_tokens)
         self.tried += [
             (config, self.places.divergence(texts), texts) for config, texts in zip(configs, written, strict=True)
         ]
@@ -318,10 +318,10 @@ def _evenly(points: Array, count: int) -> list[int]:
 
 
 def _samples(
-    model: nn.Module, places: Continuations, config: Config, between: Callable[[], None]
+    model: nn.Module, places: Continuations, config: Config, on_tokens: Callable[[], None]
 ) -> list[dict[str, str]]:
     few = places.some(SAMPLES)
-    (texts,) = few.written(model, [config], config.seed + 2, between, tokens=SAMPLE_TOKENS)
+    (texts,) = few.written(model, [config], config.seed + 2, on_tokens, tokens=SAMPLE_TOKENS)
     prompts = [few.tokenizer.decode(prompt.numpy()) for prompt in few.prompts]
     return [{"prompt": prompt, "text": text} for prompt, text in zip(prompts, texts, strict=True)]
 

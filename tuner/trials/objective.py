@@ -25,6 +25,8 @@ from models.text import corpus as corpora
 from models.text.corpus import EncodedCorpus
 from models.training.failures import lost_device
 from models.training.loop import Evaluation, Trained, Training, train
+from models.training.observer import RunObserver, TrainingObserver
+from models.training.stopping import Stopped
 from tuner.artifacts.layout import SAMPLES
 from tuner.artifacts.store import Artifacts
 from tuner.errors import StudyError
@@ -51,6 +53,57 @@ class Outcome:
     facts: dict[str, Any]
     samples: list[dict[str, str]]
     attachment: str | None
+
+
+class TrialObserver(RunObserver):
+    """Follows a trial: its training, then the texts that its model writes."""
+
+    def on_writing(self) -> None:
+        """Is called before texts are written, and every few tokens of them."""
+
+
+class _Keeper(TrainingObserver):
+    """Saves the checkpoints of a trial, and lets an observer follow and stop it."""
+
+    def __init__(self, checkpoints: Checkpoints, seconds: float, observer: TrialObserver) -> None:
+        self.checkpoints, self.seconds, self.observer = checkpoints, seconds, observer
+        self.training: Training | None = None
+        self.raised: Exception | None = None
+        """What the observer ended the writing with, which is no fault of the writing."""
+
+    def on_step(self, training: Training) -> None:
+        self.training = training
+        self._save_if_due()
+        self.observer.on_step(training)
+        self._stop_if_requested()
+
+    def on_scoring_batch(self, training: Training) -> None:
+        self.training = training
+        self._save_if_due()
+        self.observer.on_scoring_batch(training)
+        self._stop_if_requested()
+
+    def on_evaluation(self, evaluation: Evaluation) -> None:
+        self.observer.on_evaluation(evaluation)
+
+    def on_writing(self) -> None:
+        try:
+            self._save_if_due()
+            self.observer.on_writing()
+            self._stop_if_requested()
+        except Exception as error:
+            self.raised = error
+            raise
+
+    def _save_if_due(self) -> None:
+        if self.training is not None and self.checkpoints.age > self.seconds:
+            self.checkpoints.save(self.training)
+
+    def _stop_if_requested(self) -> None:
+        if self.observer.stop_requested():
+            if self.training is not None:  # else the last checkpoint was its end
+                self.checkpoints.save(self.training)
+            raise Stopped
 
 
 class Objective:
@@ -87,44 +140,28 @@ class Objective:
         number: int,
         attempt: int,
         config: Config,
-        on_evaluation: Callable[[Evaluation], None],
-        on_step: Callable[[Training | None, Callable[[], None]], None],
+        observer: TrialObserver,
         warn: Callable[[str], None],
     ) -> Outcome:
         """Trains a trial from its last checkpoint, if there is one, and writes its run folder.
 
-        What the callbacks raise ends the trial. `on_step` is called after each step, and now and then while held-out
-        text is read or text is written; it is given a function that saves a checkpoint, and no training if the last
-        checkpoint was its end.
+        What the observer raises ends the trial; Stopped, once it is saved, where the observer asks for that.
         """
         corpus = self.corpus(config)
         _reset_peak_memory(self.device)
         checkpoints = Checkpoints(self.artifacts, number, attempt, warn)
-
-        running: list[Training] = []
-
-        def keep(training: Training) -> None:
-            running[:] = [training]
-            if checkpoints.age > self.checkpoint_seconds:
-                checkpoints.save(training)
-            on_step(training, lambda: checkpoints.save(training))
-
-        def between() -> None:
-            keep(running[0]) if running else on_step(None, lambda: None)
-
+        keeper = _Keeper(checkpoints, self.checkpoint_seconds, observer)
         trained = train(
             config,
             corpus,
             self.study.trial,
             device=self.device,
-            on_evaluation=on_evaluation,
-            on_step=keep,
+            observer=keeper,
             checkpoints=checkpoints.newest_first(),
             whole=self.study.confirms is not None,
-            between=between,
         )
-        between()
-        decoded = self._decode(trained, corpus, config, between, warn)
+        keeper.on_writing()
+        decoded = self._decode(trained, corpus, config, keeper, warn)
         attachment = None
         # Neither a full disk nor anything else that goes wrong from here on takes a trial's result away.
         try:
@@ -143,25 +180,16 @@ class Objective:
         trained: Trained,
         corpus: EncodedCorpus,
         config: Config,
-        between: Callable[[], None],
+        keeper: _Keeper,
         warn: Callable[[str], None],
     ) -> Decoded:
         cost = (trained.tokens, trained.seconds)
         space = self.study.space
         required = len(self.study.objectives) > 1
-        left: list[BaseException] = []
-
-        def watched() -> None:
-            try:
-                between()
-            except BaseException as error:  # the worker's own wish, and no fault of the writing
-                left.append(error)
-                raise
-
         try:
-            return decode(trained.model, corpus, config, space, self.study.decoding, cost, required, watched)
+            return decode(trained.model, corpus, config, space, self.study.decoding, cost, required, keeper.on_writing)
         except Exception as error:
-            if required or left or lost_device(error):
+            if required or error is keeper.raised or lost_device(error):
                 raise
             warn(f"no texts were written ({type(error).__name__}: {reason(error)}); calibrated without")
         with optional("the temperature is not calibrated", warn):

@@ -29,6 +29,7 @@ from models.files import optional
 from models.nn.network import generator_class
 from models.training.failures import lost_device, ran_out_of_memory
 from models.training.loop import Diverged, Evaluation, Training
+from models.training.stopping import Stopped
 from tuner.artifacts.layout import SAMPLES
 from tuner.artifacts.store import Artifacts
 from tuner.errors import LostDeviceError, StorageError, WorkerError
@@ -47,6 +48,7 @@ from tuner.trials.objective import (
     Objective,
     Outcome,
     Pruned,
+    TrialObserver,
     is_crowded,
     peak_memory,
     release_memory,
@@ -81,10 +83,6 @@ PRUNED_AT = "tuner:pruned"
 
 class Unbuildable(Exception):
     """A trial whose configuration is none that this study would try."""
-
-
-class HandBack(Exception):
-    """The worker is asked to stop or to pause: the trial is saved and goes back into the queue."""
 
 
 def work(
@@ -247,10 +245,10 @@ class Worker:
             self.database_thread.call(draft.write)
             config = self.database_thread.call(lambda: self._configure(draft, claim.attempt))
             self.objective.require_fit(config)
-            training = _Conversation(self, trial)
-            with training.watched():
-                outcome = self.objective(number, claim.attempt, config, training.report, training.look, self.say)
-            training.settle()
+            observer = _Observer(self, trial)
+            with observer.watched():
+                outcome = self.objective(number, claim.attempt, config, observer, self.say)
+            observer.settle()
             self.database_thread.call(lambda: self._complete(trial, outcome))
             self._keep_best()
             self.failures.clear()
@@ -260,7 +258,7 @@ class Worker:
         except (LostLease, Gone) as error:
             self.say(str(error))
             return
-        except (HandBack, UserError) as error:
+        except (Stopped, UserError) as error:  # saved: the trial goes back into the queue
             self._hand_back(trial)
             if isinstance(error, UserError):
                 raise
@@ -460,8 +458,8 @@ class _Draft:
         return getattr(storage_of(self.trial.study), name)
 
 
-class _Conversation:
-    """What is said between a training and the study: rungs one way, verdicts the other."""
+class _Observer(TrialObserver):
+    """Follows a trial for its worker: rungs go to the study, verdicts and requests to stop come back."""
 
     def __init__(self, worker: Worker, trial: optuna.Trial) -> None:
         self.worker, self.trial = worker, trial
@@ -471,10 +469,14 @@ class _Conversation:
         self.told = set(stored.intermediate_values)
         self.verdicts: list[Future[bool]] = []
         self.looked = 0.0
-        self.stepping: Callable[[], bool] = lambda: True
+        self.training: Training | None = None
+        self.writing = False
         self.stepped = True
 
-    def report(self, evaluation: Evaluation) -> None:
+    def stop_requested(self) -> bool:
+        return self.worker.requested.is_set() or self.worker.paused
+
+    def on_evaluation(self, evaluation: Evaluation) -> None:
         """Sends a rung and waits a moment for the verdict; raises Pruned."""
         if evaluation.rung in self.told:
             return  # by an earlier attempt
@@ -484,25 +486,40 @@ class _Conversation:
         self._heed()
         self._wind_up()
 
-    def look(self, training: Training | None, save: Callable[[], None]) -> None:
-        """Is called after each step and between pieces of other work: leaves when it must, and says how far it is."""
+    def on_step(self, training: Training) -> None:
+        self.training = training
+        self._look()
+
+    def on_scoring_batch(self, training: Training) -> None:
+        self.training = training
+        self._look()
+
+    def on_writing(self) -> None:
+        self.writing = True
+        self._look()
+
+    def _look(self) -> None:
+        """Leaves a trial that is not the worker's any more, heeds verdicts, and says how far it is."""
         if self.worker.gone.is_set():
             raise Gone(GONE)
         if self.worker.lost.is_set():
             raise LostLease(f"trial {self.trial.number} was taken over by another worker")
-        if self.worker.requested.is_set() or self.worker.paused:
-            save()
-            raise HandBack
-        self.stepping = lambda: training is not None and training.steps_next
+        if self.stop_requested():
+            return
         now = time.monotonic()
-        if now - self.looked > 0.5 or self.stepping() != self.stepped:
+        if now - self.looked > 0.5 or self._steps_next != self.stepped:
             self.looked = now
             self._wind_up()
             self._heed()
-            self._tell_how_far(training)
+            self._tell_how_far()
 
-    def _tell_how_far(self, training: Training | None) -> None:
-        memory = peak_memory(self.worker.objective.device)
+    @property
+    def _steps_next(self) -> bool:
+        """Whether a step comes next: so it is before the first one."""
+        return self.training.steps_next if self.training is not None else not self.writing
+
+    def _tell_how_far(self) -> None:
+        training, memory = self.training, peak_memory(self.worker.objective.device)
         if training is not None:
             if memory is not None and training.progress < 1:  # what it takes to write texts afterwards is not limited
                 self._require_fit(memory)
@@ -521,7 +538,7 @@ class _Conversation:
 
     def _wind_up(self) -> None:
         """Allows `timeout` for the next step; what comes between steps is called for in pieces that may take longer."""
-        self.stepped = self.stepping()
+        self.stepped = self._steps_next
         seconds = self.worker.definition.timeout * (1 if self.stepped else BESIDE_STEPS)
         faulthandler.dump_traceback_later(seconds, exit=True, file=STDERR)
 
