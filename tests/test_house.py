@@ -1,19 +1,19 @@
-"""The house keeps its own rules: who may import whom, what loads at once, and that each room says what it is for."""
+"""Rules of the code: what packages offer each other, what loads at once, and that each module says what it is for."""
 
 import ast
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from make_package_graph import imported
 
 from tuner.study.definition import parse_study, read_study
 
 ROOT = Path(__file__).parents[1]
-ROOMS = [path for folder in ("models", "tuner") for path in sorted((ROOT / folder).glob("**/*.py"))]
-SOURCES = ROOMS + [path for folder in ("benchmarks", "tests") for path in sorted((ROOT / folder).glob("**/*.py"))]
+MODULES = [path for folder in ("models", "tuner") for path in sorted((ROOT / folder).glob("**/*.py"))]
+SOURCES = MODULES + [path for folder in ("benchmarks", "tests") for path in sorted((ROOT / folder).glob("**/*.py"))]
 STUDIES = sorted((ROOT / "studies").glob("**/*.yaml"))
 
 
@@ -21,14 +21,19 @@ def named(paths: list[Path]) -> list[str]:
     return [str(path.relative_to(ROOT)) for path in paths]
 
 
-def imported(path: Path) -> Iterator[str]:
-    """All modules that a file imports, at once or later."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: a relative import"
-            yield node.module or ""
+def offered(path: Path) -> list[str]:
+    """What `__all__` of a package lists."""
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
+            return list(ast.literal_eval(node.value))
+    raise AssertionError(f"{path} has no __all__")
+
+
+PACKAGES = {
+    path.relative_to(ROOT).parts[:2]: offered(path)
+    for path in MODULES
+    if path.match("*/*/__init__.py") and path.parents[2] == ROOT
+}
 
 
 def loaded_by(statement: str) -> set[str]:
@@ -39,9 +44,20 @@ def loaded_by(statement: str) -> set[str]:
     )
 
 
-@pytest.mark.parametrize("path", [path for path in ROOMS if path.parent.name == "models"], ids=lambda path: path.name)
-def test_models_know_nothing_of_the_tuner(path: Path) -> None:
-    assert not {name.split(".")[0] for name in imported(path)} & {"tuner", "optuna", "sqlalchemy", "psycopg2"}
+@pytest.mark.parametrize("path", MODULES, ids=named(MODULES))
+def test_packages_import_only_what_others_offer(path: Path) -> None:
+    own = path.relative_to(ROOT).parts[:2]
+    for name in imported(path):
+        package = tuple(name.split(".")[:2])
+        if package in PACKAGES and package != own:
+            module = name.split(".")[2]
+            assert module in PACKAGES[package], f"{name} is not in __all__ of {'.'.join(package)}"
+
+
+@pytest.mark.parametrize("package", PACKAGES, ids=".".join)
+def test_what_a_package_offers_exists(package: tuple[str, ...]) -> None:
+    folder = ROOT.joinpath(*package)
+    assert set(PACKAGES[package]) <= {path.stem for path in folder.glob("*.py")}
 
 
 def test_configurations_and_corpora_need_no_torch() -> None:
@@ -53,7 +69,7 @@ def test_the_command_line_imports_nothing_heavy() -> None:
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=named(SOURCES))
-def test_the_first_line_says_what_a_room_is_for(path: Path) -> None:
+def test_the_first_line_says_what_a_module_is_for(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     assert text.startswith('"""')
     first = (ast.get_docstring(ast.parse(text)) or "").splitlines()[0]
@@ -61,15 +77,15 @@ def test_the_first_line_says_what_a_room_is_for(path: Path) -> None:
     assert first.endswith((".", ":"))
 
 
-@pytest.mark.parametrize("path", ROOMS, ids=named(ROOMS))
+@pytest.mark.parametrize("path", MODULES, ids=named(MODULES))
 def test_no_pickles(path: Path) -> None:
-    assert not {"pickle", "shelve", "joblib", "dill"} & set(imported(path))
+    assert not {"pickle", "shelve", "joblib", "dill"} & {name.split(".")[0] for name in imported(path)}
     nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
     calls = {ast.unparse(node.func) for node in nodes if isinstance(node, ast.Call)}
     assert not {"torch.load", "torch.save"} & calls
 
 
-@pytest.mark.parametrize("path", ROOMS, ids=named(ROOMS))
+@pytest.mark.parametrize("path", MODULES, ids=named(MODULES))
 def test_one_module_knows_the_insides_of_optuna_and_its_dashboard(path: Path) -> None:
     if path == ROOT / "tuner" / "optuna_internals.py":
         return
@@ -83,8 +99,8 @@ def test_one_module_knows_the_insides_of_optuna_and_its_dashboard(path: Path) ->
     assert not private
 
 
-def test_nobody_keeps_odds_and_ends() -> None:
-    assert not {"utils.py", "common.py", "helpers.py", "misc.py"} & {path.name for path in ROOMS}
+def test_no_module_is_for_odds_and_ends() -> None:
+    assert not {"utils.py", "common.py", "helpers.py", "misc.py"} & {path.name for path in MODULES}
 
 
 @pytest.mark.parametrize("path", STUDIES, ids=named(STUDIES))

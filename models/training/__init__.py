@@ -1,1 +1,3 @@
 """Training: the loop, checkpoints, optimizers, metrics, several processes."""
+
+__all__ = ["checkpoint", "distributed", "failures", "loop", "metrics", "stopping"]

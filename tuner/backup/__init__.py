@@ -1,1 +1,3 @@
 """A study in one file, and back."""
+
+__all__ = ["dump"]

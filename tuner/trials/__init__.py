@@ -1,1 +1,3 @@
 """One trial: objective, checkpoints, decoding, provenance."""
+
+__all__ = ["attachments", "objective"]
