@@ -1,4 +1,4 @@
-"""Makes a site of the documents: pages that lie beside this folder come in, links to other files lead to the repository."""
+"""Makes a site of the documents: brings pages from the root in, and links other files to the repository."""
 
 from __future__ import annotations
 

@@ -27,5 +27,5 @@ def test_the_wheel_holds_the_studies_that_come_with_the_tuner(tmp_path: Path) ->
     assert {name.rpartition("/")[2] for name in names if name.startswith("tuner/studies/")} == shipped
     assert {name.split("/")[0].split("-")[0] for name in names} == {"tuner", "models", "textgen_tuner"}
     assert {"tuner/results/export.schema.json", "tuner/py.typed", "models/py.typed"} <= set(names)
-    rooms = [path for kind in ("py", "html", "css") for path in (ROOT / "tuner").glob(f"**/*.{kind}")]
-    assert {str(path.relative_to(ROOT)) for path in rooms} <= set(names)
+    files = [path for kind in ("py", "html", "css") for path in (ROOT / "tuner").glob(f"**/*.{kind}")]
+    assert {str(path.relative_to(ROOT)) for path in files} <= set(names)
