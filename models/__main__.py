@@ -99,29 +99,29 @@ def commands() -> None:
 
 @commands.command()
 @click.argument("recipe", type=FILE)
-@click.option("-o", "--output", type=FILE, required=True, help="The run folder to make.")
-@click.option("--tokens", type=click.IntRange(min=1), help="Train on so many tokens instead of the file's budget.")
-@click.option("--seconds", type=SECONDS, help="Train for so long instead.")
-@click.option("--hours", type=HOURS, help="The same in hours.")
-@click.option("--rungs", type=click.IntRange(min=1), help="Evaluations on the way, instead of the file's.")
-@click.option("--patience", type=click.IntRange(min=0), help="Rungs without progress before it stops; 0: never.")
-@click.option("--seed", type=click.IntRange(min=0), help="A seed instead of the file's.")
+@click.option("-o", "--output", type=FILE, required=True, help="Run folder to create.")
+@click.option("--tokens", type=click.IntRange(min=1), help="Train on N tokens (overrides the file).")
+@click.option("--seconds", type=SECONDS, help="Train for N seconds (overrides the file).")
+@click.option("--hours", type=HOURS, help="Train for N hours (overrides the file).")
+@click.option("--rungs", type=click.IntRange(min=1), help="Evaluations during training (overrides the file).")
+@click.option("--patience", type=click.IntRange(min=0), help="Stop after N rungs without progress; 0: never.")
+@click.option("--seed", type=click.IntRange(min=0), help="Seed (overrides the file).")
 @click.option(
-    "--seeds", type=click.IntRange(1, MOST_SEEDS), help="So many runs, from that seed upwards, in OUTPUT/seed-..."
+    "--seeds", type=click.IntRange(1, MOST_SEEDS), help="Train N runs, from that seed upwards, in OUTPUT/seed-..."
 )
-@click.option("--threads", type=click.IntRange(1, MOST_THREADS), help="CPU threads instead of the file's.")
-@click.option("--micro-batch", type=click.IntRange(min=1), help="Sequences read at a time, to take less memory.")
+@click.option("--threads", type=click.IntRange(1, MOST_THREADS), help="CPU threads (overrides the file).")
+@click.option("--micro-batch", type=click.IntRange(min=1), help="Read N sequences at a time, to use less memory.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:0, ...")
-@click.option("--tensorboard", is_flag=True, help="Write TensorBoard's files into the run folder, too.")
-@click.option("--allow-changed-corpus", is_flag=True, help="Go on if the text is not the one of the file.")
-@click.option("--resume", is_flag=True, help="Go on from the checkpoint in the run folder.")
+@click.option("--tensorboard", is_flag=True, help="Also write TensorBoard's files to the run folder.")
+@click.option("--allow-changed-corpus", is_flag=True, help="Continue even if the text is not the one of the file.")
+@click.option("--resume", is_flag=True, help="Continue from the checkpoint in the run folder.")
 @click.option("--force", is_flag=True, help="Replace an existing run folder.")
 def train(
     recipe: Path, output: Path, seeds: int | None, device: str, resume: bool, force: bool, **options: Any
 ) -> None:
     """Train the configuration in RECIPE, a file that `tuner export` wrote, into a run folder.
 
-    Ctrl-C or SIGTERM saves a checkpoint first; --resume goes on from it. With several GPUs:
+    Ctrl-C or SIGTERM saves a checkpoint first; --resume continues from it. With several GPUs:
     torchrun --nproc-per-node 2 --no-python tuner train RECIPE -o OUTPUT
     """
     from models.runs.run import read_recipe
@@ -219,22 +219,24 @@ def writing(command: Command) -> Command:
     """Adds the options of a command that writes text, those of `write_text`."""
     for option in reversed(
         [
-            click.option("--prompt", default="", callback=_require_text, help="What the text goes on from."),
+            click.option("--prompt", default="", callback=_require_text, help="Text to continue."),
             click.option(
                 "--length", default=400, show_default=True, type=click.IntRange(min=1), help="Tokens to write."
             ),
-            click.option("--temperature", type=float, help="0 takes the most probable token; default: as exported."),
+            click.option("--temperature", type=float, help="0 takes the most probable token. [default: as exported]"),
             click.option("--top-k", type=int, help="Draw among the k most probable tokens only."),
             click.option("--top-p", type=float, help="Draw among the fewest tokens of this total probability."),
-            click.option("--min-p", type=float, help="Leave out tokens less probable than this part of the best one."),
-            click.option("--repetition-penalty", type=float, help="Above 1 makes tokens of the text less probable."),
+            click.option(
+                "--min-p", type=float, help="Leave out tokens less probable than this fraction of the best one."
+            ),
+            click.option(
+                "--repetition-penalty", type=float, help="Above 1 makes tokens that are in the text less probable."
+            ),
             click.option(
                 "--stop", multiple=True, callback=_require_texts, help="End before this text; may be repeated."
             ),
-            click.option(
-                "--beams", type=click.IntRange(min=1), help="Search the most probable text with so many beams."
-            ),
-            click.option("--length-penalty", type=Finite(), help="Above 1 favours longer texts; default: 1."),
+            click.option("--beams", type=click.IntRange(min=1), help="Search for the most probable text with N beams."),
+            click.option("--length-penalty", type=Finite(), help="Above 1 favours longer texts. [default: 1]"),
             click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="The same seed gives the same text."),
             click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:0, ..."),
         ]

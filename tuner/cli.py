@@ -61,7 +61,7 @@ _storage = click.option(
     envvar="TUNER_STORAGE",
     metavar="URL",
     help="postgresql://user:password@host/database instead of the embedded PostgreSQL. [env: TUNER_STORAGE; the"
-    " password may lie in the file that TUNER_STORAGE_PASSWORD_FILE names]",
+    " password may be in the file that TUNER_STORAGE_PASSWORD_FILE names]",
 )
 
 
@@ -101,7 +101,7 @@ _workers = click.option(
     "-n",
     "--workers",
     type=click.IntRange(1, MOST_WORKERS),
-    help="Worker processes; default: one per GPU, or one per core.",
+    help="Worker processes. [default: one per GPU, or one per core]",
 )
 
 
@@ -117,17 +117,19 @@ class _CountOrAuto(click.ParamType[int | str]):
 _per_device = click.option(
     "--per-device",
     type=_CountOrAuto(),
-    help="Workers on each device, for small models; auto measures how many do the most. A CPU is one device.",
+    help="Workers per device, for small models; auto measures how many get the most done. A CPU is one device.",
 )
 _grace = click.option(
     "--grace",
     type=single.Finite(0, single.LONGEST_SECONDS),
     default=10.0,
     show_default=True,
-    help="Seconds that workers have to save their trials when asked to stop.",
+    help="Seconds that workers get to save their trials when asked to stop.",
 )
-_corpus = click.option("--corpus", "corpus_path", type=_Folder(path_type=Path), help="This text instead of the file's.")
-_force = click.option("--force", is_flag=True, help="Replace what is in the way.")
+_corpus = click.option(
+    "--corpus", "corpus_path", type=_Folder(path_type=Path), help="Text to use (overrides the study file)."
+)
+_force = click.option("--force", is_flag=True, help="Replace existing output.")
 
 
 _checkpoint_seconds = click.option(
@@ -136,7 +138,7 @@ _checkpoint_seconds = click.option(
     envvar="TUNER_CHECKPOINT_SECONDS",
     default=30.0,
     show_default=True,
-    help="How often a running trial is saved: the most that a crash costs it. [env: TUNER_CHECKPOINT_SECONDS]",
+    help="Save running trials this often, which is also the most a crash costs. [env: TUNER_CHECKPOINT_SECONDS]",
 )
 
 
@@ -183,12 +185,14 @@ commands.add_command(single.generate)
     type=single.FILE,
     default=Path("best.yaml"),
     show_default=True,
-    help="Where the best configuration goes.",
+    help="File to write the best configuration to.",
 )
-@click.option("--run-folder", type=single.FILE, help="Where its run goes. [default: runs/STUDY]")
+@click.option("--run-folder", type=single.FILE, help="Folder to copy its run to. [default: runs/STUDY]")
 @_corpus
-@click.option("--trials", type=click.IntRange(1, 10**7), help="So many finished trials instead of the file's budget.")
-@click.option("--hours", type=single.HOURS, help="So many hours instead of the file's budget.")
+@click.option(
+    "--trials", type=click.IntRange(1, 10**7), help="Stop after N finished trials (overrides the study file)."
+)
+@click.option("--hours", type=single.HOURS, help="Stop after N hours of work (overrides the study file).")
 @click.option(
     "--confirm",
     "confirmed",
@@ -196,7 +200,7 @@ commands.add_command(single.generate)
     envvar="TUNER_CONFIRM",
     default=2,
     show_default=True,
-    help="How many of the best are trained again with two fresh seeds each, to choose among them. [env: TUNER_CONFIRM]",
+    help="Retrain the best N with two fresh seeds each, and choose among them. [env: TUNER_CONFIRM]",
 )
 @click.option("--no-confirm", is_flag=True, help="The same as --confirm 0.")
 @_force
@@ -216,7 +220,7 @@ def run(
     """Search: start workers on a study, watch them, and export the best configuration.
 
     STUDY.yaml is a file, or the name of a study that comes with the tuner, such as quickstart. The same command
-    goes on with a study that was stopped. With --corpus the study is named after its text, too.
+    continues a study that was stopped. With --corpus, the study is named after its text too.
     """
     from tuner.control.create import enter
     from tuner.results.export import require_free, require_makeable_outputs, require_run_free
@@ -249,13 +253,13 @@ def run(
 @click.option(
     "--heartbeat",
     type=_Folder(path_type=Path),
-    help="A file to touch every few seconds while all is well and the database answers, for a health check.",
+    help="File to touch every few seconds while the database answers, for a health check.",
 )
 @click.option(
     "--corpus",
     "corpus_path",
     type=_Folder(),
-    help="Where the study's text lies on this machine, if elsewhere.",
+    help="Where the study's text is on this machine, if elsewhere.",
 )
 def work(
     study_name: str | None,
@@ -265,7 +269,7 @@ def work(
 ) -> None:
     """Join more workers to a study that was started here or on another machine.
 
-    Without STUDY they join whatever study has work, one after another, until they are stopped.
+    Without STUDY they join any study that has work, one after another, until they are stopped.
     """
     from tuner.workers.supervisor import Supervisor
 
@@ -290,19 +294,19 @@ def work(
 @click.argument("study_name", metavar="STUDY")
 @_places
 @_crew
-@click.option("--top", type=click.IntRange(min=1), help="So many of the best trials. [default: 5, or all there are]")
+@click.option("--top", type=click.IntRange(min=1), help="How many of the best trials. [default: 5, or all there are]")
 @click.option(
     "--seeds",
     type=click.IntRange(2, single.MOST_SEEDS),
     default=3,
     show_default=True,
-    help="Fresh seeds for each of them.",
+    help="Fresh seeds per trial.",
 )
 @click.option(
     "--corpus",
     "corpus_path",
     type=_Folder(),
-    help="Where the study's text lies on this machine, if elsewhere.",
+    help="Where the study's text is on this machine, if elsewhere.",
 )
 def confirm(
     study_name: str,
@@ -314,7 +318,7 @@ def confirm(
 ) -> None:
     """Train the best trials of a study again with fresh seeds, choose among them, and score the chosen one.
 
-    The same command goes on with a confirmation that was stopped, and shows one that is done.
+    The same command continues a confirmation that was stopped, and shows one that is finished.
     """
     from tuner.results import confirmation
     from tuner.workers.supervisor import Supervisor
@@ -398,9 +402,9 @@ def pace() -> None:
 @commands.command()
 @click.argument("study_name", metavar="[STUDY]", required=False)
 @_database
-@click.option("--failed", is_flag=True, help="Why trials of STUDY failed or crashed, with what their code said.")
-@click.option("-w", "--watch", is_flag=True, help="Look again every two seconds, until Ctrl-C.")
-@click.option("--json", "as_json", is_flag=True, help="For machines: one JSON document; with --watch a line each time.")
+@click.option("--failed", is_flag=True, help="Show why trials of STUDY failed or crashed, with their tracebacks.")
+@click.option("-w", "--watch", is_flag=True, help="Refresh every two seconds, until Ctrl-C.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON: one document; with --watch, one line per refresh.")
 def status(study_name: str | None, places: StorageOptions, failed: bool, watch: bool, as_json: bool) -> None:
     """Show all studies, or one: its trials, its best ones, its workers."""
     if failed and (watch or as_json):
@@ -485,23 +489,23 @@ def _show_study(opened: RDBStorage, found: optuna.Study, study: Study, failed: b
 @commands.command()
 @click.argument("study_name", metavar="STUDY")
 @_places
-@click.option("-o", "--output", type=single.FILE, help="The file to write, - to print it. [default: best.yaml]")
+@click.option("-o", "--output", type=single.FILE, help="File to write; - prints it. [default: best.yaml]")
 @click.option("--trial", "number", type=int, help="This trial instead of the best one.")
-@click.option("--top", type=click.IntRange(min=1), help="The best so many, in best-1.yaml, best-2.yaml, ...")
+@click.option("--top", type=click.IntRange(min=1), help="Export the best N, to best-1.yaml, best-2.yaml, ...")
 @click.option(
     "--format",
     "notation",
     type=click.Choice(["yaml", "json", "flags", "env"]),
     default="yaml",
     show_default=True,
-    help="yaml and json hold everything; flags and env the hyperparameters, for other programs.",
+    help="yaml and json contain everything; flags and env the hyperparameters, for other programs.",
 )
 @click.option(
     "--prefer",
     type=click.Choice(["bits_per_byte", "text_divergence"]),
     default="bits_per_byte",
     show_default=True,
-    help="What the best trial is best in.",
+    help="Objective by which the best trial is chosen.",
 )
 @click.option("--weights", type=single.FILE, help="Also copy the trial's run folder, if it is kept.")
 @_force
@@ -580,7 +584,7 @@ def sample(
     number: int | None,
     **options: Any,
 ) -> None:
-    """Write text with a trial of a study; the best ones are kept."""
+    """Write text with a trained model of a study; those of the best trials are kept."""
     from tuner.results.export import chosen_trial
 
     with places.opened() as opened:
@@ -603,7 +607,7 @@ def sample(
 )
 @_force
 def write_report(study_name: str, places: StorageOptions, output: Path, force: bool) -> None:
-    """Write what a study found as one HTML file, which opens anywhere without a network."""
+    """Write the results of a study to one HTML file that opens anywhere, without a network."""
     from models.files import is_stdout
     from tuner.watch import html_report
 
@@ -661,7 +665,7 @@ def _steers(steer: Callable[..., str]) -> Any:
 
 @_steers
 def pause(opened: RDBStorage, found: optuna.Study, study: Study) -> str:
-    """Let all workers of a study, on all machines, save their trials and wait."""
+    """Make all workers of a study, on all machines, save their trials and wait."""
     from tuner.control import steering
 
     return steering.pause(opened, found)
@@ -669,7 +673,7 @@ def pause(opened: RDBStorage, found: optuna.Study, study: Study) -> str:
 
 @_steers
 def resume(opened: RDBStorage, found: optuna.Study, study: Study) -> str:
-    """Let a paused or stopped study go on."""
+    """Continue a paused or stopped study."""
     from tuner.control import steering
 
     return steering.resume(opened, found)
@@ -677,7 +681,7 @@ def resume(opened: RDBStorage, found: optuna.Study, study: Study) -> str:
 
 @_steers
 def stop(opened: RDBStorage, found: optuna.Study, study: Study) -> str:
-    """Let all workers of a study, on all machines, save their trials and leave."""
+    """Make all workers of a study, on all machines, save their trials and leave."""
     from tuner.control import steering
 
     return steering.stop(opened, found)
@@ -706,7 +710,7 @@ def enqueue(opened: RDBStorage, found: optuna.Study, study: Study, assignments: 
 @_database
 @_corpus
 def check(study_file: str, places: StorageOptions, corpus_path: Path | None) -> None:
-    """Read a study file and its corpus, and say all that is wrong with them.
+    """Read a study file and its corpus, and report everything that is wrong with them.
 
     A class of your own is made and stepped once. If there is a database, a study of that name in it is compared.
     """
@@ -746,7 +750,7 @@ def backup(
     output: Path | None,
     force: bool,
 ) -> None:
-    """Write everything of a study, and of its confirmation, to one file; workers go on meanwhile."""
+    """Write a study and its confirmation to one file; workers continue meanwhile."""
     from models.files import is_stdout
     from tuner.backup import dump as backups
     from tuner.results.export import require_free
@@ -769,9 +773,9 @@ def _kept_of(places: StorageOptions, storage: RDBStorage, study_name: str) -> Ar
 @commands.command()
 @click.argument("file", type=single.FILE)
 @_places
-@click.option("--name", "new_name", help="Another name for the study.")
+@click.option("--name", "new_name", help="Name for the restored study.")
 def restore(file: Path, places: StorageOptions, new_name: str | None) -> None:
-    """Put a study from a backup into the database, whole or not at all."""
+    """Restore a study from a backup into the database, completely or not at all."""
     from tuner.backup import dump as backups
 
     with places.opened() as opened:
@@ -781,10 +785,14 @@ def restore(file: Path, places: StorageOptions, new_name: str | None) -> None:
 
 @commands.command()
 @_database
-@click.option("--worker", help="The role of whoever trains.")
-@click.option("--worker-password-file", type=single.FILE, help="Makes the role, or changes its password.")
-@click.option("--dashboard", help="The role of dashboards.")
-@click.option("--dashboard-password-file", type=single.FILE, help="The same for dashboards.")
+@click.option("--worker", help="Role of the workers.")
+@click.option(
+    "--worker-password-file",
+    type=single.FILE,
+    help="File with its password: creates the role, or changes its password.",
+)
+@click.option("--dashboard", help="Role of the dashboards.")
+@click.option("--dashboard-password-file", type=single.FILE, help="The same for the role of the dashboards.")
 def grant(
     places: StorageOptions,
     worker: str | None,
@@ -792,7 +800,7 @@ def grant(
     dashboard: str | None,
     dashboard_password_file: Path | None,
 ) -> None:
-    """Make the tables, and give roles of the database the rights that they need, and no others.
+    """Create the tables, and give roles of the database only the rights that they need.
 
     Only the owner of the tables can; roles without a password file must exist.
     """
@@ -831,22 +839,22 @@ def upgrade(places: StorageOptions) -> None:
     "--users",
     "users_file",
     envvar="TUNER_USERS",
-    help="Who may log in, as `tuner password` prints it, a line each. [env: TUNER_USERS]",
+    help="Users who may log in, one line each, as `tuner password` prints them. [env: TUNER_USERS]",
 )
 @_secret(
     "--operator-password-file",
     envvar="TUNER_OPERATOR_PASSWORD_FILE",
-    help="The plain password of one user, `operator`: a container's secret. [env: TUNER_OPERATOR_PASSWORD_FILE]",
+    help="File with the password of one user, `operator`: a container's secret. [env: TUNER_OPERATOR_PASSWORD_FILE]",
 )
 @_secret(
     "--session-key",
     "session_key_file",
     envvar="TUNER_SESSION_KEY",
-    help="A file of random text: sessions then outlive the dashboard. [env: TUNER_SESSION_KEY]",
+    help="File of random text: sessions then survive a restart of the dashboard. [env: TUNER_SESSION_KEY]",
 )
-@_secret("--certificate", help="TLS: the certificate, with those between it and its authority (PEM).")
+@_secret("--certificate", help="TLS: the certificate with its intermediate certificates (PEM).")
 @_secret("--key", help="TLS: the certificate's key (PEM).")
-@click.option("--behind-proxy", is_flag=True, help="One proxy in front says by X-Forwarded-For and -Proto who asks.")
+@click.option("--behind-proxy", is_flag=True, help="Trust X-Forwarded-For and -Proto from one proxy in front.")
 def dashboard(study_name: str | None, places: StorageOptions, **door: Any) -> None:
     """Serve the Optuna dashboard, a page to steer studies (/tuner/), and /metrics for Prometheus.
 
