@@ -1,4 +1,4 @@
-"""python -P -m models train | generate: train one configuration and write with it."""
+"""python -P -m models train | generate: trains one configuration and generates text with it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every knob of a run: name, unit, range, default; strict to and from a mapping; imports no torch."""
+"""The configuration of a run: name, unit, range and default of every parameter; imports no torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a user can do wrong with a model, a corpus or a run; every message says what, where and what to do."""
+"""User errors about a model, a corpus or a run; every message says what, where and what to do."""
 
 
 class UserError(Exception):

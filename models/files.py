@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, what killed writers leave of them, and extras that may fail."""
+"""Writes files completely or not at all, removes what killed writers leave, and tolerates failures of extras."""
 
 from __future__ import annotations
 

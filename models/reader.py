@@ -1,4 +1,4 @@
-"""YAML or JSON text to a strict model and back: every problem at once, with its line and its remedy."""
+"""Reads YAML or JSON text into a strict model and back: all problems at once, each with its line and remedy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a user can do wrong with a study, its storage or its workers; every message says what, where and what to do."""
+"""User errors about a study, its storage or its workers; every message says what, where and what to do."""
 
 from models.errors import UserError
 

@@ -1,3 +1,3 @@
-"""Writing text with a trained model, and measuring what it wrote."""
+"""Text generation with a trained model, and measures of the text."""
 
 __all__ = ["continuations", "sampling"]

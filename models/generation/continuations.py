@@ -1,4 +1,4 @@
-"""Held-out text as prompts and what people wrote after them, for comparison with what a model writes."""
+"""Held-out text as prompts, with the human text that follows, for comparison with generated text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How much written text is like human text: the divergence of their n-grams, and the field's usual measures."""
+"""Measures how similar generated text is to human text: n-gram divergence, and the field's usual measures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A generator of the user's own: its class, found even where an installed package has its name, and what it takes."""
+"""The user's own generator: finds its class, even if an installed package has its name, and its parameters."""
 
 from __future__ import annotations
 

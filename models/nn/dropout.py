@@ -1,4 +1,4 @@
-"""Dropout that does not wait for random numbers: on a CPU torch draws a whole one for each activation."""
+"""Fast dropout on a CPU, where torch draws a whole random number for each activation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How much memory a training takes, estimated without allocating it."""
+"""Estimates the memory of a training without allocating it."""
 
 from __future__ import annotations
 

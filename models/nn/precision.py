@@ -1,4 +1,4 @@
-"""Which number format the matrix products of a run have."""
+"""Chooses the number format of a run's matrix products."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tanh and gated recurrences in half precision on a CPU, where torch's own take up to half as long again.
+"""Fast half-precision recurrences (tanh and GRU) on a CPU, where torch's own take up to half as long again.
 
 Torch has a fast training of its own for the LSTM alone. Here a step is one product of matrices and a few passes over
 small arrays; hidden states lie as columns, (C, B), the order in which such products are fastest, and the gradients of

@@ -1,3 +1,3 @@
-"""Run folders: what a training leaves, and what it tells its reader."""
+"""Run folders: what a training writes, and how it reports its progress and result."""
 
 __all__ = ["progress", "rehearsal", "report", "reproducibility", "run", "seeds"]

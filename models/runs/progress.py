@@ -1,4 +1,4 @@
-"""What a training tells the person who waits for it: a line at each rung and each minute, and samples on the way."""
+"""Progress of a training: a line at each rung and each minute, and samples in between."""
 
 from __future__ import annotations
 

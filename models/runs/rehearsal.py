@@ -1,4 +1,4 @@
-"""A generator of the user's own is tried before it is trained: made, moved a step, and asked to read and to write."""
+"""Tries the user's own generator before training: creates it, updates it once, reads and writes with it."""
 
 from __future__ import annotations
 

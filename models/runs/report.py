@@ -1,4 +1,4 @@
-"""What a finished run tells its reader: result.json, samples.md, the model card README.md and loss.svg."""
+"""The report of a finished run: result.json, samples.md, the model card README.md and loss.svg."""
 
 from __future__ import annotations
 

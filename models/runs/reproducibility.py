@@ -1,4 +1,4 @@
-"""Whether a training came to the value that its file promises, and if not, what likely made the difference."""
+"""Checks whether a training reached the value that its file promises, and if not, what likely differs."""
 
 from __future__ import annotations
 

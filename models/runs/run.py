@@ -1,4 +1,4 @@
-"""A run folder: everything that one training leaves, and the text generator that can be loaded from it."""
+"""A run folder: everything that a training writes, and the text generator that can be loaded from it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Several seeds of one configuration, each a run in a folder of its own; their mean and spread."""
+"""Trains several seeds of one configuration, each in a run folder of its own; their mean and spread."""
 
 from __future__ import annotations
 

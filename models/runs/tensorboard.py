@@ -1,4 +1,4 @@
-"""TensorBoard's view of a run; it is told of each evaluation."""
+"""Writes TensorBoard's files for a run."""
 
 from __future__ import annotations
 

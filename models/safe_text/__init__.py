@@ -1,3 +1,3 @@
-"""Text from outside, made safe for a terminal and for Markdown."""
+"""Makes untrusted text safe for a terminal and for Markdown."""
 
 __all__ = ["markdown", "terminal"]

@@ -1,4 +1,4 @@
-"""Text from outside in Markdown: shown as it is, whatever markup it holds."""
+"""Untrusted text in Markdown, shown literally whatever markup it contains."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Text from outside, made fit for a terminal: a character that would act there is shown as a symbol."""
+"""Untrusted text in a terminal: control characters are shown as symbols."""
 
 from __future__ import annotations
 

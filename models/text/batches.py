@@ -1,4 +1,4 @@
-"""The order in which the training text is dealt out: contiguous streams or shuffled windows."""
+"""The order in which batches read the training text: contiguous streams or shuffled windows."""
 
 from __future__ import annotations
 

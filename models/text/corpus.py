@@ -1,4 +1,4 @@
-"""Text in, token arrays out: reading, splitting, encoding, a cache keyed by content."""
+"""Corpora: reads, splits and encodes text into token arrays, with a cache keyed by content."""
 
 from __future__ import annotations
 

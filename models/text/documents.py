@@ -1,4 +1,4 @@
-"""What a path holds: the documents of its files, each read as the kind of file it is, or refused by name."""
+"""Reads the documents of a file or folder, each by its kind of file, or refuses them by name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Long work that several processes want done: one does it and says how far it is, the others wait."""
+"""Long work that several processes need: one does it and reports progress, the others wait."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run on disk while it is trained: tensors and facts, written whole and read verified."""
+"""Checkpoints of a training: tensors and facts, written completely and verified when read."""
 
 from __future__ import annotations
 

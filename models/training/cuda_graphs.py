@@ -1,4 +1,4 @@
-"""A training step on a GPU, launched at once: one by one, the kernels of a small model take longer to launch than run.
+"""A GPU's training step as a captured CUDA graph, for small models whose kernels run shorter than their launch.
 
 Whole steps are captured as CUDA graphs (https://pytorch.org/blog/accelerating-pytorch-with-cuda-graphs), their
 learning rate, their random numbers and the state they carry on staying alive.

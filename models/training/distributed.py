@@ -1,4 +1,4 @@
-"""Several processes that train one model together, as torchrun starts them; one process is a team of its own."""
+"""Data-parallel training by several processes, as torchrun starts them; a single process is a team of one."""
 
 from __future__ import annotations
 

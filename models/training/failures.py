@@ -1,4 +1,4 @@
-"""Which errors mean that memory ran out, and after which a process can do nothing more on its GPU."""
+"""Recognises errors that mean out of memory, and those that make a GPU unusable for the process."""
 
 from __future__ import annotations
 

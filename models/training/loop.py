@@ -1,4 +1,4 @@
-"""train(config, corpus, budget, ...): the one training loop."""
+"""The one training loop: train(config, corpus, budget, ...)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How well a model predicts held-out text: bits per byte, perplexity, nats per token."""
+"""Metrics on held-out text: bits per byte, perplexity, nats per token."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What moves the weights: the optimizers and the schedule of their learning rate."""
+"""Optimizers, and the schedule of their learning rate."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and a closed terminal as a request looked at between steps; the second Ctrl-C stops at once."""
+"""Ctrl-C, SIGTERM and a closed terminal as a request checked between steps; the second Ctrl-C stops at once."""
 
 from __future__ import annotations
 

@@ -1,3 +1,3 @@
-"""Checkpoints and weights: where they are kept and what they are called."""
+"""Storage and names of checkpoints and weights."""
 
 __all__ = ["store"]

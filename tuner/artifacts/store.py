@@ -1,4 +1,4 @@
-"""Where checkpoints and weights are kept: a folder, or an S3 bucket with a folder here as its antechamber."""
+"""Stores checkpoints and weights: in a folder, or in an S3 bucket with a local folder in front of it."""
 
 from __future__ import annotations
 

@@ -1,3 +1,3 @@
-"""A study in one file, and back."""
+"""Backup of a study to one file, and its restoration."""
 
 __all__ = ["dump"]

@@ -1,4 +1,4 @@
-"""The file that a backup is: a tar of known names, each with its checksum; what is not so is refused unread.
+"""The backup file format: a tar of known names, each with its checksum; anything else is refused unread.
 
     manifest.json                                   the format's number, versions, sizes and checksums; the last member
     study/study.json                                name, directions, number of trials, state, active seconds

@@ -1,4 +1,4 @@
-"""A study in one file, and back into any database: everything, as it was at one moment, whole or not at all."""
+"""Writes a study to one file, and restores it into any database: as of one moment, completely or not at all."""
 
 from __future__ import annotations
 

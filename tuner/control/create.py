@@ -1,4 +1,4 @@
-"""How a study enters the database: its generators and its text are there, and nothing has changed since it began."""
+"""Enters a study into the database, after checking its generators, its text, and that it has not changed."""
 
 from __future__ import annotations
 

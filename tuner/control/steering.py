@@ -1,4 +1,4 @@
-"""What a person asks of a running study, from any machine: pause, resume, stop, retry, enqueue."""
+"""Requests to a running study, from any machine: pause, resume, stop, retry, enqueue."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The dashboard as it is served: Optuna's behind a door of ours, with our pages beside it."""
+"""The WSGI application: Optuna's dashboard behind our login, with our pages beside it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The lock on the door: who is asking, from where, and may they; before anything else sees the request."""
+"""Authenticates and authorises every request, before anything else sees it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Compresses what is long on its way to other machines: Optuna's dashboard sends a study whole, as one text."""
+"""Compresses long responses to other machines: Optuna's dashboard sends each study as one long text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stands before Optuna's dashboard, which answers nonsense with errors of its own."""
+"""Turns errors of Optuna's dashboard into proper responses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Our own pages beside Optuna's dashboard: log in, see what runs, steer it, and let Prometheus measure it."""
+"""Our own pages beside Optuna's dashboard: login, running studies, steering, Prometheus metrics."""
 
 from __future__ import annotations
 

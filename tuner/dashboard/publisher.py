@@ -1,4 +1,4 @@
-"""Tells the dashboard what it does not know of our studies while they run: figures, notes, and what keeps the limits.
+"""Publishes to Optuna's dashboard what it lacks while studies run: figures, notes, and the best trial within limits.
 
 Figures are written into the database. Notes are not: they are made when a page asks for them, and inserted into what
 optuna-dashboard is about to send. So workers pay nothing for them, none is ever out of date, nobody's own text is lost,

@@ -1,4 +1,4 @@
-"""Slows those who guess passwords: so many wrong logins at once, then one at a time."""
+"""Limits the rate of wrong logins: a few at once, then one at a time."""
 
 from __future__ import annotations
 

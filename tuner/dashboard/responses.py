@@ -1,4 +1,4 @@
-"""Short answers in the form that is asked for: what Optuna's dashboard shows a person, or a page."""
+"""Error responses: JSON for programs, plain text for browsers."""
 
 from __future__ import annotations
 

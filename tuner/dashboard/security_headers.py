@@ -1,4 +1,4 @@
-"""What browsers are told with every answer, so that pages of others can do nothing with ours."""
+"""Security headers of every response, which keep other sites from using our pages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The HTTP server: cheroot's, with TLS, and with patience for connections that say nothing yet."""
+"""The HTTP server: cheroot with TLS, which gives silent connections no thread."""
 
 from __future__ import annotations
 

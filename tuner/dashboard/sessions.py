@@ -1,4 +1,4 @@
-"""Who is logged in: signed cookies that end with the day, the log-out, or the user's password."""
+"""Login sessions: signed cookies that end after twelve hours, at log-out, or with the user's password."""
 
 from __future__ import annotations
 

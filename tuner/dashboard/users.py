@@ -1,4 +1,4 @@
-"""Who may enter the dashboard: lines of name:role:hash, read again when their file changes."""
+"""Users of the dashboard: lines of name:role:hash, read again when their file changes."""
 
 from __future__ import annotations
 

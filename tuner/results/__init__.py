@@ -1,3 +1,3 @@
-"""What a study found: summaries, confirmation, export."""
+"""Results of a study: summaries, confirmation, export."""
 
 __all__ = ["analysis", "confirmation", "decoding_plot", "export", "formats", "outcomes", "queries", "summary"]

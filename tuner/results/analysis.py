@@ -1,4 +1,4 @@
-"""What a study found, as the numbers of its report: best, confirmed, saved by pruning, important, gone wrong."""
+"""The numbers of a study's report: best, confirmed, saved by pruning, importance, failures."""
 
 from __future__ import annotations
 

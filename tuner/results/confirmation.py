@@ -1,4 +1,4 @@
-"""Which of a study's best candidates is best: each trained again with fresh seeds, in a study that stands beside it.
+"""Confirms a study's best candidates: trains each again with fresh seeds, in a study beside it, and compares them.
 
 The companion is worked by the same workers, with the same leases and checkpoints, but has a queue and no search: what
 it trains counts in no budget, and no sampler or pruner of the study sees it.

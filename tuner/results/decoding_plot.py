@@ -1,4 +1,4 @@
-"""The picture of a trial's decoding curve, for its run folder."""
+"""Draws a trial's decoding curve for its run folder."""
 
 from __future__ import annotations
 

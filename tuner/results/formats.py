@@ -1,4 +1,4 @@
-"""A recipe as text: YAML or JSON, which `tuner train` reads, and flags or variables for anybody else's training."""
+"""Formats of an export: YAML or JSON for `tuner train`, flags or variables for other training programs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How trials ended and what they came to, for figures and reports."""
+"""Outcomes of trials: how they ended and what they reached, for figures and reports."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""All studies at a glance, by a few questions to the database however many trials they have."""
+"""Queries about all studies, a fixed number of them for any number of trials."""
 
 from __future__ import annotations
 

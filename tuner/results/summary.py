@@ -1,4 +1,4 @@
-"""What a study has come to: status, leaderboard, progress."""
+"""Summary of a study: status, leaderboard, progress."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who keeps a study waiting: the session that holds what the others want, as far as the server tells."""
+"""Finds the database session that a study's workers wait for."""
 
 from __future__ import annotations
 

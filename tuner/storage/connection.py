@@ -1,4 +1,4 @@
-"""Opens the Optuna storage in PostgreSQL, embedded or by URL; the only file that knows a URL."""
+"""Opens the Optuna storage in PostgreSQL, embedded or by URL; the only module that knows a URL."""
 
 import os
 import random

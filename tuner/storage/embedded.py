@@ -1,4 +1,4 @@
-"""Runs the embedded PostgreSQL: made when missing, shared by many processes, stopped by the last one to leave."""
+"""Runs the embedded PostgreSQL: created when missing, shared by many processes, stopped by the last one to leave."""
 
 import fcntl
 import importlib.metadata

@@ -1,4 +1,4 @@
-"""Who works on what: workers, leases and the study's state, in tables beside Optuna's and by the database's clock.
+"""Workers, leases and the state of a study, in tables beside Optuna's and by the database's clock.
 
 A trial belongs to the worker that holds its lease. Optuna's tables are the queue (WAITING -> RUNNING); the lease
 says who may write, so that a worker that slept too long finds out before it writes, not after.

@@ -1,4 +1,4 @@
-"""Telling an outage of the database from a mistake."""
+"""Tells an outage of the database from an error in a request."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whose stored files are: a study's identity, which no other study has, whatever either of them is called."""
+"""The identity of a study, by which its files belong to it under any name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What workers and dashboards may do in a database that somebody else owns: no more than they need."""
+"""Database roles of workers and dashboards, with only the rights that they need."""
 
 from __future__ import annotations
 

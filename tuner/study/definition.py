@@ -1,4 +1,4 @@
-"""One study file, read strictly: every problem is reported at once, with its line and its remedy."""
+"""The study file, validated strictly: all problems are reported at once, each with its line and remedy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What workers write down about studies and trials, and of which kind each of it is; all else was written by others."""
+"""Names and types of the attributes that workers write to studies and trials; others come from elsewhere."""
 
 from __future__ import annotations
 

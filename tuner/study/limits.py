@@ -1,4 +1,4 @@
-"""What a configuration may need, and what it does need; said before a step of it is trained."""
+"""Limits on configurations, and estimates of what one needs before its first step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A study of several objectives that is pruned by its first: Optuna itself refuses to prune those."""
+"""Pruning with several objectives, by the first of them: Optuna itself refuses it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Names -> Optuna samplers and pruners; their options are Optuna's own keywords."""
+"""Optuna's samplers and pruners by name; their options are Optuna's own keywords."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fixed or searched values <-> Optuna distributions; suggest(trial) -> Config."""
+"""The search space: fixed or searched values <-> Optuna distributions; suggest(trial) -> Config."""
 
 from __future__ import annotations
 

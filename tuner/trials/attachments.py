@@ -1,4 +1,4 @@
-"""What a trial keeps for the dashboard: some texts and a file of samples."""
+"""Attachments of a trial for the dashboard: some texts and a file of samples."""
 
 from __future__ import annotations
 

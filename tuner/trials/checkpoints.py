@@ -1,4 +1,4 @@
-"""The checkpoints of a trial, one for each attempt."""
+"""The checkpoints of a trial, one per attempt."""
 
 from __future__ import annotations
 

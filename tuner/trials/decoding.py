@@ -1,4 +1,4 @@
-"""Decoding parameters, chosen by writing with a trained model: no training is spent on them."""
+"""Chooses decoding parameters by generating text with a trained model, without further training."""
 
 from __future__ import annotations
 

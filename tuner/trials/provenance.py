@@ -1,4 +1,4 @@
-"""Where a trial was trained: versions, hardware, precision and tokenizer, written down by its worker."""
+"""Provenance of a trial: versions, hardware, precision and tokenizer, recorded by its worker."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A smooth guess at a noisy function of one variable from few values: a Gaussian process."""
+"""A Gaussian process that smooths a noisy function of one variable from few values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The report of a study: one HTML file that opens anywhere, without a network, to be handed to a colleague."""
+"""The report of a study: one HTML file that opens anywhere, without a network."""
 
 from __future__ import annotations
 

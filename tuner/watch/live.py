@@ -1,4 +1,4 @@
-"""Shows studies while they run: a live view in a terminal, plain lines elsewhere."""
+"""Shows running studies: as a live view in a terminal, as plain lines elsewhere."""
 
 from __future__ import annotations
 

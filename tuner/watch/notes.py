@@ -1,4 +1,4 @@
-"""What the dashboard tells of a study and of a trial, in Markdown that is safe whatever a model or a file says."""
+"""The dashboard's notes on studies and trials, in Markdown that is safe for any text of a model or file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Figures for the dashboard and the report, drawn from what trials have stored.
+"""Figures for the dashboard and the report, drawn from stored trials.
 
 However many trials there are, a figure has a bounded number of points and says in its subtitle how many it shows.
 Names and values from study files are escaped: plotly reads its texts as HTML.

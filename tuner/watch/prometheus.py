@@ -1,4 +1,4 @@
-"""Studies and workers as Prometheus reads them: names and units after its conventions, cheap enough for each scrape."""
+"""Prometheus metrics of studies and workers, named by its conventions and cheap to scrape."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The state of studies for machines: JSON with stable keys, in which there is no NaN and no infinity."""
+"""The state of studies as JSON with stable keys, without NaN or infinity."""
 
 from __future__ import annotations
 

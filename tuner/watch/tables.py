@@ -1,4 +1,4 @@
-"""What a terminal shows of a study: progress, workers, leaderboard."""
+"""Tables of a study for the terminal: progress, workers, leaderboard."""
 
 from __future__ import annotations
 

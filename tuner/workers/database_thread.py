@@ -1,4 +1,4 @@
-"""The one thread of a worker that talks to the database: in order, again after an outage, and a beat in between."""
+"""A worker's only database thread: runs requests in order, repeats them after an outage, sends heartbeats."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the options of a command say: where things are kept, and who works on them."""
+"""The options of a command about its workers."""
 
 from __future__ import annotations
 

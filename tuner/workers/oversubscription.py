@@ -1,4 +1,4 @@
-"""How many workers share a device: a short measurement of what they do together, not a guess."""
+"""Measures how many workers get the most done on a device."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Starts worker processes on this machine, each with its own device or its own share of the cores, and ends them."""
+"""Starts worker processes on this machine, each with its own device or share of the cores, and ends them."""
 
 from __future__ import annotations
 

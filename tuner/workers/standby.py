@@ -1,4 +1,4 @@
-"""Standing workers: whatever study has work is joined, one after another, until somebody stops them."""
+"""Standing workers, which join any study that has work, one after another, until they are stopped."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Watches over the workers of a command until their study ends, and buries those that die."""
+"""Supervises the workers of a command until their study ends, and replaces those that die."""
 
 from __future__ import annotations
 

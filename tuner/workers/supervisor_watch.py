@@ -1,4 +1,4 @@
-"""Whether the process that started this one, and watches over it, is still there."""
+"""Checks whether the supervisor of this process is still alive."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One worker process: take a trial, keep its lease, report its rungs, hand it back or finish it, stop."""
+"""A worker process: claims a trial, keeps its lease, reports its rungs, hands it back or finishes it, stops."""
 
 from __future__ import annotations
 
