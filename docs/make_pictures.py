@@ -54,7 +54,7 @@ def main() -> None:
         tuner = Tuner(folder)
         storage = stack.enter_context(open_storage(None, folder / "postgres"))
         page = stack.enter_context(browsed())
-        address = stack.enter_context(tuner.dashboard.app())
+        address = stack.enter_context(tuner.dashboard())
         running = stack.enter_context(tuner.started("run", STUDY))
         now = caught(storage, running)
         draw("run", f"tuner run studies/{STUDY}.yaml", *last_lines(now), progress(now))

@@ -17,8 +17,8 @@ from models.runs.run import read_recipe
 from tuner.study.definition import Study, differences, parse_study, read_study, stored_study
 from tuner.study.samplers import PRUNERS, SAMPLERS
 
-# As design/house.md has it.
-HOUSE = """\
+# An example with every part.
+EXAMPLE = """\
 name: shakespeare
 corpus: {path: data/shakespeare.txt, tokenizer: character}
 objective: bits_per_byte            # lower is better; comparable across tokenizers
@@ -67,9 +67,9 @@ def small(**changes: Any) -> Study:
     return read(json.dumps(SMALL | changes))
 
 
-def test_the_example_of_the_house_loads_as_it_is(tmp_path: Path) -> None:
+def test_the_example_loads_as_it_is(tmp_path: Path) -> None:
     path = tmp_path / "shakespeare.yaml"
-    path.write_text(HOUSE)
+    path.write_text(EXAMPLE)
     study = read_study(path)
     assert study.corpus.path == str(tmp_path / "data" / "shakespeare.txt")
     assert study.space.fixed == {"layers": 2, "tokenizer": "character"}
@@ -81,7 +81,7 @@ def test_the_example_of_the_house_loads_as_it_is(tmp_path: Path) -> None:
 
 
 def test_the_rungs_of_the_pruner_are_the_trials() -> None:
-    assert read(HOUSE.replace("rungs: 8", "rungs: 5")).trial.rungs == 5
+    assert read(EXAMPLE.replace("rungs: 8", "rungs: 5")).trial.rungs == 5
 
 
 def test_a_key_moves_to_a_section_that_is_not_there_or_empty() -> None:
@@ -98,11 +98,11 @@ def test_a_key_moves_to_a_section_that_is_not_there_or_empty() -> None:
     ],
 )
 def test_a_key_may_not_stand_in_both_of_its_places(there: str, home: str, problem: str) -> None:
-    assert problems(HOUSE.replace(there, home)) == [f"{problem}; keep one"]
+    assert problems(EXAMPLE.replace(there, home)) == [f"{problem}; keep one"]
 
 
 def test_a_moved_key_is_complained_about_where_it_was_written() -> None:
-    text = HOUSE.replace("tokenizer: character", "tokenizer: letters").replace("rungs: 8", "rungs: 0")
+    text = EXAMPLE.replace("tokenizer: character", "tokenizer: letters").replace("rungs: 8", "rungs: 0")
     first, second = problems(text)
     assert first.startswith("s.yaml:2: parameters.tokenizer: should be 'byte', 'character'")
     assert second.startswith("s.yaml:7: trial.rungs: should be greater than or equal to 1")
@@ -110,20 +110,20 @@ def test_a_moved_key_is_complained_about_where_it_was_written() -> None:
 
 def test_a_name_is_that_of_the_file_where_none_is_given(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
-    path.write_text(HOUSE.replace("name: shakespeare\n", ""))
+    path.write_text(EXAMPLE.replace("name: shakespeare\n", ""))
     assert read_study(path).name == "mine"
 
 
 @pytest.mark.parametrize("name", ["..", ".", "a/b", "", " ", "x" * 201, "a\nb", ".hidden", "-n"])
 def test_a_name_that_cannot_be_a_folders_is_refused(name: str) -> None:
     """Checkpoints and runs are kept in a folder of the study's name."""
-    text = HOUSE.replace("name: shakespeare", f"name: {json.dumps(name)}")
+    text = EXAMPLE.replace("name: shakespeare", f"name: {json.dumps(name)}")
     assert [line.split(": ")[:2] for line in problems(text)] == [["s.yaml:1", "name"]]
 
 
 @pytest.mark.parametrize("name", ["späte Studie", "2024-05-01 #3", "a.b", "x" * 200, "日本"])
 def test_any_other_name_will_do(name: str) -> None:
-    assert read(HOUSE.replace("name: shakespeare", f"name: {json.dumps(name)}")).name == name
+    assert read(EXAMPLE.replace("name: shakespeare", f"name: {json.dumps(name)}")).name == name
 
 
 def test_every_problem_of_a_bad_file_is_told_in_one_go_with_its_line_and_its_remedy() -> None:
@@ -217,7 +217,7 @@ parameters:
 )
 def test_a_section_that_cannot_work_is_refused(change: str, pattern: str) -> None:
     replaced = tuple(line.partition(":")[0] + ":" for line in change.splitlines())
-    head, *lines = [line for line in HOUSE.splitlines(True) if not line.startswith(replaced)]
+    head, *lines = [line for line in EXAMPLE.splitlines(True) if not line.startswith(replaced)]
     found = problems("".join([head, change + "\n", *lines]))
     assert any(re.match(rf"s\.yaml:\d+: {pattern}", line) for line in found), found
 
@@ -324,7 +324,7 @@ def test_every_pruner_may_be_named_alone(name: str) -> None:
 
 
 def test_a_study_is_kept_in_the_database_as_it_was_read() -> None:
-    for study in (read(HOUSE), small(), small(threads=2, budget={"hours": 0.5})):
+    for study in (read(EXAMPLE), small(), small(threads=2, budget={"hours": 0.5})):
         kept = json.loads(json.dumps(study.stored()))
         assert stored_study(kept) == study
         assert stored_study(kept).stored() == kept
