@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
 PAGES = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
 """Documents in the root of the repository, each with its name on the site."""
+
+
+def on_config(config: Any) -> Any:
+    """Takes the repository's address from pyproject.toml."""
+    address = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["urls"]["Homepage"]
+    config["repo_url"], config["repo_name"] = address, "GitHub"
+    return config
 
 
 def on_files(files: Any, config: Any) -> Any:
