@@ -17,6 +17,19 @@ MIXED = "bfloat16, recurrences in float32"
 """What is written down of a run whose recurrences cannot be in the format of everything else."""
 
 
+def set_precision(model: nn.Module, config: Config, device: torch.device) -> tuple[bool, str]:
+    """Gives a model the precision that `config` asks for; returns `half` for `autocast`, and the format to read."""
+    half = half_precision(config, device)
+    if device.type == "cuda":
+        allow_tf32(config)
+    return half, set_recurrences(model, device, half)
+
+
+def autocast(device: torch.device, half: bool) -> torch.autocast:
+    """Returns the context in which products are in bfloat16, if `half` is true."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=half)
+
+
 def half_precision(config: Config, device: torch.device) -> bool:
     """Whether products are in bfloat16; `auto` means where that is faster, unknown of one's own generator on a CPU."""
     if config.precision != "auto":

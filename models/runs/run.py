@@ -21,6 +21,7 @@ from models.errors import ChangedCorpusError, ConfigError, RunError, UserError
 from models.files import optional, reason, require_plain, sweep, written_whole
 from models.generation import sampling
 from models.nn.network import build, generator_class
+from models.nn.precision import set_precision
 from models.reader import dump, parse, read_text, require_schema, validate
 from models.runs.rehearsal import rehearse
 from models.runs.report import CARD, PICTURE, RESULT, SAMPLES, write_report, write_result
@@ -33,6 +34,7 @@ from models.training.distributed import ALONE, FailedElsewhere, Team
 from models.training.loop import Diverged, Evaluation, Trained, Training, train, usable_device
 from models.training.metrics import Score
 from models.training.observer import UNOBSERVED, RunObserver, TrainingObserver
+from models.training.scoring import Scorer, held_out
 from models.training.stopping import Stopped
 
 CONFIG, TOKENIZER, MODEL, METRICS = "config.yaml", "tokenizer.json", "model.safetensors", "metrics.jsonl"
@@ -357,10 +359,13 @@ def _require_weights(path: Path, config: Config, vocabulary_size: int) -> None:
 def score_test(folder: Path, device: str = "auto") -> Score | None:
     """Returns the score of a complete run on the test split of its corpus, as `train` has it; None without one."""
     run = load(folder, device)
-    corpus = load_corpus(run.recipe.corpus, run.recipe.parameters.tokenizer, run.recipe.parameters.vocabulary_size)
-    training = Training(run.recipe.parameters, corpus, run.recipe.trial, usable_device(device))
-    load_weights(training.model, weights(run.model))
-    return training.score(training.test) if len(corpus.test) else None
+    config = run.recipe.parameters
+    corpus = load_corpus(run.recipe.corpus, config.tokenizer, config.vocabulary_size)
+    if not len(corpus.test):
+        return None
+    half, _ = set_precision(run.model, config, usable_device(device))
+    scorer = Scorer(run.model, config, corpus.tokenizer.vocabulary_size, half)
+    return scorer.score(held_out(corpus, "test", config.sequence_length))
 
 
 def _prepare(folder: Path, recipe: Recipe, tokenizer: Tokenizer, resume: bool, force: bool) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from models.config import Budget, Config
 from models.errors import DeviceError
 from models.files import optional, reason
 from models.nn.network import State, build
-from models.nn.precision import allow_tf32, half_precision, set_recurrences
+from models.nn.precision import autocast, set_precision
 from models.text.batches import Batch, Streams, Windows
 from models.text.corpus import EncodedCorpus, require_room
 from models.training import cuda_graphs
@@ -35,30 +35,13 @@ from models.training.checkpoint import (
     write_checkpoint,
 )
 from models.training.distributed import ALONE, Team
-from models.training.metrics import LANE, PIECE, WARM_UP, HeldOut, Score, evaluate, evaluate_part, lanes_of, pieces_of
+from models.training.metrics import HeldOut, Score
 from models.training.observer import UNOBSERVED, TrainingObserver
 from models.training.optimizers import build_optimizers, relative_learning_rate, set_learning_rate
+from models.training.scoring import EvaluationPlan, Scorer, held_out
 from models.training.stopwatch import Lap, noticing_stops
 
 CHECKPOINT_FORMAT = 1
-
-LOOKING = 0.1
-"""The part of the work of training that the rungs' evaluations may add to it, where tokens are counted."""
-
-STEP_COST = 2.5
-"""What training on a token costs at least, in tokens only read; measured 2.5 to 3.5 on a CPU."""
-
-FEWEST_SCORED = 4096
-"""Held-out tokens that an evaluation scores at least, if there are so many."""
-
-LAST = 0.2
-"""The part of the work of training that the last rung's evaluation may add to it in a trial of a study."""
-
-FEWEST_AT_LAST = 32_768
-"""Held-out tokens that the last rung of a trial scores at least, if there are so many."""
-
-READ_TWICE = 2.0
-"""Tokens read for each that is scored, where each is read with as much context again."""
 
 
 MOST_FOLD, MOST_MORE = 16, 2**30
@@ -179,14 +162,10 @@ class Training:
     ) -> None:
         torch.manual_seed(config.seed)
         self.config, self.budget, self.device, self.team = config, budget, device, team
-        self.whole, self.observer = whole, observer
         self.tokenizer = corpus.tokenizer
         self.vocabulary_size = corpus.tokenizer.vocabulary_size
         self.model = build(config, self.vocabulary_size).to(device)
-        self.half = half_precision(config, device)
-        self.precision = set_recurrences(self.model, device, self.half)
-        if device.type == "cuda":
-            allow_tf32(config)
+        self.half, self.precision = set_precision(self.model, config, device)
         self.carries_state = getattr(self.model, "carries_state", False)
         captured = cuda_graphs.is_supported(config, device, team)
         self.optimizers = list(build_optimizers(config, self.model, self.vocabulary_size, captured))
@@ -197,10 +176,10 @@ class Training:
         self.batches = (Streams if self.carries_state else Windows)(corpus.train, config, device, rows)
         self.rows = rows.stop - rows.start
         self.piece = min(micro_batch or self.rows, self.rows)
-        told = max(WARM_UP, config.sequence_length) + 1
-        self.held_out = HeldOut(corpus.train[-told:], corpus.validation, corpus.bytes["validation"])
-        self.held_out = replace(self.held_out, token_bytes=corpus.tokenizer.token_bytes)
-        self.test = HeldOut(corpus.validation[-told:], corpus.test, corpus.bytes["test"])
+        self.held_out, self.test = (held_out(corpus, split, config.sequence_length) for split in ("validation", "test"))
+        self.plan = EvaluationPlan(config, budget, self.carries_state, self.held_out, whole)
+        self.scorer = Scorer(self.model, config, self.vocabulary_size, self.half, team)
+        self.observer = observer
         self.corpus = [corpus.fingerprint, len(corpus.train), len(corpus.validation)]
         self.total_steps = max(1, (budget.tokens or 0) // (config.batch_size * config.sequence_length))
         self.step, self.seconds = 0, 0.0
@@ -285,7 +264,7 @@ class Training:
         return torch.stack(losses).sum()
 
     def _loss(self, inputs: Tensor, targets: Tensor, state: State) -> tuple[Tensor, State]:
-        with self._precision():
+        with autocast(self.device, self.half):
             logits, state = self.model(inputs, state)
             return functional.cross_entropy(logits.flatten(0, 1), targets.flatten()), state
 
@@ -308,85 +287,22 @@ class Training:
         return evaluation
 
     def _look(self) -> Score:
-        """Scores as much of the validation split as the next rung may cost.
-
-        The last rung reads all of it, and so does each of a run with patience, which keeps the weights of any of
-        them. In a trial of a study (`whole` is false) they read a part where all of it would cost too much.
-        """
-        final = self.config.patience > 0 or len(self.evaluations) + 1 == self.budget.rungs
-        if final and (self.whole or self._all_is_cheap):
-            return self.score(self.held_out)
-        if final:
-            return self._score_part(self._most_at_last)
-        if self.budget.tokens is not None and self._all_is_cheap and self._stride < self._pieces:
-            return self.score(self.held_out, self._stride)
-        share = LOOKING / (self.budget.rungs - 1)
-        return self._score_part(max(FEWEST_SCORED, self._affordable(share, self._read_for_piece)))
+        """Scores as much of the validation split as the next rung may cost."""
+        stride, most = self.plan.reading(len(self.evaluations) + 1, self._tokens_expected)
+        if most is None:
+            return self.score(self.held_out, stride)
+        return self.scorer.score_part(self.held_out, most, self._on_batch)
 
     @property
-    def _all_is_cheap(self) -> bool:
-        """Whether the last rung of a trial reads all of the validation split."""
-        return len(self.held_out.tokens) <= max(FEWEST_AT_LAST, self._affordable(LAST, READ_TWICE))
-
-    @property
-    def _most_at_last(self) -> int:
-        """Held-out tokens that a rung scores where its value may be the trial's, all being too many."""
-        if self.config.patience:
-            return max(FEWEST_SCORED, self._affordable(LAST / self.budget.rungs, self._read_for_piece))
-        return max(FEWEST_AT_LAST, self._affordable(LAST, self._read_for_piece))
-
-    @property
-    def _read_for_piece(self) -> float:
-        """Tokens read for each that is scored in a piece; the same for all but models of a long context."""
-        context = 0 if self.carries_state else self.config.sequence_length // 2
-        return max(READ_TWICE, 1 + context / PIECE)
-
-    def _affordable(self, share: float, read: float) -> int:
-        """How many held-out tokens can be scored in that part of the work of training."""
-        tokens = float(self.budget.tokens or 0)
+    def _tokens_expected(self) -> float:
+        """Tokens that the whole run trains on; of a budget in seconds, at the speed so far."""
         if self.budget.seconds is not None and self.seconds:
-            tokens = self.tokens / self.seconds * self.budget.seconds
-        return int(tokens * share * STEP_COST / read)
-
-    @property
-    def part(self) -> float:
-        """The part of the validation split that the last rung reads."""
-        tokens = len(self.held_out.tokens)
-        if self.whole or self._all_is_cheap:
-            return 1.0
-        pieces = pieces_of(tokens, self._most_at_last)
-        return sum(len(self.held_out.tokens[piece]) for piece in pieces) / tokens
-
-    @property
-    def _pieces(self) -> int:
-        """In how many pieces all of the validation split is read."""
-        if self.carries_state:
-            return lanes_of(self.held_out)
-        return -(-len(self.held_out.tokens) // (self.config.sequence_length - self.config.sequence_length // 2))
-
-    @property
-    def _stride(self) -> int:
-        """Evaluation stride: a rung before the last reads every n-th piece of the validation split, to stay cheap."""
-        tokens = len(self.held_out.tokens)
-        read = 1 + WARM_UP / LANE if self.carries_state else 2  # for each that is scored
-        whole = tokens * read / STEP_COST  # what reading all of it costs, in tokens trained
-        spare = max((self.budget.tokens or 0) * LOOKING - whole, 1) / (self.budget.rungs - 1)
-        return max(1, min(math.ceil(whole / spare), tokens // FEWEST_SCORED))
+            return self.tokens / self.seconds * self.budget.seconds
+        return float(self.budget.tokens or 0)
 
     def score(self, text: HeldOut, stride: int = 1) -> Score:
         """Scores a held-out text, or every `stride`-th piece of it, with the weights as they are now."""
-        length = self.config.sequence_length
-        with self._precision():
-            return evaluate(self.model, text, self.vocabulary_size, length, self.team, stride, self._on_batch)
-
-    def _score_part(self, most: int) -> Score:
-        length = self.config.sequence_length
-        if most >= len(self.held_out.tokens):
-            return self.score(self.held_out)
-        with self._precision():
-            return evaluate_part(
-                self.model, self.held_out, self.vocabulary_size, length, most, self.team, self._on_batch
-            )
+        return self.scorer.score(text, stride, self._on_batch)
 
     def _on_batch(self) -> None:
         self.observer.on_scoring_batch(self)
@@ -403,7 +319,7 @@ class Training:
             self.tokens,
             self.seconds,
             precision=self.precision,
-            part=self.part,
+            part=self.plan.part(self._tokens_expected),
         )
 
     def test_score(self) -> Score | None:
@@ -543,9 +459,6 @@ class Training:
             _, state = self.model(torch.zeros((rows, 1), dtype=torch.int64, device=self.device), None)
         self.model.train()
         return state
-
-    def _precision(self) -> AbstractContextManager[Any]:
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.half)
 
     def _set_learning_rate(self) -> None:
         # The schedule looks at the end of the step that is to be taken, so that the first one moves; how many seconds

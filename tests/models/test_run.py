@@ -20,7 +20,7 @@ from models.config import Budget, Config, Corpus, Recipe
 from models.errors import ConfigError, CorpusError, DeviceError, RunError, UserError
 from models.files import draft_of
 from models.runs import run
-from models.runs.run import load, read_recipe, train_run
+from models.runs.run import load, read_recipe, score_test, train_run
 from models.text.tokenizers import learn
 from models.training.checkpoint import load_weights, read_checkpoint, weights, write_checkpoint, write_tensors
 from models.training.loop import Evaluation, Trained, Training
@@ -514,6 +514,15 @@ def test_a_checkpoint_is_saved_when_the_last_one_is_old(
     monkeypatch.setattr(run, "CHECKPOINT_SECONDS", -1.0)
     train_run(recipe, tmp_path / "often")
     assert saved == [1, 2, 3, 4, 5, 6, 7, 8]
+
+
+def test_a_run_is_scored_again_without_a_training(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained = train_run(recipe, tmp_path / "run", device="cpu")
+    monkeypatch.setattr("models.training.loop.build_optimizers", None)
+    assert trained.test is not None
+    assert score_test(tmp_path / "run", "cpu") == trained.test
 
 
 def test_patience_says_which_rung_was_kept(recipe: Recipe, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from models.errors import CorpusError, DeviceError
 from models.nn.network import build
 from models.text.batches import Streams, Windows
 from models.text.corpus import EncodedCorpus
-from models.training import loop, metrics, optimizers, stopwatch
+from models.training import loop, metrics, optimizers, scoring, stopwatch
 from models.training.checkpoint import BadCheckpoint, read_checkpoint, weights, write_checkpoint
 from models.training.loop import Diverged, Evaluation, Trained, Training, train, usable_device
 from models.training.metrics import evaluate, evaluate_part, pieces_of
@@ -842,8 +842,8 @@ def test_looking_at_a_run_costs_a_tenth_of_it_and_its_end_is_scored_on_all_of_th
         read.append(run[5])
         return evaluate(*run)
 
-    monkeypatch.setattr(loop, "evaluate", looked)
-    monkeypatch.setattr(loop, "FEWEST_SCORED", 8)  # the text is short
+    monkeypatch.setattr(scoring, "evaluate", looked)
+    monkeypatch.setattr(scoring, "FEWEST_SCORED", 8)  # the text is short
     monkeypatch.setattr(metrics, "LANE", 8)
     config, budget = small(architecture=architecture, precision="float32"), steps(200, rungs=9)
     trained = train(config, rhyme, budget)
@@ -876,9 +876,9 @@ def test_no_rung_of_a_trial_costs_more_than_its_share_of_a_long_text(
         return evaluate_part(*run)
 
     slow_step(1.0)  # 32 tokens
-    monkeypatch.setattr(loop, "evaluate_part", looked)
-    monkeypatch.setattr(loop, "FEWEST_SCORED", 1)
-    monkeypatch.setattr(loop, "FEWEST_AT_LAST", 1024)
+    monkeypatch.setattr(scoring, "evaluate_part", looked)
+    monkeypatch.setattr(scoring, "FEWEST_SCORED", 1)
+    monkeypatch.setattr(scoring, "FEWEST_AT_LAST", 1024)
     config = small(architecture=architecture, patience=patience, precision="float32")
     trial = Budget(**budget, rungs=4)
     trained = train(config, markov, trial, whole=False)

@@ -30,7 +30,7 @@ from models.nn.network import parameter_count
 from models.runs.run import load, read_recipe, train_run
 from models.text import corpus as corpora
 from models.text.corpus import load_corpus
-from models.training import loop as training
+from models.training import scoring
 from models.training.failures import OutOfMemoryInCapture
 from models.training.loop import Diverged, Training, train
 from models.training.stopping import Stopped
@@ -1203,7 +1203,7 @@ def test_the_watchdog_counts_a_step_and_allows_more_for_what_comes_between(
     monkeypatch.setattr(worker.faulthandler, "dump_traceback_later", lambda seconds, **_: allowed.append(seconds))
     monkeypatch.setattr(worker.faulthandler, "cancel_dump_traceback_later", lambda: allowed.append(0))
     monkeypatch.setattr(corpora, "load_corpus", noted("read", corpora.load_corpus))
-    monkeypatch.setattr(training, "evaluate", noted("evaluate", training.evaluate))
+    monkeypatch.setattr(scoring, "evaluate", noted("evaluate", scoring.evaluate))
     monkeypatch.setattr(objectives, "decode", noted("write", objectives.decode))
     monkeypatch.setattr(Training, "take_step", noted("step", Training.take_step))
     crew.work(study, Objective(study, found.user_attrs["fingerprint"], "cpu", Artifacts(tmp_path)))
