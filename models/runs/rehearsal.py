@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -23,9 +29,51 @@ LONGEST = 64
 LONGEST_PROMPT = 1024
 """Tokens of the prompt that is written on from; a window up to this long is filled and left."""
 
+MOST_SECONDS = 60
+"""What one generator may take: it is tiny, but compiling its own parts may take a while."""
+
 WRITTEN = 3
 TOLERANCE = 1e-3
 """Part of the largest logit by which two readings of a text may differ: other shapes add up in another order."""
+
+
+def rehearse_apart(configs: Sequence[Config], vocabulary_size: int, seconds: int = MOST_SECONDS) -> None:
+    """Raises ConfigError, in one line, as `rehearse` does for the first of these generators that is not fine.
+
+    They are tried in a process of their own: one that hangs, or ends Python, ends no more than that.
+    """
+    request = {
+        "path": sys.path,
+        "configs": [config.model_dump(mode="json") for config in configs],
+        "vocabulary_size": vocabulary_size,
+        "seconds": seconds,
+    }
+    # -P: what lies in the folder the user stands in, a models.py perhaps, is not taken for ours.
+    command = [sys.executable, "-P", "-c", "from models.runs.rehearsal import answer; answer()"]
+    child = subprocess.run(command, input=json.dumps(request), stdout=subprocess.PIPE, text=True)
+    begun = child.stdout.splitlines()
+    if begun and begun[-1].startswith("{"):
+        raise ConfigError(json.loads(begun[-1])["problem"])
+    if child.returncode != 0:
+        how = f"ends Python, with {_signal_or_status(child.returncode)}"
+        late = f"did not finish one step, reading and writing in {seconds} s"
+        config = configs[max(len(begun) - 1, 0)]
+        _require(config, False, late if child.returncode == -signal.SIGALRM else how)
+
+
+def answer() -> None:
+    """Rehearses what standard input asks for; prints a line before each generator, and what is wrong as JSON."""
+    with os.fdopen(os.dup(1), "w") as told:
+        os.dup2(2, 1)  # what the user's code prints is no answer
+        request = json.load(sys.stdin)
+        sys.path[:] = request["path"]
+        try:
+            for values in request["configs"]:
+                print("begun", file=told, flush=True)
+                signal.alarm(request["seconds"])  # ends the process whatever it does
+                rehearse(Config.model_validate(values), request["vocabulary_size"])
+        except ConfigError as error:
+            print(json.dumps({"problem": str(error)}), file=told)
 
 
 def rehearse(config: Config, vocabulary_size: int) -> None:
@@ -57,9 +105,7 @@ class _Rehearsal:
             self._require_writing()
 
     def _require(self, fine: bool, what: str) -> None:
-        if not fine:
-            own = ", ".join(f"{name}={value}" for name, value in self.config.own.items())
-            raise ConfigError(f"{self.name} {what}{f' (with {own})' if own else ''}")
+        _require(self.config, fine, what)
 
     def _require_weights(self) -> None:
         weights = list(self.model.parameters())
@@ -132,6 +178,16 @@ class _Rehearsal:
         )
         self._require(state is None or bool(flat(state)), "its state holds no tensor; return None where there is none")
         return logits, state
+
+
+def _require(config: Config, fine: bool, what: str) -> None:
+    if not fine:
+        own = ", ".join(f"{name}={value}" for name, value in config.own.items())
+        raise ConfigError(f"architecture {config.architecture}: {what}{f' (with {own})' if own else ''}")
+
+
+def _signal_or_status(code: int) -> str:
+    return signal.Signals(-code).name if code < 0 else f"exit status {code}"
 
 
 def _is_state(state: Any) -> bool:

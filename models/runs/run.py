@@ -23,7 +23,7 @@ from models.generation import sampling
 from models.nn.network import build, generator_class
 from models.nn.precision import set_precision
 from models.reader import dump, parse, read_text, require_schema, validate
-from models.runs.rehearsal import rehearse
+from models.runs.rehearsal import rehearse_apart
 from models.runs.report import CARD, PICTURE, RESULT, SAMPLES, write_report, write_result
 from models.runs.tensorboard import EVENTS, board, require_tensorboard
 from models.text import tokenizers
@@ -174,7 +174,7 @@ def _checked(
     corpus = _corpus(recipe, allow_changed_corpus, say)
     require_room(corpus, recipe.parameters.batch_size, recipe.parameters.sequence_length)
     if recipe.parameters.architecture not in ARCHITECTURES:
-        rehearse(recipe.parameters, corpus.tokenizer.vocabulary_size)
+        rehearse_apart([recipe.parameters], corpus.tokenizer.vocabulary_size)
     return corpus
 
 

@@ -10,7 +10,7 @@ import torch
 
 from models.config import Config
 from models.errors import ConfigError
-from models.runs.rehearsal import rehearse
+from models.runs.rehearsal import rehearse, rehearse_apart
 
 V = 11
 SOUND = """\
@@ -164,3 +164,29 @@ def test_the_parameters_with_which_it_went_wrong_are_named() -> None:
     )
     rehearsed(source, layers=1)
     assert refusal(source, layers=2).endswith("(with layers=2)")
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("while True: pass", r"did not finish one step, reading and writing in 1 s \(with layers=1\)$"),
+        ("__import__('os').abort()", r"ends Python, with SIGABRT \(with layers=1\)$"),
+        ("__import__('os')._exit(3)", r"ends Python, with exit status 3 \(with layers=1\)$"),
+        ("print('{1}'); raise ValueError('no')", r"its forward raises ValueError at .*rehearsed.py:16: no$"),
+    ],
+    ids=["hangs", "crashes", "exits", "raises"],
+)
+def test_a_class_that_hangs_or_ends_python_does_not_take_the_command_with_it(line: str, said: str) -> None:
+    Path("rehearsed.py").write_text(SOUND.replace(FORWARD, "        " + line + "\n" + FORWARD))
+    configs = [Config(architecture="rehearsed:Mine", hidden_size=8, sequence_length=12, own={"layers": 1})]
+    with pytest.raises(ConfigError, match=f"^architecture rehearsed:Mine: {said}"):
+        rehearse_apart(configs, V, seconds=1)
+
+
+def test_sound_classes_are_tried_one_after_the_other() -> None:
+    Path("models.py").write_text("raise SystemExit('no package of ours')")
+    Path("rehearsed.py").write_text(SOUND)
+    config = Config(architecture="rehearsed:Mine", hidden_size=8, sequence_length=12)
+    rehearse_apart([config, config.model_copy(update={"own": {"layers": 2}})], V)
+    with pytest.raises(ConfigError, match=r"\(with layers=0\)$|layers"):
+        rehearse_apart([config, config.model_copy(update={"own": {"layers": 0}})], V)

@@ -87,8 +87,10 @@ def require_sound(study: Study, say: Callable[[str], None] = lambda text: None) 
     corpus = _corpus(study, say)
     if corpus.files:
         say(f"corpus {corpus.name}: {corpus.files}")
-    for examples in own.values():
-        _rehearse(examples, corpus.tokenizer.vocabulary_size)
+    if own:
+        from models.runs.rehearsal import rehearse_apart
+
+        rehearse_apart([one for examples in own.values() for one in examples], corpus.tokenizer.vocabulary_size)
     return corpus
 
 
@@ -99,13 +101,6 @@ def _require_classes(name: str, examples: Sequence[Config]) -> None:
     found = own_class(name)
     for config in examples:
         require_takes(found, name, config.own)
-
-
-def _rehearse(examples: Sequence[Config], vocabulary_size: int) -> None:
-    from models.runs.rehearsal import rehearse
-
-    for config in examples:
-        rehearse(config, vocabulary_size)
 
 
 def _corpus(study: Study, say: Callable[[str], None]) -> EncodedCorpus:
