@@ -66,6 +66,19 @@ def unowned(found: optuna.Study, storage: RDBStorage, folder: Path) -> None:
         connection.exec_driver_sql(own)
 
 
+def test_a_copy_beside_its_study_has_files_of_its_own(
+    trained: tuple[Study, optuna.Study, Path], storage: RDBStorage
+) -> None:
+    study, found, folder = trained
+    before, name = owner_of(found), f"{study.name} copied"
+    optuna.copy_study(from_study_name=study.name, from_storage=storage, to_storage=storage, to_study_name=name)
+    copied = optuna.load_study(study_name=name, storage=storage)
+    assert owner_of(copied) == owner_of(copied) != before == owner_of(found)
+    assert kept(copied, folder).fetch_run(0) is None
+    assert kept(copied, folder).folder != kept(found, folder).folder
+    assert kept(found, folder).fetch_run(0) is not None
+
+
 def test_studies_of_one_name_in_two_databases_keep_their_files_apart(
     trained: tuple[Study, optuna.Study, Path], other: RDBStorage
 ) -> None:

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from typing import Any
 
 import optuna
+import sqlalchemy as sql
 from optuna.trial import FrozenTrial
 from safetensors import SafetensorError, safe_open
 from sqlalchemy import Connection
@@ -40,16 +41,31 @@ def write_owner(connection: Connection, study: int, owner: Owner) -> None:
 
 
 def owner_of(study: optuna.Study) -> Owner:
-    """Returns a study's identity; one that an earlier version made gets it now. Raises StudyError."""
+    """Returns a study's identity; one that an earlier version made, or a copy, gets it now. Raises StudyError."""
+    storage = database_of(study)
+    with transaction(storage) as connection:
+        _forget_copied(connection, study_id(study))
     found: Any = study.user_attrs.get(KEY)
     if found is None:
-        with transaction(database_of(study)) as connection:
+        with transaction(storage) as connection:
             write_owner(connection, study_id(study), new_owner(study.study_name))
         found = study.user_attrs.get(KEY)
     try:
         return Owner(str(found["identity"]), str(found["folder"]))
     except (KeyError, TypeError):
         raise StudyError(f"the attribute {KEY} of the study was changed; delete it to begin a new folder") from None
+
+
+def _forget_copied(connection: Connection, study: int) -> None:
+    """Takes an identity from a copy of a study that is still there; where it is not, the study was renamed."""
+    own, older = _attributes.alias(), _attributes.alias()
+    copied = (
+        sql.select(own.c.study_user_attribute_id)
+        .where(own.c.study_id == study, own.c.key == KEY)
+        .where(older.c.key == KEY, older.c.value_json == own.c.value_json, older.c.study_id < study)
+    )
+    if (entry := connection.execute(copied).scalar()) is not None:
+        connection.execute(_attributes.delete().where(_attributes.c.study_user_attribute_id == entry))
 
 
 def wrote(found: optuna.Study) -> Callable[[Artifacts], bool]:
