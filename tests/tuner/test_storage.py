@@ -8,7 +8,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -20,6 +20,7 @@ import sqlalchemy
 
 from tuner.errors import StorageError
 from tuner.storage import connection as storage
+from tuner.storage import embedded
 from tuner.storage.connection import describe, hide_password, open_storage
 from tuner.storage.embedded import attached, default_folder
 
@@ -304,6 +305,38 @@ def test_a_server_without_a_connection_left_is_waited_for(
     monkeypatch.setattr(storage, "CROWDED_SECONDS", -1.0)
     with pytest.raises(StorageError, match="Start fewer workers"), open_storage(server.url(database)):
         pass
+
+
+def test_the_slots_of_a_server_that_are_all_taken_are_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For an ordinary role, to which a real server says something else than to an administrator."""
+    monkeypatch.setitem(embedded.SETTINGS, "max_connections", "6")
+    place = Path(tempfile.mkdtemp(prefix="storage-", dir="/tmp"))
+    place.chmod(0o755)
+    with attached(place / "data") as address, ExitStack() as taken:
+        small = Server(place / "data", address["host"])
+        for command in ("create role plain login", "create database fresh owner plain"):
+            small.run(command)
+
+        def fill() -> None:
+            with suppress(psycopg2.OperationalError):
+                while True:
+                    taken.enter_context(closing(psycopg2.connect(small.url("fresh", user="plain"))))
+
+        fill()
+
+        def free(low: float, high: float) -> float:
+            taken.close()
+            return 0.0
+
+        monkeypatch.setattr(storage.random, "uniform", free)
+        with open_storage(small.url("fresh", user="plain")) as opened:
+            assert optuna.get_all_study_names(opened) == []
+        fill()
+        monkeypatch.setattr(storage, "CROWDED_SECONDS", -1.0)
+        message = refusal(small.url("fresh", user="plain"))
+    assert "remaining connection slots are reserved for roles with the SUPERUSER attribute" in message
+    assert message.endswith("\nStart fewer workers, or raise max_connections of the server.")
+    shutil.rmtree(place)
 
 
 def test_a_server_that_goes_away_later_is_told_in_one_line(server: Server, database: str) -> None:
