@@ -93,9 +93,9 @@ def test_one_module_knows_the_insides_of_optuna_and_its_dashboard(path: Path) ->
     names = {node.attr for node in nodes if isinstance(node, ast.Attribute)}
     assert not names & {"_study_id", "_trial_id", "_storage", "_backend", "_contains"}
     modules = [name for name in imported(path) if name.partition(".")[0] in ("optuna", "optuna_dashboard")]
-    froms = [node for node in nodes if isinstance(node, ast.ImportFrom) and node.module in modules]
+    from_imports = [node for node in nodes if isinstance(node, ast.ImportFrom) and node.module in modules]
     private = [part for name in modules for part in name.split(".") if part.startswith("_")]
-    private += [alias.name for node in froms for alias in node.names if alias.name.startswith("_")]
+    private += [alias.name for node in from_imports for alias in node.names if alias.name.startswith("_")]
     assert not private
 
 
