@@ -53,13 +53,13 @@ class Decoding(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     objective: Literal["text_divergence", "bits_per_byte"] = Field(
-        "text_divergence", description="What is to be low: how far written text is from human text, or the loss."
+        "text_divergence", description="What is minimised: how far generated text is from human text, or the loss."
     )
     share: float = Field(
         0.1,
         ge=0,
         le=10,
-        description="Most that it may cost, as a part of the trial's training; at 0 the temperature is calibrated.",
+        description="Largest cost, as a fraction of the trial's training; at 0 the temperature is calibrated.",
     )
 
 
@@ -68,22 +68,23 @@ class Study(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
-    name: str = Field(min_length=1, description="The study's name in the database, and of its folders.")
-    corpus: Corpus = Field(description="Where the text comes from, and which part of it is for what.")
+    name: str = Field(min_length=1, description="Name of the study in the database, and of its folders.")
+    corpus: Corpus = Field(description="Where the text comes from, and how it is split.")
     objective: str | list[str] = Field(
-        "bits_per_byte", description="What trials are compared by: bits_per_byte, or [bits_per_byte, text_divergence]."
+        "bits_per_byte",
+        description="Score that trials are compared by: bits_per_byte, or [bits_per_byte, text_divergence].",
     )
     trial: Budget = Field(description="What one full trial may spend on training, and how often it is evaluated.")
     budget: StudyBudget = Field(StudyBudget(trials=100), description="What the study may spend, over all workers.")
     sampler: dict[str, Any] = Field({"type": "tpe"}, description="How the next trial is proposed.")
     pruner: dict[str, Any] = Field({"type": "successive_halving"}, description="Which trials are stopped early.")
     parameters: dict[str, Any] = Field({}, description="Hyperparameters, each a plain value or a range.")
-    start: list[dict[str, Any]] = Field([], description="Values that are tried first, a mapping for each trial.")
+    start: list[dict[str, Any]] = Field([], description="Values to try first, one mapping per trial.")
     threads: int | None = Field(
         None, ge=1, le=4096, description="CPU threads of each trial; by default the worker's share."
     )
-    decoding: Decoding = Field(Decoding(), description="How temperature and its like are chosen on a trained model.")
-    limits: Limits = Field(Limits(), description="What a configuration may need at most.")
+    decoding: Decoding = Field(Decoding(), description="How temperature and related parameters are chosen.")
+    limits: Limits = Field(Limits(), description="The most that a configuration may need.")
     retries: int = Field(
         2, ge=0, le=10**6, description="How often a trial that crashes is tried again, from its last checkpoint."
     )
@@ -92,7 +93,7 @@ class Study(BaseModel):
     )
     provenance: dict[str, Any] | None = Field(None, description="Written by export; read by people.")
 
-    confirms: str | None = Field(None, description="Written by confirm: the study whose best trials these are again.")
+    confirms: str | None = Field(None, description="Written by confirm: the study whose best trials these repeat.")
 
     @field_validator("sampler", "pruner", mode="before")
     @classmethod
