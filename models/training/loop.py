@@ -21,13 +21,10 @@ from models.nn.network import State, build
 from models.nn.precision import autocast, set_precision
 from models.text.batches import Batch, Streams, Windows
 from models.text.corpus import EncodedCorpus, require_room
-from models.training import cuda_graphs
+from models.training import cuda_graphs, snapshot
 from models.training.checkpoint import (
     BadCheckpoint,
-    batch_dimensions,
     detached,
-    filled,
-    flat,
     load_weights,
     read_checkpoint,
     under,
@@ -42,7 +39,6 @@ from models.training.scoring import EvaluationPlan, Scorer, held_out
 from models.training.stopwatch import Lap, noticing_stops
 
 CHECKPOINT_FORMAT = 1
-
 
 MOST_FOLD, MOST_MORE = 16, 2**30
 """Bytes of the largest checkpoint that is read: so many times the weights', and so many more for carried states."""
@@ -328,7 +324,7 @@ class Training:
 
     def save(self, path: Path) -> None:
         """Writes a checkpoint beside `path` and puts it in place in one move; a team calls it together."""
-        tensors = self._tensors()
+        tensors = snapshot.tensors_of(self)
         if self.team.is_main_process:
             write_checkpoint(path, tensors, self._facts())
 
@@ -340,14 +336,15 @@ class Training:
         for name, value in own.items():
             if facts.get(name) != value:
                 raise BadCheckpoint(f"{path}: written for another {name}")
-        if self.config.optimizer == "muon" and not self._optimizers_have(tensors):
+        if self.config.optimizer == "muon" and not snapshot.are_moments_of(self.optimizers, tensors):
             raise BadCheckpoint(f"{path}: its optimizer moved other weights")
         try:
             load_weights(self.model, under("model.", tensors))
         except ValueError as error:
             raise BadCheckpoint(f"{path}: {error}") from error
         try:
-            self._restore(tensors, facts)
+            snapshot.restore(self, tensors)
+            self._take_up(facts)
         except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
             raise BadCheckpoint(f"{path}: holds something else than this training ({reason(error)})") from error
 
@@ -363,102 +360,15 @@ class Training:
             "evaluations": [asdict(evaluation) for evaluation in self.evaluations],
         }
 
-    def _tensors(self) -> dict[str, Tensor]:
-        tensors = {f"model.{name}": tensor for name, tensor in weights(self.model).items()}
-        for number, optimizer in enumerate(self.optimizers):
-            for index, moments in optimizer.state_dict()["state"].items():
-                for name, moment in moments.items():
-                    if isinstance(moment, Tensor):
-                        tensors[f"optimizer.{number}.{index}.{name}"] = moment
-        for name, weight in (self.best_weights or {}).items():
-            tensors[f"best.{name}"] = weight
-        for index, tensor in enumerate(self._whole_state()):
-            tensors[f"state.{index}"] = tensor.clone()  # a state may hold a tensor twice; a file may not
-        tensors["loss_sum"] = torch.tensor(self.team.total(self.loss_sum.item()) / self.team.size, dtype=torch.float64)
-        tensors["random.cpu"] = torch.get_rng_state()
-        if self.device.type == "cuda":
-            tensors["random.cuda"] = torch.cuda.get_rng_state(self.device)
-        return tensors
-
-    def _optimizers_have(self, tensors: dict[str, Tensor]) -> bool:
-        """Whether the moments in a checkpoint are those of the weights that each optimizer moves here."""
-        for key, moment in under("optimizer.", tensors).items():
-            number, index, name = key.split(".", 2)
-            if int(number) >= len(self.optimizers):
-                return False
-            optimizer = self.optimizers[int(number)]
-            moved = [weight for group in optimizer.param_groups for weight in group["params"]]
-            other = isinstance(optimizer, torch.optim.Muon) and name != "momentum_buffer"
-            if other or int(index) >= len(moved) or (moment.dim() and moment.shape != moved[int(index)].shape):
-                return False
-        return True
-
-    def _restore(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
-        for number, optimizer in enumerate(self.optimizers):
-            restored = optimizer.state_dict()
-            restored["state"] = {}
-            owners = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-            for key, moment in under(f"optimizer.{number}.", tensors).items():
-                index, name = key.split(".", 1)
-                if moment.numel() != 1 and moment.shape != owners[int(index)].shape:
-                    raise ValueError(f"optimizer.{number}.{key} has another shape than its weights")
-                restored["state"].setdefault(int(index), {})[name] = moment
-            optimizer.load_state_dict(restored)
-        self.best_weights = under("best.", tensors) or None
-        self._share_out(under("state.", tensors))
-        self.loss_sum = tensors["loss_sum"].to(self.device)
+    def _take_up(self, facts: dict[str, Any]) -> None:
         self.step, self.seconds, self.loss_steps = facts["step"], facts["seconds"], facts["loss_steps"]
         self.evaluations = [Evaluation(**evaluation) for evaluation in facts["evaluations"]]
-        torch.set_rng_state(tensors["random.cpu"])
-        if "random.cuda" in tensors and self.device.type == "cuda":
-            torch.cuda.set_rng_state(tensors["random.cuda"], self.device)
         self._draw_apart()
 
     def _draw_apart(self) -> None:
         """Lets each process drop other activations; the leader's are those of a run of one process."""
         if not self.team.is_main_process:
             torch.manual_seed(hash((self.config.seed, self.team.rank, self.step)))
-
-    # A checkpoint holds the state of the whole batch, whatever pieces and processes it was split over.
-
-    def _whole_state(self) -> list[Tensor]:
-        parts = [flat(state) for state in self.states]
-        if len(parts) == self.team.size == 1:
-            return parts[0]
-        return [
-            self.team.gathered(torch.cat(tensors, dimension), dimension) if dimension is not None else tensors[0]
-            for *tensors, dimension in zip(
-                *parts, batch_dimensions(self.model, self.device) if parts[0] else [], strict=True
-            )
-        ]
-
-    def _share_out(self, tensors: dict[str, Tensor]) -> None:
-        """Gives each piece its part of the carried tensors, in the shape that the model itself gives its state."""
-        if not tensors:
-            return
-        whole = [tensors[str(index)].to(self.device) for index in range(len(tensors))]
-        if len(self.states) == self.team.size == 1:
-            shape = self._state_of(self.rows)
-            if [tensor.shape for tensor in whole] != [tensor.shape for tensor in flat(shape)]:
-                raise ValueError("the carried state has another shape")
-            self.states = [filled(shape, iter(whole))]
-            return
-        dimensions, first = batch_dimensions(self.model, self.device), self.team.rank * self.rows
-        for number in range(len(self.states)):
-            start, end = number * self.piece, min((number + 1) * self.piece, self.rows)
-            parts = [
-                tensor if dimension is None else tensor.narrow(dimension, first + start, end - start).contiguous()
-                for tensor, dimension in zip(whole, dimensions, strict=True)
-            ]
-            self.states[number] = filled(self._state_of(end - start), iter(parts))
-
-    def _state_of(self, rows: int) -> State:
-        """What the model carries on from so many rows."""
-        self.model.eval()  # a model may count or average what it is trained on, and this is not
-        with torch.no_grad():
-            _, state = self.model(torch.zeros((rows, 1), dtype=torch.int64, device=self.device), None)
-        self.model.train()
-        return state
 
     def _set_learning_rate(self) -> None:
         # The schedule looks at the end of the step that is to be taken, so that the first one moves; how many seconds
