@@ -23,6 +23,7 @@ from storage import fill, server, study_of
 from tuner.artifacts.store import Artifacts
 from tuner.control.create import enter
 from tuner.storage.connection import open_storage
+from tuner.storage.handle import StudyHandle
 from tuner.watch import plots
 from tuner.watch.html_report import report
 
@@ -65,14 +66,15 @@ def main() -> None:
     with server(wanted.storage) as url, open_storage(url) as storage, tempfile.TemporaryDirectory() as folder:
         for size in wanted.studies:
             study = study_of(f"report-{size}")
-            found = enter(storage, study)
+            found = enter(storage, study).optuna_study
             fill(storage, found, study, size)
             write_facts(storage, found._study_id)
             found = optuna.load_study(study_name=study.name, storage=storage)
             reading, trials = timed(lambda found=found: found.get_trials(deepcopy=False))
             drawing, figures = timed(lambda study=study, trials=trials: plots.dashboard_figures(study, trials))
             kept = Artifacts(Path(folder) / study.name)
-            writing, html = timed(lambda found=found, study=study, kept=kept: report(storage, found, study, kept))
+            handle = StudyHandle(storage, found, study)
+            writing, html = timed(lambda handle=handle, kept=kept: report(handle, kept))
             rows.append(
                 {
                     "trials": size,

@@ -153,7 +153,7 @@ def main() -> None:
     with server(wanted.storage) as url, open_storage(url) as storage:
         for size in wanted.studies:
             study = study_of(f"storage-{size}")
-            found = enter(storage, study)
+            found = enter(storage, study).optuna_study
             fill(storage, found, study, size)
             for workers in wanted.workers:
                 for way in (plain, ours):

@@ -159,7 +159,7 @@ def main() -> None:
         studies = {f"watched-{size}": size for size in (wanted.trials, wanted.trials // 10)}
         for name, size in studies.items():
             study = study_of(name)
-            found = enter(storage, study)
+            found = enter(storage, study).optuna_study
             fill(storage, found, study, size, facts=True, different=100)
             if wanted.stored_notes:
                 store_notes(storage, found._study_id)

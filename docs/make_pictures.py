@@ -29,7 +29,7 @@ from rich.text import Text
 from tuner.errors import StudyError
 from tuner.results.summary import Snapshot, current
 from tuner.storage.connection import open_storage
-from tuner.study.definition import load_study
+from tuner.storage.handle import open_study
 from tuner.watch.tables import described, progress
 
 PICTURES = Path(__file__).parent / "pictures"
@@ -136,8 +136,7 @@ def caught(storage: RDBStorage, running: subprocess.Popen[bytes]) -> Snapshot:
 
 def read(storage: RDBStorage) -> Snapshot:
     """Returns the study at this moment. Raises StudyError."""
-    found = load_study(storage, STUDY)
-    return current(storage, found)
+    return current(open_study(storage, STUDY))
 
 
 def last_lines(now: Snapshot) -> list[Text]:

@@ -21,7 +21,6 @@ from models import __main__ as single
 from models.errors import RunError
 from models.wording import counted
 from tuner.errors import StorageError, StudyError, WorkerError
-from tuner.optuna_internals import study_id
 from tuner.storage.locations import StorageOptions
 from tuner.workers.options import WorkerOptions
 
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
 
     from models.training.metrics import Score
     from tuner.artifacts.store import Artifacts
+    from tuner.storage.handle import StudyHandle
     from tuner.study.definition import Study
     from tuner.workers.processes import Slot
     from tuner.workers.supervisor import Supervisor
@@ -224,7 +224,7 @@ def run(
     """
     from tuner.control.create import enter
     from tuner.results.export import require_free, require_makeable_outputs, require_run_free
-    from tuner.study.definition import read_study, renamed
+    from tuner.study.definition import read_study
     from tuner.workers.supervisor import Supervisor
 
     study = _changed(read_study(_study_path(study_file)), corpus_path, trials, hours)
@@ -235,15 +235,14 @@ def run(
     slots = crew.slots(study)
     places.require_usable()
     with places.opened() as opened:
-        found = enter(opened, study, _say)
-        kept = places.writable_artifacts_of(found)
+        entered = enter(opened, study, _say)
+        kept = places.writable_artifacts_of(entered.optuna_study)
         supervisor = Supervisor(opened, places, crew)
         begins = f"{counted(len(slots), 'worker')} on {', '.join(sorted({slot.device for slot in slots}))}"
-        reason = _supervise(supervisor, found, study, kept, slots, begins, [study.name])
-        study = renamed(study, found.study_name)
+        reason = _supervise(supervisor, entered, kept, slots, begins, [study.name])
         if confirmed and not no_confirm:
-            _confirm_in_short(supervisor, found, study, confirmed, slots)
-        _finish(opened, found, study, kept, output, run_folder, reason)
+            _confirm_in_short(supervisor, entered, confirmed, slots)
+        _finish(entered, kept, output, run_folder, reason)
 
 
 @commands.command()
@@ -279,14 +278,12 @@ def work(
         _stand_by(places, crew)
         return
     with places.opened() as opened:
-        found, study = _find(opened, study_name)
-        slots = crew.slots(study)
-        kept = places.writable_artifacts_of(found)
-        arguments = [found.study_name, *_elsewhere(corpus_path)]
+        study = _find(opened, study_name)
+        slots = crew.slots(study.definition)
+        kept = places.writable_artifacts_of(study.optuna_study)
+        arguments = [study.name, *_elsewhere(corpus_path)]
         supervisor = Supervisor(opened, places, crew, _supervisor())
-        reason = _supervise(
-            supervisor, found, study, kept, slots, f"joined by {counted(len(slots), 'worker')}", arguments
-        )
+        reason = _supervise(supervisor, study, kept, slots, f"joined by {counted(len(slots), 'worker')}", arguments)
         click.echo(f"Done: {reason}.")
 
 
@@ -324,10 +321,11 @@ def confirm(
     from tuner.workers.supervisor import Supervisor
 
     with places.opened() as opened:
-        found, study = _find(opened, study_name)
-        chosen = confirmation.candidates(found, top)
+        study = _find(opened, study_name)
+        chosen = confirmation.candidates(study.optuna_study, top)
         supervisor = Supervisor(opened, places, crew)
-        result = _confirmed(supervisor, found, study, chosen, seeds, crew.slots(study), _elsewhere(corpus_path))
+        slots = crew.slots(study.definition)
+        result = _confirmed(supervisor, study, chosen, seeds, slots, _elsewhere(corpus_path))
     click.echo("\n".join(confirmation.lines(result)))
     click.echo(f"Export it: tuner export {shlex.quote(study.name)}")
 
@@ -355,19 +353,19 @@ def worker(
     import faulthandler
 
     from models.training.stopping import stop_requests
-    from tuner.study.definition import load_study
+    from tuner.storage.handle import open_study
     from tuner.workers.worker import work as work_on
 
     faulthandler.enable()
     with stop_requests() as requested, places.opened() as opened:
-        found = load_study(opened, study_name)
+        study = open_study(opened, study_name)
         reason = work_on(
             opened,
             study_name,
             study_id=study_id,
             device=device,
             threads=threads,
-            artifacts=places.writable_artifacts_of(found),
+            artifacts=places.writable_artifacts_of(study.optuna_study),
             requested=requested,
             say=_say,
             worker_id=worker_id,
@@ -418,7 +416,7 @@ def status(study_name: str | None, places: StorageOptions, failed: bool, watch: 
         elif watch:
             _watch(opened, chosen)
         else:
-            _show_studies(opened) if chosen is None else _show_study(opened, *chosen, failed)
+            _show_studies(opened) if chosen is None else _show_study(chosen, failed)
             click.echo(f"\nDatabase: {_described(places)}")
 
 
@@ -428,13 +426,13 @@ def _described(places: StorageOptions) -> str:
     return describe(places.storage, places.data_folder)
 
 
-def _status_for_machines(opened: RDBStorage, chosen: tuple[optuna.Study, Study] | None, watch: bool) -> None:
+def _status_for_machines(opened: RDBStorage, chosen: StudyHandle | None, watch: bool) -> None:
     from models.training.stopping import stop_requests
     from tuner.watch import live
     from tuner.watch import status_json as status
 
     def look() -> None:
-        found = status.studies_document(opened) if chosen is None else status.study_document(opened, *chosen)
+        found = status.studies_document(opened) if chosen is None else status.study_document(chosen)
         click.echo(status.text(found))
 
     def look_again() -> None:
@@ -448,11 +446,11 @@ def _status_for_machines(opened: RDBStorage, chosen: tuple[optuna.Study, Study] 
         live.follow(look_again, requested)
 
 
-def _watch(opened: RDBStorage, chosen: tuple[optuna.Study, Study] | None) -> None:
+def _watch(opened: RDBStorage, chosen: StudyHandle | None) -> None:
     from models.training.stopping import stop_requests
     from tuner.watch.live import StudiesWatcher, Watcher, follow
 
-    watcher = StudiesWatcher(opened) if chosen is None else Watcher(opened, *chosen, board=True)
+    watcher = StudiesWatcher(opened) if chosen is None else Watcher(chosen, board=True)
     with stop_requests() as requested, watcher:
         follow(watcher.look, requested)
 
@@ -471,17 +469,17 @@ def _show_studies(opened: RDBStorage) -> None:
         click.echo(lines(problem), err=True)
 
 
-def _show_study(opened: RDBStorage, found: optuna.Study, study: Study, failed: bool) -> None:
+def _show_study(study: StudyHandle, failed: bool) -> None:
     from tuner.results import queries, summary
     from tuner.watch import tables
     from tuner.watch.live import BOARD_ROWS, details
 
     if failed:
-        now = summary.snapshot(opened, found, study)
+        now = summary.snapshot(study)
         click.echo("\n\n".join(tables.failures(now)) or f"No trial of study {study.name} failed.")
         return
-    now = queries.in_short(opened, study_id(found), study, BOARD_ROWS)
-    _show(tables.progress(now), "", *details(found, now))
+    now = queries.in_short(study, BOARD_ROWS)
+    _show(tables.progress(now), "", *details(study.optuna_study, now))
     for line in tables.failed_lines(now):
         click.echo(line)
 
@@ -534,14 +532,15 @@ def export(
     usual = Path("best").with_suffix(FORMATS[notation])
     output = output or usual
     with places.opened() as opened:
-        found, study = _find(opened, study_name)
+        study = _find(opened, study_name)
+        found = study.optuna_study
         chosen = best_trials(found, prefer, top)[:top] if top else [chosen_trial(found, number, prefer)]
         if weights is not None:
             kept = places.artifacts_of(found)
             run_folder = _fetched(kept, chosen[0].number) or kept.run_folder(chosen[0].number)
             require_copiable(run_folder, weights, force, kept.refused and kept.why_not_kept())
         paths = files(usual if printed else output, top)
-        texts = [exported(found, study, trial, path, notation) for path, trial in zip(paths, chosen, strict=True)]
+        texts = [exported(study, trial, path, notation) for path, trial in zip(paths, chosen, strict=True)]
     if printed:
         click.echo(texts[0], nl=False)
     else:
@@ -588,7 +587,7 @@ def sample(
     from tuner.results.export import chosen_trial
 
     with places.opened() as opened:
-        found, _ = _find(opened, study_name)
+        found = _find(opened, study_name).optuna_study
         trial = chosen_trial(found, number)
         run_folder = _kept_run(places.artifacts_of(found), found, trial.number)
     single.write_text(run_folder, **options)
@@ -612,9 +611,9 @@ def write_report(study_name: str, places: StorageOptions, output: Path, force: b
     from tuner.watch import html_report
 
     with places.opened() as opened:
-        found, study = _find(opened, study_name)
+        study = _find(opened, study_name)
         html_report.require_free(output, force, study.name)
-        html = html_report.report(opened, found, study, _readable_artifacts(places, found))
+        html = html_report.report(study, _readable_artifacts(places, study.optuna_study))
     html_report.write(output, html, force, study.name)
     size = f"{len(html.encode()) / 1e6:.1f} MB"
     click.echo(f"{output}: report of study {study.name}, {size}; open it in a browser", err=is_stdout(output))
@@ -651,58 +650,58 @@ def _kept_ones(kept: Artifacts, found: optuna.Study) -> str:
 def _steers(steer: Callable[..., str]) -> Any:
     """A command that asks something of a study, from any machine that reaches its database, and says what came of it.
 
-    `steer` gets the storage, Optuna's study, the study, and the command's own arguments.
+    `steer` gets the study and the command's own arguments.
     """
 
     @wraps(steer)
     def command(study_name: str, places: StorageOptions, **own: Any) -> None:
         with places.opened() as opened:
-            found, study = _find(opened, study_name)
-            click.echo(f"study {study.name}: {steer(opened, found, study, **own)}")
+            study = _find(opened, study_name)
+            click.echo(f"study {study.name}: {steer(study, **own)}")
 
     return commands.command()(click.argument("study_name", metavar="STUDY")(_database(command)))
 
 
 @_steers
-def pause(opened: RDBStorage, found: optuna.Study, study: Study) -> str:
+def pause(study: StudyHandle) -> str:
     """Make all workers of a study, on all machines, save their trials and wait."""
     from tuner.control import steering
 
-    return steering.pause(opened, found)
+    return steering.pause(study)
 
 
 @_steers
-def resume(opened: RDBStorage, found: optuna.Study, study: Study) -> str:
+def resume(study: StudyHandle) -> str:
     """Continue a paused or stopped study."""
     from tuner.control import steering
 
-    return steering.resume(opened, found)
+    return steering.resume(study)
 
 
 @_steers
-def stop(opened: RDBStorage, found: optuna.Study, study: Study) -> str:
+def stop(study: StudyHandle) -> str:
     """Make all workers of a study, on all machines, save their trials and leave."""
     from tuner.control import steering
 
-    return steering.stop(opened, found)
+    return steering.stop(study)
 
 
 @_steers
 @click.option("--trial", "number", type=int, required=True, help="The failed or pruned trial.")
-def retry(opened: RDBStorage, found: optuna.Study, study: Study, number: int) -> str:
+def retry(study: StudyHandle, number: int) -> str:
     """Try the configuration of a failed or pruned trial again."""
     from tuner.control import steering
 
-    return steering.retry(opened, found, study, number)
+    return steering.retry(study, number)
 
 
 @_steers
 @click.argument("assignments", metavar="NAME=VALUE...", nargs=-1, required=True)
-def enqueue(opened: RDBStorage, found: optuna.Study, study: Study, assignments: tuple[str, ...]) -> str:
+def enqueue(study: StudyHandle, assignments: tuple[str, ...]) -> str:
     """Try these values next, such as learning_rate=0.003; the sampler chooses the others."""
     from tuner.control import steering
 
-    return steering.enqueue(opened, found, study, assignments)
+    return steering.enqueue(study, assignments)
 
 
 @commands.command()
@@ -758,16 +757,16 @@ def backup(
     output = output or Path(f"{study_name}.tar")
     require_free(output, force)
     with places.opened() as opened:
-        _, study = _find(opened, study_name)
+        study = _find(opened, study_name).definition
         told = backups.backup(opened, study, output, partial(_kept_of, places, opened))
     click.echo(f"{output}: {told}", err=is_stdout(output))
 
 
 def _kept_of(places: StorageOptions, storage: RDBStorage, study_name: str) -> Artifacts:
     """What is kept of a study of that name."""
-    from tuner.study.definition import load_study
+    from tuner.storage.handle import open_study
 
-    return places.artifacts_of(load_study(storage, study_name))
+    return places.artifacts_of(open_study(storage, study_name).optuna_study)
 
 
 @commands.command()
@@ -865,7 +864,7 @@ def dashboard(study_name: str | None, places: StorageOptions, **door: Any) -> No
     found_door = ServerConfig(**door, login=os.environ.get("TUNER_LOGIN"))
     found_door.require_safe()
     with places.opened() as opened:
-        page = "/dashboard" if study_name is None else f"/dashboard/studies/{study_id(_find(opened, study_name)[0])}"
+        page = "/dashboard" if study_name is None else f"/dashboard/studies/{_find(opened, study_name).id}"
         attachments = places.attachments()
 
         def tell() -> None:
@@ -961,12 +960,12 @@ def _stand_by(places: StorageOptions, crew: WorkerOptions) -> None:
     sys.exit(STOPPED)
 
 
-def _find(storage: RDBStorage, name: str) -> tuple[optuna.Study, Study]:
+def _find(storage: RDBStorage, name: str) -> StudyHandle:
     """The study of that name, or of the study file of that name, as it is in the database."""
-    from tuner.study.definition import defined, load_study, read_study
+    from tuner.storage.handle import open_study
+    from tuner.study.definition import read_study
 
-    found = load_study(storage, read_study(Path(name), rehearsed=False).name if _is_there(Path(name)) else name)
-    return found, defined(found)
+    return open_study(storage, read_study(Path(name), rehearsed=False).name if _is_there(Path(name)) else name)
 
 
 def _elsewhere(corpus_path: Path | None) -> list[str]:
@@ -976,8 +975,7 @@ def _elsewhere(corpus_path: Path | None) -> list[str]:
 
 def _supervise(
     supervisor: Supervisor,
-    found: optuna.Study,
-    study: Study,
+    study: StudyHandle,
     kept: Artifacts,
     slots: list[Slot],
     begins: str,
@@ -988,8 +986,8 @@ def _supervise(
     from tuner.workers.supervisor import Interrupted
 
     try:
-        view = Watcher(supervisor.storage, found, study)
-        return supervisor.supervise(found, study, kept, slots, begins, arguments, view)
+        view = Watcher(study)
+        return supervisor.supervise(study, kept, slots, begins, arguments, view)
     except Interrupted as stopped:
         click.echo(f"Stopped; {stopped}. Go on with the same command: {_same_command()}", err=True)
         sys.exit(STOPPED)
@@ -997,8 +995,7 @@ def _supervise(
 
 def _confirmed(
     supervisor: Supervisor,
-    found: optuna.Study,
-    study: Study,
+    study: StudyHandle,
     chosen: list[FrozenTrial],
     seeds: int,
     slots: list[Slot],
@@ -1007,17 +1004,18 @@ def _confirmed(
     """What the confirmation of these trials found: what is stored, or what workers find out now."""
     from tuner.results import confirmation
 
-    result = confirmation.stored(found, chosen, seeds)
+    result = confirmation.stored(study.optuna_study, chosen, seeds)
     if result is not None:
         return result
-    companion, definition = confirmation.enter(supervisor.storage, found, study, chosen, seeds)
-    kept = supervisor.places.writable_artifacts_of(companion)
+    companion = confirmation.enter(study, chosen, seeds)
+    kept = supervisor.places.writable_artifacts_of(companion.optuna_study)
     slots = slots[: len(chosen) * seeds]
     begins = f"{counted(len(slots), 'worker')} for the best {len(chosen)} again, with {seeds} fresh seeds each"
-    _supervise(supervisor, companion, definition, kept, slots, begins, [definition.name, *more])
+    _supervise(supervisor, companion, kept, slots, begins, [companion.name, *more])
     score = _test_scorer("cpu" if slots[0].device == "cpu" else "auto")
-    result = confirmation.conclude(found, companion, chosen, seeds, partial(_fetched, kept), score)
-    for number in confirmation.runs_of_others(companion, result):
+    trained = companion.optuna_study
+    result = confirmation.conclude(study.optuna_study, trained, chosen, seeds, partial(_fetched, kept), score)
+    for number in confirmation.runs_of_others(trained, result):
         kept.remove_run(number)
     return result
 
@@ -1046,28 +1044,26 @@ def _test_scorer(device: str) -> Callable[[Path], Score | None]:
     return score
 
 
-def _confirm_in_short(supervisor: Supervisor, found: optuna.Study, study: Study, top: int, slots: list[Slot]) -> None:
+def _confirm_in_short(supervisor: Supervisor, study: StudyHandle, top: int, slots: list[Slot]) -> None:
     """Confirms the best few at the end of a search; what goes wrong there takes nothing from the search."""
     from tuner.results.confirmation import candidates
     from tuner.results.summary import current
 
-    now = current(supervisor.storage, found)
+    now = current(study)
     if now.spent < 1:
         return
     if now.counts.complete < FEWEST_CONFIRMED:
         click.echo(f"Not confirmed: fewer than {FEWEST_CONFIRMED} trials were completed.", err=True)
         return
     try:
-        chosen = candidates(found, None)[:top]
-        _confirmed(supervisor, found, study, chosen, SHORT_SEEDS, slots, [])
+        chosen = candidates(study.optuna_study, None)[:top]
+        _confirmed(supervisor, study, chosen, SHORT_SEEDS, slots, [])
     except (StudyError, WorkerError) as error:
         click.echo(f"Not confirmed: {error}", err=True)
 
 
 def _finish(
-    storage: RDBStorage,
-    found: optuna.Study,
-    study: Study,
+    study: StudyHandle,
     artifacts: Artifacts,
     output: Path,
     run_folder: Path,
@@ -1078,20 +1074,20 @@ def _finish(
     from tuner.results.summary import current
     from tuner.watch.tables import described, leaderboard_table
 
-    now = current(storage, found)
+    now = current(study)
     if now.best is None:
         for trial in [one for one in now.trials if one.state.is_finished()][-3:]:
-            click.echo(described(trial, study, None), err=True)
+            click.echo(described(trial, study.definition, None), err=True)
         raise StudyError(f"study {study.name} ended without a completed trial: {reason}")
-    trial = chosen_trial(found)
+    trial = chosen_trial(study.optuna_study)
     problem: RunError | None = None
     try:
-        write_new(output, exported(found, study, trial, output), force=True)
+        write_new(output, exported(study, trial, output), force=True)
     except RunError as error:  # it was free before the search
         problem = error
     click.echo(f"\nDone: {reason}. {now.counts.complete} complete, {now.counts.pruned} pruned.\n")
     _show(leaderboard_table(now))
-    _show_confirmation(found)
+    _show_confirmation(study.optuna_study)
     if problem is not None:
         raise RunError(f"{problem}; write it elsewhere: tuner export {shlex.quote(study.name)} -o FILE")
     click.echo(f"\nBest configuration: {output}")

@@ -25,6 +25,7 @@ from models.training.stopping import Stopped
 from tuner.control import create
 from tuner.storage.connection import open_storage
 from tuner.storage.embedded import attached
+from tuner.storage.handle import StudyHandle
 from tuner.study.definition import Study, parse_study
 from tuner.study.multi_objective import Tuned
 from tuner.trials.objective import Outcome, TrialObserver
@@ -122,7 +123,7 @@ def complete(study: optuna.Study, trial: optuna.Trial, value: float | Sequence[f
 @pytest.fixture(scope="session")
 def enter(storage: RDBStorage) -> Callable[[Study], optuna.Study]:
     """Puts a study into the database, as `tuner run` does."""
-    return lambda study: create.enter(storage, study)
+    return lambda study: create.enter(storage, study).optuna_study
 
 
 class Following(TrialObserver):
@@ -192,7 +193,7 @@ class WorkerOptions:
         storage = stack.enter_context(open_storage(None, self.data_folder))
         found = Tuned(study.name, storage)
         objective = Instant(study, self.folder, score) if isinstance(score, type(lambda: 0)) else score
-        return Worker(found, study, objective, storage, 1, self.requested, self.said.append, worker_id)
+        return Worker(StudyHandle(storage, found, study), objective, 1, self.requested, self.said.append, worker_id)
 
     def work(self, study: Study, score: Any, workers: int = 1) -> list[str]:
         """Lets workers work until each has stopped; returns why each did, or raises what one raised."""

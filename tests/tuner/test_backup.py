@@ -35,6 +35,7 @@ from tuner.results.confirmation import CONFIRMS, companion_name, companion_of
 from tuner.results.confirmation import enter as enter_companion
 from tuner.results.export import chosen_trial, exported
 from tuner.storage.connection import open_storage
+from tuner.storage.handle import StudyHandle
 from tuner.storage.leases import Leases
 from tuner.storage.ownership import KEY, owner_of
 from tuner.study.definition import Study, parse_study, stored_study
@@ -181,7 +182,7 @@ def searched(crew: Any, small: Small, enter: Enter, storage: RDBStorage, tmp_pat
     crew.work(study, score)
     furnish(storage, found, places(tmp_path / "old")(study.name), [0, 2])
     chosen = sorted(found.trials, key=lambda trial: trial.value or 0)[:2]
-    companion, _ = enter_companion(storage, found, study, chosen, 2)
+    companion = enter_companion(StudyHandle(storage, found, study), chosen, 2).optuna_study
     furnish(storage, companion, places(tmp_path / "old")(companion_name(study.name)), [])
     running = found.ask()
     with storage.engine.begin() as connection:
@@ -209,7 +210,8 @@ def test_a_study_moves_to_another_database_with_its_confirmation_runs_and_sample
         again = optuna.load_study(study_name=study.name, storage=other)
         for trial in (0, 1, 2):
             before, after = (
-                exported(one, study, chosen_trial(one, trial), Path("best.yaml")) for one in (found, again)
+                exported(StudyHandle(storage, one, study), chosen_trial(one, trial), Path("best.yaml"))
+                for one in (found, again)
             )
             assert before == after
     assert files(tmp_path / "new") == {
@@ -502,7 +504,7 @@ def good(storage: RDBStorage, text_file: Path, tmp_path_factory: pytest.TempPath
     """The backup of a small study."""
     folder = tmp_path_factory.mktemp("good")
     study = parse_study(f"corpus: {{path: {text_file}}}\ntrial: {{tokens: 4096, rungs: 3}}", "x", "victim")
-    found = create.enter(storage, study)
+    found = create.enter(storage, study).optuna_study
     for value in (1.0, 2.0):
         found.add_trial(optuna.trial.create_trial(value=value))
     furnish(storage, found, places(folder / "old")(study.name), [0])

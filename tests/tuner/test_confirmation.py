@@ -24,6 +24,7 @@ from tuner.results import confirmation
 from tuner.results.confirmation import candidates, conclude, confirmed_trial, enter, fresh_seeds, judged, lines
 from tuner.results.export import best_trials, exported
 from tuner.results.summary import quality
+from tuner.storage.handle import StudyHandle
 from tuner.storage.leases import Counts, Leases
 from tuner.study.definition import Study
 from tuner.workers.worker import work
@@ -113,7 +114,9 @@ class Confirming:
             found.tell(trial, 1.0 + number / 10)
 
     def enter(self, top: int | None = None, seeds: int = 2) -> tuple[optuna.Study, Study]:
-        return enter(self.storage, self.found, self.study, candidates(self.found, top), seeds)
+        study = StudyHandle(self.storage, self.found, self.study)
+        entered = enter(study, candidates(self.found, top), seeds)
+        return entered.optuna_study, entered.definition
 
     def name(self) -> str:
         return self.storage.get_study_name_from_id(self.found._study_id)
@@ -254,7 +257,8 @@ class Kept:
         self.storage, self.study, self.found, self.folder = storage, study, found, folder
         self.work(study.name)
         self.chosen = candidates(found, 2)
-        self.companion, definition = enter(storage, found, study, self.chosen, 2)
+        entered = enter(StudyHandle(storage, found, study), self.chosen, 2)
+        self.companion, definition = entered.optuna_study, entered.definition
         self.work(definition.name)
         self.scored: list[Path] = []
         self.result = conclude(
@@ -292,7 +296,7 @@ def kept(storage: RDBStorage, small: Small, enter: Enter, tmp_path_factory: pyte
 def test_an_export_trains_to_the_very_value_the_search_reported(kept: Kept, tmp_path: Path, architecture: str) -> None:
     (trial,) = [trial for trial in kept.chosen if trial.params["architecture"] == architecture]
     path = tmp_path / "best.yaml"
-    path.write_text(exported(kept.found, kept.study, trial, path))
+    path.write_text(exported(StudyHandle(kept.storage, kept.found, kept.study), trial, path))
     trained = train_run(read_recipe(path), tmp_path / "run", device="cpu")
     assert trained.best.bits_per_byte == quality(trial)
     provenance = read_recipe(path).provenance
@@ -309,7 +313,7 @@ def test_the_winner_alone_is_scored_on_the_test_split_and_as_train_scores_it(kep
     runs = [trial.number for trial in kept.companion.trials if trial.params["candidate"] == winner.number]
     assert sorted(kept.scored) == sorted(kept.folder / kept.companion.study_name / f"trial-{number}" for number in runs)
     path = tmp_path / "best.yaml"
-    path.write_text(exported(kept.found, kept.study, winner, path))
+    path.write_text(exported(StudyHandle(kept.storage, kept.found, kept.study), winner, path))
     recipe = read_recipe(path)
     again = train_run(
         recipe.model_copy(update={"parameters": recipe.parameters.model_copy(update={"seed": 1})}),

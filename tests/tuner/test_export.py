@@ -22,6 +22,7 @@ from models.reader import parse, plain
 from models.runs.run import read_recipe
 from tuner.backup import archive
 from tuner.errors import StudyError
+from tuner.optuna_internals import database_of
 from tuner.results import formats
 from tuner.results.export import (
     best_trials,
@@ -33,6 +34,7 @@ from tuner.results.export import (
     write_new,
 )
 from tuner.results.formats import json_schema, render
+from tuner.storage.handle import StudyHandle
 from tuner.study.definition import Study, read_study
 from tuner.watch import html_report
 
@@ -73,7 +75,8 @@ class Shelf:
         found.ask()
 
     def text(self, number: int | None = None, path: Path = Path("best.yaml"), notation: str = "yaml") -> str:
-        return exported(self.found, self.study, chosen_trial(self.found, number), path, notation)
+        study = StudyHandle(database_of(self.found), self.found, self.study)
+        return exported(study, chosen_trial(self.found, number), path, notation)
 
 
 @pytest.fixture(scope="module")
@@ -166,7 +169,9 @@ def without_origin(shelf: Shelf) -> FrozenTrial:
 
 def test_a_budget_in_seconds_is_exported_with_the_tokens_it_came_to(shelf: Shelf) -> None:
     study = shelf.study.model_copy(update={"trial": Budget(seconds=0.25)})
-    text = exported(shelf.found, study, chosen_trial(shelf.found, 0), Path("best.yaml"))
+    text = exported(
+        StudyHandle(database_of(shelf.found), shelf.found, study), chosen_trial(shelf.found, 0), Path("best.yaml")
+    )
     assert text.splitlines()[2] == "# Its 0.25 seconds came to 4096 tokens; --tokens 4096 trains as much anywhere."
 
 

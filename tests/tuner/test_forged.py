@@ -29,8 +29,9 @@ from tuner.dashboard.pages import application
 from tuner.dashboard.publisher import Publisher
 from tuner.results import confirmation, queries, summary
 from tuner.results.confirmation import companion_name
+from tuner.storage.handle import StudyHandle, open_study
 from tuner.storage.leases import Counts, Leases
-from tuner.study.definition import Study, StudyBudget, load_study
+from tuner.study.definition import Study, StudyBudget
 from tuner.study.facts import is_result
 from tuner.study.space import Space, configuration_problem
 from tuner.watch import notes
@@ -198,7 +199,8 @@ def test_a_confirmation_trains_its_candidates_with_seeds_of_its_own_and_nothing_
     found = enter(study)
     crew.work(study, lambda number, config, rung: float(number + 1))
     chosen = confirmation.candidates(found, 1)
-    companion, definition = confirmation.enter(storage, found, study, chosen, 2)
+    entered = confirmation.enter(StudyHandle(storage, found, study), chosen, 2)
+    companion, definition = entered.optuna_study, entered.definition
     waiting(companion, {"configuration": chosen[0].user_attrs["configuration"] | {"hidden_size": 64}})
     assert definition.name == companion_name(study.name)
     roomy = definition.model_copy(update={"budget": StudyBudget(trials=3)})
@@ -330,7 +332,7 @@ def test_facts_of_a_wrong_kind_are_no_workers(
     found = enter(study)
     crew.work(study, lambda number, config, rung: 2.0 + number)
     Leases(storage, found._study_id).note(found.trials[0]._trial_id, {name: value})
-    found = load_study(storage, study.name)  # what is finished is read once
+    found = open_study(storage, study.name).optuna_study  # what is finished is read once
     assert [trial.number for trial in summary.leaderboard(found.get_trials())] == [1]
     for command in (["status", study.name], ["status", study.name, "--json"], ["status", study.name, "--failed"]):
         done = tuner(*command)

@@ -27,6 +27,7 @@ from tuner.artifacts.layout import SAMPLES
 from tuner.artifacts.store import Artifacts
 from tuner.errors import StudyError
 from tuner.results import analysis
+from tuner.storage.handle import StudyHandle
 from tuner.storage.leases import Leases
 from tuner.study.definition import Study
 from tuner.watch.html_report import report
@@ -117,9 +118,8 @@ class Desk:
         return {f"artifacts:{name}": json.dumps(asdict(meta))}
 
     def html(self) -> str:
-        return report(
-            self.storage, optuna.load_study(study_name=self.study.name, storage=self.storage), self.study, self.kept
-        )
+        found = optuna.load_study(study_name=self.study.name, storage=self.storage)
+        return report(StudyHandle(self.storage, found, self.study), self.kept)
 
     def text(self) -> str:
         """What a reader sees, figures apart."""

@@ -23,6 +23,7 @@ from tests.tuner.doors import PASSWORD, USERS, Client, served, written
 from tuner.artifacts.store import Artifacts
 from tuner.dashboard.publisher import Publisher
 from tuner.results import queries
+from tuner.storage.handle import StudyHandle
 from tuner.storage.leases import Leases
 from tuner.study.definition import Study, stored_study
 from tuner.trials.attachments import SAMPLES
@@ -206,7 +207,7 @@ def test_what_a_form_is_given_comes_back_as_text(witness: Witness, hostile: optu
 def test_the_report_is_text(browser: Browser, storage: RDBStorage, hostile: optuna.Study, tmp_path: Path) -> None:
     study = stored_study(hostile.user_attrs["study"])
     path = tmp_path / "report.html"
-    path.write_text(html_report.report(storage, hostile, study, Artifacts(tmp_path)), encoding="utf-8")
+    path.write_text(html_report.report(StudyHandle(storage, hostile, study), Artifacts(tmp_path)), encoding="utf-8")
     context = browser.new_context()
     text = Witness(context.new_page(), path.as_uri()).visit(path.as_uri())
     assert "window.hacked" in text

@@ -27,7 +27,8 @@ from tuner.control import create
 from tuner.errors import StudyError
 from tuner.results import confirmation, queries, summary
 from tuner.results.export import chosen_trial, exported
-from tuner.study.definition import Study, load_study, stored_study
+from tuner.storage.handle import StudyHandle, open_study
+from tuner.study.definition import Study, stored_study
 from tuner.trials.attachments import SAMPLES
 from tuner.watch import html_report, live, notes, prometheus, status_json, tables
 
@@ -58,7 +59,7 @@ def members(
     folder = tmp_path_factory.mktemp("sound")
     parameters = small().parameters | {"temperature": {"type": "float", "low": 0.3, "high": 1.5}}
     study = small(10, name="sound", parameters=parameters, sampler={"type": "tpe", "seed": 1, "n_startup_trials": 2})
-    found = create.enter(storage, study)
+    found = create.enter(storage, study).optuna_study
     for number, state in enumerate(
         (TrialState.COMPLETE,) * 3 + (TrialState.PRUNED, TrialState.FAIL, TrialState.WAITING)
     ):
@@ -167,23 +168,23 @@ def said_of(request: Callable[[], object], expected: type[Exception]) -> str | N
 
 def use(storage: RDBStorage, name: str, kept: Any, crew: Any) -> None:
     """All that looks at a study, and a worker that goes on with it."""
-    found = load_study(storage, name)
+    found = open_study(storage, name).optuna_study
     study = stored_study(found.user_attrs["study"])
     assert name in [row.study.name for row in queries.rows(storage)]
-    now = queries.in_short(storage, found._study_id, study, 5)
+    now = queries.in_short(StudyHandle(storage, found, study), 5)
     shown = [tables.progress(now), *live.details(found, now), *tables.failed_lines(now)]
     assert shown
-    assert tables.failures(summary.snapshot(storage, found, study)) is not None
-    assert status_json.text(status_json.study_document(storage, found, study))
+    assert tables.failures(summary.snapshot(StudyHandle(storage, found, study))) is not None
+    assert status_json.text(status_json.study_document(StudyHandle(storage, found, study)))
     assert status_json.text(status_json.studies_document(storage))
     prometheus.exposition(storage, "")
     (row,) = [row for row in queries.rows(storage) if row.study.name == name]
     assert notes.study_note(row, summary.leaderboard(found.get_trials()))
     for trial in found.get_trials():
         assert notes.trial_note(study, trial)
-    assert html_report.report(storage, found, study, kept)
+    assert html_report.report(StudyHandle(storage, found, study), kept)
     for request in (
-        lambda: exported(found, study, chosen_trial(found), Path("best.yaml")),
+        lambda: exported(StudyHandle(storage, found, study), chosen_trial(found), Path("best.yaml")),
         lambda: confirmation.candidates(found, 1),
     ):
         said = said_of(request, StudyError)

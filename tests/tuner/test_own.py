@@ -19,6 +19,7 @@ from models.runs.run import load, read_recipe, train_run
 from tuner.artifacts.store import Artifacts
 from tuner.control import steering
 from tuner.results.export import chosen_trial, copy_run, exported
+from tuner.storage.handle import StudyHandle
 from tuner.study.definition import Study, differences, parse_study, stored_study
 from tuner.study.space import Space, problems_of
 from tuner.trials.objective import Objective
@@ -203,7 +204,7 @@ def test_a_convolution_is_searched_exported_trained_again_and_written_with(
     )
     study = parse_study(f"{text}threads: 1\n", "kernels.yaml", "kernels")
     found = enter(study)
-    assert steering.enqueue(storage, found, study, ["own.kernel_size=5"]).startswith("trial 1 waits")
+    assert steering.enqueue(StudyHandle(storage, found, study), ["own.kernel_size=5"]).startswith("trial 1 waits")
     artifacts = Artifacts(here / "artifacts")
     crew.work(study, Objective(study, found.user_attrs["fingerprint"], "cpu", artifacts))
 
@@ -217,15 +218,16 @@ def test_a_convolution_is_searched_exported_trained_again_and_written_with(
     assert "own.kernel_size=3" in tables.configured(first)
     assert "`own.kernel_size` | `3` | searched" in notes.trial_note(study, first)
     assert "`own.activation` | `gelu` | given" in notes.trial_note(study, first)
-    assert "own.kernel_size" in html_report.report(storage, found, study, None)
+    handle = StudyHandle(storage, found, study)
+    assert "own.kernel_size" in html_report.report(handle, None)
 
     trial = chosen_trial(found, 0)
     for notation in ("yaml", "json"):
         path = here / f"best.{notation}"
-        path.write_text(exported(found, study, trial, path, notation))
+        path.write_text(exported(handle, trial, path, notation))
         assert read_recipe(path).parameters.own == own
-    assert "--own-activation gelu --own-kernel-size 3 " in exported(found, study, trial, path, "flags")
-    assert "\nOWN_ACTIVATION=gelu\nOWN_KERNEL_SIZE=3\n" in exported(found, study, trial, path, "env")
+    assert "--own-activation gelu --own-kernel-size 3 " in exported(handle, trial, path, "flags")
+    assert "\nOWN_ACTIVATION=gelu\nOWN_KERNEL_SIZE=3\n" in exported(handle, trial, path, "env")
     assert parse_study((here / "best.yaml").read_text(), "best.yaml", "best").space.fixed["own.kernel_size"] == 3
 
     again = train_run(read_recipe(here / "best.yaml"), here / "again", device="cpu")

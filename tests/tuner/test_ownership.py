@@ -16,6 +16,7 @@ from tuner.control import create
 from tuner.errors import StudyError
 from tuner.results import confirmation
 from tuner.storage.connection import open_storage
+from tuner.storage.handle import StudyHandle
 from tuner.storage.ownership import KEY, owner_of, wrote
 from tuner.study.definition import Study
 from tuner.trials.objective import Objective
@@ -83,7 +84,7 @@ def test_studies_of_one_name_in_two_databases_keep_their_files_apart(
     trained: tuple[Study, optuna.Study, Path], other: RDBStorage
 ) -> None:
     study, found, folder = trained
-    theirs = create.enter(other, study)
+    theirs = create.enter(other, study).optuna_study
     reading = kept(theirs, folder, reading=True)
     assert reading.fetch_run(0) is None
     assert reading.why_not_kept().startswith(f"what is in {folder / study.name} is another study's of this name; ")
@@ -119,7 +120,7 @@ def test_what_an_earlier_version_left_is_adopted_by_the_study_that_made_it_and_b
     trained: tuple[Study, optuna.Study, Path], storage: RDBStorage, other: RDBStorage, crew: Any
 ) -> None:
     study, found, folder = trained
-    theirs = create.enter(other, study)
+    theirs = create.enter(other, study).optuna_study
     unowned(found, storage, folder / study.name)
     assert kept(theirs, folder).fetch_run(0) is None
     assert kept(found, folder, reading=True).fetch_run(0) is not None
@@ -212,10 +213,10 @@ def test_a_confirmation_of_a_deleted_study_is_not_taken_for_one_of_its_successor
         return found, confirmation.candidates(found, 2)
 
     found, chosen = search()
-    confirmation.enter(storage, found, study, chosen, 2)
+    confirmation.enter(StudyHandle(storage, found, study), chosen, 2)
     assert confirmation.companion_of(found) is not None
     optuna.delete_study(study_name=study.name, storage=storage)
     again, chosen = search()
     assert confirmation.companion_of(again) is None
     with pytest.raises(StudyError, match=r"is no confirmation of study .* delete it if it belonged to a study that"):
-        confirmation.enter(storage, again, study, chosen, 2)
+        confirmation.enter(StudyHandle(storage, again, study), chosen, 2)

@@ -14,6 +14,7 @@ from sqlalchemy.exc import OperationalError
 from tuner.control import create
 from tuner.errors import WorkerError
 from tuner.storage.connection import open_storage
+from tuner.storage.handle import StudyHandle
 from tuner.storage.leases import PAUSED, RUNNING, Leases
 from tuner.storage.locations import StorageOptions
 from tuner.study.definition import Study
@@ -36,7 +37,7 @@ def test_a_study_is_joined_while_it_has_work_and_may_go_on(fresh: RDBStorage, sm
 
     assert standby._next_study(fresh, {}) is None
     study = small(1)
-    found = create.enter(fresh, study)
+    found = create.enter(fresh, study).optuna_study
     leases = Leases(fresh, found._study_id)
     optuna.create_study(study_name="of another program", storage=fresh)
     assert standby._next_study(fresh, {}) == study.name
@@ -50,7 +51,7 @@ def test_a_study_is_joined_while_it_has_work_and_may_go_on(fresh: RDBStorage, sm
 def test_the_study_with_the_fewest_workers_is_joined_first(fresh: RDBStorage, small: Small) -> None:
 
     first, second = small(1), small(1)
-    found = create.enter(fresh, first)
+    found = create.enter(fresh, first).optuna_study
     create.enter(fresh, second)
     Leases(fresh, found._study_id).join("one", "host", 1, "cpu", 1)
     assert standby._next_study(fresh, {}) == second.name
@@ -94,11 +95,19 @@ def test_a_heartbeat_tells_that_the_database_answers(
     assert not (tmp_path / "alive").exists()
 
     study = small(1)
-    found = create.enter(fresh, study)
+    found = create.enter(fresh, study).optuna_study
     found.add_trial(optuna.trial.create_trial(value=1.0))
     kept = StorageOptions(None, None, str(tmp_path / "artifacts")).writable_artifacts_of(found)
     supervisor = Supervisor(fresh, StorageOptions(fresh_url, None), crew)
-    supervisor.supervise(found, study, kept, slots(1, "cpu", 1, None), "", [study.name], Watcher(fresh, found, study))
+    handle = StudyHandle(fresh, found, study)
+    supervisor.supervise(
+        handle,
+        kept,
+        slots(1, "cpu", 1, None),
+        "",
+        [study.name],
+        Watcher(handle),
+    )
     assert (tmp_path / "alive").exists()
 
 

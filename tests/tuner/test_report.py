@@ -17,6 +17,7 @@ from tuner.errors import StudyError
 from tuner.results import summary
 from tuner.results.summary import Row, Snapshot
 from tuner.storage.blocking import Blockage
+from tuner.storage.handle import StudyHandle
 from tuner.storage.leases import Counts, Worker
 from tuner.study.definition import Study
 from tuner.watch import live, plots, tables
@@ -229,7 +230,7 @@ def test_a_watcher_tells_each_trial_once_in_the_order_they_ended(
     found = enter(study)
     complete(found, found.ask({"learning_rate": LEARNING_RATE}), 9.0)  # before the watch
     asked = [found.ask({"learning_rate": LEARNING_RATE}) for _ in range(3)]
-    with Watcher(storage, found, study) as watcher:
+    with Watcher(StudyHandle(storage, found, study)) as watcher:
         watcher.look()
         assert capsys.readouterr().out == ""
         complete(found, asked[2], 2.0)

@@ -18,6 +18,7 @@ from tuner.control import create, steering
 from tuner.errors import StorageError
 from tuner.storage import roles
 from tuner.storage.connection import open_storage, upgrade, with_password
+from tuner.storage.handle import StudyHandle
 from tuner.storage.leases import Leases
 from tuner.storage.locations import StorageOptions
 from tuner.storage.roles import Role
@@ -62,7 +63,7 @@ def searched(team: dict[str, str], small: Small, crew: Any, tmp_path: Path) -> S
         create.enter(storage, study)
         objective: Any = Instant(study, tmp_path, score)
         found = Tuned(study.name, storage)
-        worker = Worker(found, study, objective, storage, 1, crew.requested, crew.said.append, "one")
+        worker = Worker(StudyHandle(storage, found, study), objective, 1, crew.requested, crew.said.append, "one")
         assert worker.run() == "all 3 trials are finished"
     return study
 
@@ -82,12 +83,12 @@ def test_the_dashboard_role_shows_writes_notes_and_steers(team: dict[str, str], 
         save_plotly_graph_object(found, go.Figure(), graph_object_id="figure")
         save_plotly_graph_object(found, go.Figure(), graph_object_id="figure")
         storage.set_study_system_attr(found._study_id, "artifacts:1", "{}")
-        assert steering.pause(storage, found).startswith("paused")
-        assert steering.resume(storage, found).startswith("running")
-        assert "trial 4 waits" in steering.enqueue(storage, found, searched, ["learning_rate=0.01"])
-        assert "is tried again as trial 5" in steering.retry(storage, found, searched, 1)
+        assert steering.pause(StudyHandle.of(storage, found)).startswith("paused")
+        assert steering.resume(StudyHandle.of(storage, found)).startswith("running")
+        assert "trial 4 waits" in steering.enqueue(StudyHandle(storage, found, searched), ["learning_rate=0.01"])
+        assert "is tried again as trial 5" in steering.retry(StudyHandle(storage, found, searched), 1)
         assert [trial.number for trial in found.trials if trial.state == TrialState.WAITING] == [4, 5]
-        assert steering.stop(storage, found).startswith("stopped")
+        assert steering.stop(StudyHandle.of(storage, found)).startswith("stopped")
 
 
 HARM = [

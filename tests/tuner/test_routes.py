@@ -140,7 +140,7 @@ def client(
         open_storage(f"postgresql://tuner@/fuzzed?host={quote(server['host'])}") as own,
     ):
         for study in (small(), small()):
-            found = create.enter(own, study)
+            found = create.enter(own, study).optuna_study
             for value in (1.0, 2.0):
                 complete(found, found.ask({"x": optuna.distributions.FloatDistribution(0, 1)}), value)
             found.ask()

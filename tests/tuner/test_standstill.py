@@ -23,9 +23,10 @@ from tuner.results import queries
 from tuner.storage import blocking
 from tuner.storage import leases as books
 from tuner.storage.connection import open_storage
+from tuner.storage.handle import StudyHandle
 from tuner.storage.leases import Activity, Claim, Leases
 from tuner.storage.outages import is_outage
-from tuner.study.definition import Study, defined
+from tuner.study.definition import Study
 from tuner.workers.database_thread import DatabaseThread
 
 WORKER = """
@@ -221,7 +222,7 @@ def test_who_keeps_a_study_waiting_is_shown(
             while not ask("select count(*) from pg_locks where not granted and waitstart is not null"):
                 assert waiting.is_alive()
             found = blocked()
-            told = str(queries.in_short(storage, study._study_id, defined(study), 5).blocked)
+            told = str(queries.in_short(StudyHandle.of(storage, study), 5).blocked)
         waiting.join(30)
     assert found is not None
     assert (found.worker, found.process, found.host) == (worker, os.getpid(), socket.gethostname())

@@ -29,8 +29,9 @@ from tests.tuner.conftest import complete
 from tuner.errors import StudyError
 from tuner.results import queries
 from tuner.results.summary import current, front, leaderboard, snapshot
+from tuner.storage.handle import StudyHandle, open_study
 from tuner.storage.leases import Leases
-from tuner.study.definition import Study, load_study
+from tuner.study.definition import Study
 from tuner.study.limits import mark
 from tuner.watch import status_json
 from tuner.watch.live import AWAY, StudiesWatcher, Watcher
@@ -63,7 +64,7 @@ def definition(study: optuna.Study) -> Study:
 
 def test_a_row_of_all_studies_is_what_the_study_itself_says(storage: RDBStorage, begun: optuna.Study) -> None:
     (row,) = [row for row in queries.rows(storage) if row.study_id == begun._study_id]
-    now = snapshot(storage, begun, definition(begun))
+    now = snapshot(StudyHandle(storage, begun, definition(begun)))
     assert now.best is not None
     assert (row.best, row.best_trial) == (now.best.values[0], now.best.number) == (2.0, 1)
     assert row.counts == now.counts
@@ -72,12 +73,12 @@ def test_a_row_of_all_studies_is_what_the_study_itself_says(storage: RDBStorage,
 
 
 def test_a_study_in_short_is_the_study(storage: RDBStorage, begun: optuna.Study) -> None:
-    short = queries.in_short(storage, begun._study_id, definition(begun), 10)
-    whole = snapshot(storage, begun, definition(begun))
+    short = queries.in_short(StudyHandle(storage, begun, definition(begun)), 10)
+    whole = snapshot(StudyHandle(storage, begun, definition(begun)))
     assert (short.counts, short.infeasible, short.best) == (whole.counts, whole.infeasible, whole.best)
     assert leaderboard(short.trials) == leaderboard(whole.trials)
     assert failed_lines(short) == failed_lines(whole)
-    assert len(queries.in_short(storage, begun._study_id, definition(begun), 1).trials) == 2
+    assert len(queries.in_short(StudyHandle(storage, begun, definition(begun)), 1).trials) == 2
 
 
 def test_the_front_in_short_is_the_front(
@@ -90,7 +91,7 @@ def test_the_front_in_short_is_the_front(
         if values == (0.5, 0.5):
             mark(trial, {"memory": 0.5})
         complete(found, trial, values)
-    short = queries.in_short(storage, found._study_id, study, 1)
+    short = queries.in_short(StudyHandle(storage, found, study), 1)
     assert [trial.number for trial in short.trials] == [trial.number for trial in front(found.trials)] == [0, 5, 1, 4]
 
 
@@ -116,7 +117,7 @@ def test_confirmations_of_others_are_no_rows(
 
 
 def test_a_study_for_machines(storage: RDBStorage, begun: optuna.Study) -> None:
-    document = json.loads(status_json.text(status_json.study_document(storage, begun, definition(begun))))
+    document = json.loads(status_json.text(status_json.study_document(StudyHandle(storage, begun, definition(begun)))))
     study = document["study"]
     assert document.keys() == {"schema", "time", "reachable", "study"}
     assert study["trials"] == {
@@ -133,7 +134,7 @@ def test_a_study_for_machines(storage: RDBStorage, begun: optuna.Study) -> None:
 
 
 def test_all_studies_for_machines_have_the_same_keys(storage: RDBStorage, begun: optuna.Study) -> None:
-    own = status_json.study_document(storage, begun, definition(begun))["study"]
+    own = status_json.study_document(StudyHandle(storage, begun, definition(begun)))["study"]
     listed = json.loads(status_json.text(status_json.studies_document(storage)))["studies"]
     (same,) = [one for one in listed if one["name"] == begun.study_name]
     assert own.keys() - same.keys() == {"leaderboard", "confirmation"}
@@ -153,7 +154,7 @@ def test_where_there_is_no_terminal_only_what_changed_is_printed(
     complete(begun, begun.ask(LEARNING_RATE), 1.5)
     watcher.look()
     assert "5/10 trials finished, 1 failed, 1 worker, best 1.5000" in capsys.readouterr().out
-    one = Watcher(storage, begun, definition(begun), board=True)
+    one = Watcher(StudyHandle(storage, begun, definition(begun)), board=True)
     one.look()
     assert capsys.readouterr().out.startswith("5/10 trials finished, 1 worker")
 
@@ -161,7 +162,7 @@ def test_where_there_is_no_terminal_only_what_changed_is_printed(
 def test_a_database_that_goes_away_is_waited_for(
     storage: RDBStorage, begun: optuna.Study, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    watcher = Watcher(storage, begun, definition(begun))
+    watcher = Watcher(StudyHandle(storage, begun, definition(begun)))
 
     def away(*anything: Any) -> Any:
         raise OperationalError("SELECT", {}, Exception("gone"))
@@ -242,19 +243,19 @@ def test_a_study_that_is_renamed_or_deleted_while_it_is_watched(
     storage: RDBStorage, small: Any, enter: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found = enter(study := small())
-    watcher = Watcher(storage, found, study)
+    watcher = Watcher(StudyHandle(storage, found, study))
     with storage.engine.begin() as connection:
         named = sqlalchemy.text("update studies set study_name = :name where study_id = :study")
         connection.execute(named, {"name": "a/b", "study": found._study_id})  # no file could be called so
     watcher.look()
     assert f"study {study.name} is now called a/b" in capsys.readouterr().out
     assert "a/b" in [row.study.name for row in queries.rows(storage)]
-    assert status_json.study_document(storage, found, study)["study"]["name"] == "a/b"
+    assert status_json.study_document(StudyHandle(storage, found, study))["study"]["name"] == "a/b"
     optuna.delete_study(study_name="a/b", storage=storage)
     for look in (
         watcher.look,
-        lambda: status_json.study_document(storage, found, study),
-        lambda: current(storage, found),
+        lambda: status_json.study_document(StudyHandle(storage, found, study)),
+        lambda: current(StudyHandle.of(storage, found)),
     ):
         with pytest.raises(StudyError, match="the study was deleted"):
             look()
@@ -271,6 +272,6 @@ def test_a_study_that_others_made_is_nobodys_trouble(
         assert begun.study_name in [row.study.name for row in queries.rows(storage)]
         queries.unreadable(storage)
         with pytest.raises(StudyError, match="was not made by the tuner"):
-            load_study(storage, other.study_name)
+            open_study(storage, other.study_name)
     finally:
         optuna.delete_study(study_name=other.study_name, storage=storage)

@@ -13,6 +13,7 @@ from optuna.trial import TrialState
 from models.config import Config
 from tuner.control import steering
 from tuner.errors import StudyError
+from tuner.storage.handle import StudyHandle
 from tuner.storage.leases import Leases
 from tuner.study.definition import Study
 from tuner.workers import database_thread
@@ -39,7 +40,9 @@ def test_a_pause_frees_the_trial_in_the_middle_and_resume_goes_on_with_it(
         def score(number: int, config: Config, rung: int) -> float:
             calls.append((number, rung))
             if calls == [(0, 1), (0, 2)]:
-                assert steering.pause(storage, found).startswith("paused; 1 worker save their trials and wait")
+                assert steering.pause(StudyHandle.of(storage, found)).startswith(
+                    "paused; 1 worker save their trials and wait"
+                )
                 until(lambda: worker.paused)
             return 1.0
 
@@ -52,7 +55,7 @@ def test_a_pause_frees_the_trial_in_the_middle_and_resume_goes_on_with_it(
         spent = leases.active_seconds()
         until(lambda: leases.alive()[0].seen < 0.005)  # a beat later
         assert leases.active_seconds() == spent
-        assert steering.resume(storage, found) == "running; 1 worker go on"
+        assert steering.resume(StudyHandle.of(storage, found)) == "running; 1 worker go on"
         thread.join(30)
     assert [trial.state for trial in found.trials] == [TrialState.COMPLETE] * 2
     assert found.trials[0].user_attrs["attempts"] == 2  # a worker that is told to go on goes on at once
@@ -72,12 +75,14 @@ def test_a_stopped_study_ends_for_every_worker_until_it_is_resumed(
 ) -> None:
     study = small(2)
     found = enter(study)
-    assert steering.stop(storage, found) == "stopped; no worker is there"
+    assert steering.stop(StudyHandle.of(storage, found)) == "stopped; no worker is there"
     (reason,) = crew.work(study, lambda number, config, rung: 1.0)
     assert reason in ("the study was stopped", "asked to stop")  # whichever comes first, the answer or a beat
     assert found.trials == []
     crew.requested.clear()
-    assert steering.resume(storage, found).endswith(f"no worker is there; start some with: tuner work {study.name}")
+    assert steering.resume(StudyHandle.of(storage, found)).endswith(
+        f"no worker is there; start some with: tuner work {study.name}"
+    )
     assert crew.work(study, lambda number, config, rung: 1.0) == ["all 2 trials are finished"]
 
 
@@ -86,9 +91,9 @@ def test_enqueued_values_are_tried_next_and_the_sampler_adds_the_others(
 ) -> None:
     study = small(2)
     found = enter(study)
-    assert steering.enqueue(storage, found, study, ["learning_rate=3e-3"]) == "trial 0 waits for a worker"
+    assert steering.enqueue(StudyHandle(storage, found, study), ["learning_rate=3e-3"]) == "trial 0 waits for a worker"
     assert (
-        steering.enqueue(storage, found, study, ["architecture=gru", "learning_rate=0.1"])
+        steering.enqueue(StudyHandle(storage, found, study), ["architecture=gru", "learning_rate=0.1"])
         == "trial 1 waits for a worker"
     )
     crew.work(study, lambda number, config, rung: 1.0)
@@ -97,7 +102,7 @@ def test_enqueued_values_are_tried_next_and_the_sampler_adds_the_others(
     assert first.params["architecture"] in ("rnn", "gru")
     assert second.params == {"architecture": "gru", "learning_rate": 0.1}
     assert len(found.trials) == 2
-    late = steering.enqueue(storage, found, study, ["architecture=gru"])
+    late = steering.enqueue(StudyHandle(storage, found, study), ["architecture=gru"])
     assert late.startswith("trial 2 waits for a worker; the 2 trials of the budget are finished: raise it with")
 
 
@@ -124,7 +129,7 @@ def test_values_that_no_trial_could_have_are_refused(
     study = small(parameters=PARAMETERS | {"temperature": {"type": "float", "low": 0.3, "high": 1.5}})
     found = enter(study)
     with pytest.raises(StudyError) as caught:
-        steering.enqueue(storage, found, study, ["architecture=gru", assignment])
+        steering.enqueue(StudyHandle(storage, found, study), ["architecture=gru", assignment])
     assert message in str(caught.value)
     assert found.trials == []
 
@@ -152,12 +157,12 @@ def test_a_failed_trial_is_tried_again_and_the_study_gets_another_chance(
 
     assert crew.work(study, broken) == ["all of its 5 trials failed"]
     assert crew.work(study, lambda number, config, rung: 1.0) == ["all of its 5 trials failed"]
-    assert steering.retry(storage, found, study, 3) == "trial 3 is tried again as trial 5"
-    steering.resume(storage, found)
+    assert steering.retry(StudyHandle(storage, found, study), 3) == "trial 3 is tried again as trial 5"
+    steering.resume(StudyHandle.of(storage, found))
     assert crew.work(study, lambda number, config, rung: 1.0) == ["its only trial is finished"]
     assert found.trials[5].params == found.trials[3].params
     assert found.trials[5].user_attrs["retry_of"] == 3
     with pytest.raises(StudyError, match="trial 5 is complete; only a failed or pruned one"):
-        steering.retry(storage, found, study, 5)
+        steering.retry(StudyHandle(storage, found, study), 5)
     with pytest.raises(StudyError, match=f"study {study.name} has no trial 6; it has 0 to 5"):
-        steering.retry(storage, found, study, 6)
+        steering.retry(StudyHandle(storage, found, study), 6)

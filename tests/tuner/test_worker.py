@@ -43,6 +43,7 @@ from tuner.results.summary import current, front
 from tuner.storage import embedded
 from tuner.storage import leases as books
 from tuner.storage.connection import open_storage
+from tuner.storage.handle import StudyHandle, open_study
 from tuner.storage.leases import Counts, Leases
 from tuner.study import samplers
 from tuner.study.definition import Study
@@ -53,7 +54,7 @@ from tuner.watch.notes import shown, trial_note
 from tuner.watch.plots import quality_and_diversity
 from tuner.workers import database_thread, processes, worker
 from tuner.workers.supervisor_watch import Lifeline
-from tuner.workers.worker import KEPT, Worker, load_study, work
+from tuner.workers.worker import KEPT, Worker, work
 
 COMPLETE, PRUNED, FAIL = TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL
 Enter = Callable[[Study], optuna.Study]
@@ -576,14 +577,14 @@ def test_another_text_than_the_studys_is_refused(
 def test_an_unknown_study_lists_those_there_are(storage: RDBStorage, small: Small, enter: Enter) -> None:
     name = enter(small()).study_name
     with pytest.raises(StudyError, match=rf"no study 'nonsense' in this database; there are: .*{name}"):
-        load_study(storage, "nonsense")
+        open_study(storage, "nonsense")
 
 
 def test_a_study_of_another_program_is_left_alone(storage: RDBStorage, small: Small, enter: Enter) -> None:
     foreign = optuna.create_study(storage=storage, study_name="foreign", direction="maximize")
     foreign.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=1)
     with pytest.raises(StudyError, match="was not made by the tuner"):
-        load_study(storage, "foreign")
+        open_study(storage, "foreign")
     with pytest.raises(StudyError, match="was not made by the tuner"):
         enter(small(name="foreign"))
     assert optuna.load_study(storage=storage, study_name="foreign").user_attrs == {}
@@ -1085,7 +1086,7 @@ def test_a_study_of_two_objectives_trains_measures_and_exports(
     by_loss, by_text = (chosen_trial(found, prefer=name) for name in ("bits_per_byte", "text_divergence"))
     assert by_loss.values[0] == min(trial.values[0] for trial in done.trials)
     assert by_text.values[1] == min(trial.values[1] for trial in done.trials)
-    text = exported(found, study, by_text, tmp_path / "best.yaml")
+    text = exported(StudyHandle(storage, found, study), by_text, tmp_path / "best.yaml")
     assert f"text_divergence: {by_text.values[1]}" in text
     assert f"temperature: {by_text.params['temperature']}" in text
     figure = quality_and_diversity(found.trials)
@@ -1111,7 +1112,7 @@ def test_workers_take_turns_on_a_server_that_has_no_connection_left(
     place.chmod(0o755)
     study = small(12)
     with open_storage(None, place / "data") as opened:
-        found = create.enter(opened, study)
+        found = create.enter(opened, study).optuna_study
         WorkerOptions(place / "data", tmp_path).work(study, by_learning_rate, workers=8)
         states = [trial.state for trial in found.get_trials()]
     shutil.rmtree(place)
@@ -1179,9 +1180,9 @@ def test_a_study_that_is_renamed_goes_on(
         return 1.0 / rung
 
     assert crew.work(study, rename) == ["all 4 trials are finished"]
-    now = current(storage, found)
+    now = current(StudyHandle.of(storage, found))
     assert (now.study.name, now.counts.finished) == (f"{study.name} anew", 4)
-    assert load_study(storage, f"{study.name} anew")._study_id == found._study_id
+    assert open_study(storage, f"{study.name} anew").optuna_study._study_id == found._study_id
 
 
 def test_the_watchdog_counts_a_step_and_allows_more_for_what_comes_between(
@@ -1244,6 +1245,6 @@ def test_how_far_an_encoding_is_stands_in_the_status(
     found = enter(study)
     objective = Objective(study, found.user_attrs["fingerprint"], "cpu", Artifacts(tmp_path))
     said: list[str] = []
-    one = Worker(found, study, objective, storage, 1, threading.Event(), said.append, "one")
+    one = Worker(StudyHandle(storage, found, study), objective, 1, threading.Event(), said.append, "one")
     objective.say("corpus squares.txt: encoding in word tokens: 12%, 1.5 MB/s")
     assert one.activity.doing == said[0] == "corpus squares.txt: encoding in word tokens: 12%, 1.5 MB/s"

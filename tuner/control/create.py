@@ -14,11 +14,11 @@ from models.config import Config, flat
 from models.text.corpus import load_corpus, require_room
 from tuner.control.steering import queue
 from tuner.errors import StudyError
-from tuner.optuna_internals import study_id
-from tuner.storage.leases import RUNNING, Leases, forget_deleted, transaction
+from tuner.storage.handle import StudyHandle, defined
+from tuner.storage.leases import RUNNING, forget_deleted, transaction
 from tuner.storage.migrations.migrate import make_tables
 from tuner.storage.ownership import owner_of
-from tuner.study.definition import Study, defined, differences, is_ours
+from tuner.study.definition import Study, differences, is_ours
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from models.text.corpus import EncodedCorpus
 
 
-def enter(storage: RDBStorage, study: Study, say: Callable[[str], None] = lambda text: None) -> optuna.Study:
+def enter(storage: RDBStorage, study: Study, say: Callable[[str], None] = lambda text: None) -> StudyHandle:
     """Creates the study, or finds it and requires that neither its file nor its corpus has changed.
 
     `say` is told how far a long encoding of the text is, and which files of a folder were read. Raises StudyError,
@@ -39,22 +39,22 @@ def enter(storage: RDBStorage, study: Study, say: Callable[[str], None] = lambda
         return _entered(storage, study, corpus.fingerprint)
 
 
-def _entered(storage: RDBStorage, study: Study, fingerprint: str) -> optuna.Study:
+def _entered(storage: RDBStorage, study: Study, fingerprint: str) -> StudyHandle:
     directions = [StudyDirection.MINIMIZE] * len(study.objectives)
     found = optuna.create_study(study_name=study.name, storage=storage, directions=directions, load_if_exists=True)
     _require_same(found, study, fingerprint)
     owner_of(found)
-    leases = Leases(storage, study_id(found))
-    if leases.open():
+    entered = StudyHandle(storage, found, study)
+    if entered.leases.open():
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             found.set_metric_names(study.objectives)  # what the dashboard writes at its axes
         for values in study.start:
             queue(found, flat(values), {"start": True})
-    leases.set_state(RUNNING)
+    entered.leases.set_state(RUNNING)
     found.set_user_attr("fingerprint", fingerprint)
     found.set_user_attr("study", study.stored())
-    return found
+    return entered
 
 
 def require_unchanged(storage: RDBStorage, study: Study, fingerprint: str) -> None:

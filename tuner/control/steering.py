@@ -6,60 +6,62 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import optuna
-from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 
 from models.errors import ConfigError
 from models.reader import parse, plain
 from models.wording import counted
 from tuner.errors import StudyError
-from tuner.optuna_internals import add_trial, study_id
+from tuner.optuna_internals import add_trial
 from tuner.results.summary import numbered
-from tuner.storage.leases import PAUSED, RUNNING, STOPPED, Leases
+from tuner.storage.handle import StudyHandle
+from tuner.storage.leases import PAUSED, RUNNING, STOPPED
 from tuner.study.definition import Study
 from tuner.study.space import chosen_problem
 
 RETRIED = (TrialState.FAIL, TrialState.PRUNED)
 
 
-def pause(storage: RDBStorage, found: optuna.Study) -> str:
+def pause(study: StudyHandle) -> str:
     """Lets all workers save their trials and wait; returns what to tell the person."""
-    _ledger(storage, found).set_state(PAUSED)
-    return f"paused; {_workers(storage, found, 'save their trials and wait')}; tuner resume {found.study_name} goes on"
+    study.leases.set_state(PAUSED)
+    return f"paused; {_workers(study, 'save their trials and wait')}; tuner resume {study.name} goes on"
 
 
-def resume(storage: RDBStorage, found: optuna.Study) -> str:
+def resume(study: StudyHandle) -> str:
     """Lets a paused or stopped study go on; returns what to tell the person."""
-    _ledger(storage, found).set_state(RUNNING)
-    start = "" if _ledger(storage, found).alive() else f"; start some with: tuner work {found.study_name}"
-    return f"running; {_workers(storage, found, 'go on')}{start}"
+    study.leases.set_state(RUNNING)
+    start = "" if study.leases.alive() else f"; start some with: tuner work {study.name}"
+    return f"running; {_workers(study, 'go on')}{start}"
 
 
-def stop(storage: RDBStorage, found: optuna.Study) -> str:
+def stop(study: StudyHandle) -> str:
     """Lets all workers save their trials and leave; returns what to tell the person."""
-    _ledger(storage, found).set_state(STOPPED)
-    return f"stopped; {_workers(storage, found, 'save their trials and leave')}"
+    study.leases.set_state(STOPPED)
+    return f"stopped; {_workers(study, 'save their trials and leave')}"
 
 
-def retry(storage: RDBStorage, found: optuna.Study, study: Study, number: int) -> str:
+def retry(study: StudyHandle, number: int) -> str:
     """Puts the configuration of a failed or pruned trial into the queue again. Raises StudyError."""
-    trial = numbered(found.get_trials(deepcopy=False), number, study.name)
+    trial = numbered(study.trials(), number, study.name)
     if trial.state not in RETRIED:
         raise StudyError(
             f"trial {number} is {trial.state.name.lower()}; only a failed or pruned one can be tried again"
         )
-    parameters = {name: value for name, value in trial.params.items() if name in study.space.training_parameters}
-    again = queue(found, parameters, {"retry_of": number})
-    return f"trial {number} is tried again as trial {again}{_room(storage, found, study)}"
+    parameters = {
+        name: value for name, value in trial.params.items() if name in study.definition.space.training_parameters
+    }
+    again = queue(study.optuna_study, parameters, {"retry_of": number})
+    return f"trial {number} is tried again as trial {again}{_room(study)}"
 
 
-def enqueue(storage: RDBStorage, found: optuna.Study, study: Study, assignments: Sequence[str]) -> str:
+def enqueue(study: StudyHandle, assignments: Sequence[str]) -> str:
     """Puts a trial with these values, `name=value` each, into the queue; the sampler adds what is missing.
 
     Raises StudyError when a name is not searched or a value is outside its range.
     """
-    chosen = [_assignment(study, text) for text in assignments]
-    return f"trial {queue(found, dict(chosen), {'enqueued': True})} waits for a worker{_room(storage, found, study)}"
+    chosen = [_assignment(study.definition, text) for text in assignments]
+    return f"trial {queue(study.optuna_study, dict(chosen), {'enqueued': True})} waits for a worker{_room(study)}"
 
 
 def _assignment(study: Study, text: str) -> tuple[str, Any]:
@@ -84,17 +86,14 @@ def queue(found: optuna.Study, parameters: Mapping[str, Any], facts: dict[str, A
     return add_trial(found, waiting)
 
 
-def _room(storage: RDBStorage, found: optuna.Study, study: Study) -> str:
+def _room(study: StudyHandle) -> str:
     """What a queued trial must still wait for, besides a worker."""
-    if study.trials is None or _ledger(storage, found).counts().finished < study.trials:
+    trials = study.definition.trials
+    if trials is None or study.leases.counts().finished < trials:
         return ""
-    return f"; the {study.trials} trials of the budget are finished: raise it with `tuner run --trials` or in the file"
+    return f"; the {trials} trials of the budget are finished: raise it with `tuner run --trials` or in the file"
 
 
-def _workers(storage: RDBStorage, found: optuna.Study, do: str) -> str:
-    count = len(_ledger(storage, found).alive())
+def _workers(study: StudyHandle, do: str) -> str:
+    count = len(study.leases.alive())
     return f"{counted(count, 'worker')} {do}" if count else "no worker is there"
-
-
-def _ledger(storage: RDBStorage, found: optuna.Study) -> Leases:
-    return Leases(storage, study_id(found))

@@ -26,8 +26,9 @@ from tuner.dashboard.responses import TITLES, answer
 from tuner.dashboard.users import ANYBODY, User
 from tuner.errors import StudyError
 from tuner.results import queries, summary
+from tuner.storage.handle import StudyHandle, open_study
 from tuner.storage.outages import is_outage
-from tuner.study.definition import Study, defined, is_ours, load_study
+from tuner.study.definition import is_ours
 from tuner.watch import prometheus, tables
 
 Said = Response | str | tuple[str, int]
@@ -59,7 +60,7 @@ class Service:
         self.storage, self.lock, self.say = storage, lock, say
         self.signer = URLSafeTimedSerializer(key, salt="said")
 
-    def study(self, study_id: int) -> tuple[optuna.Study, Study]:
+    def study(self, study_id: int) -> StudyHandle:
         """Returns a study of the tuner; another one is no page of ours."""
         try:
             name = self.storage.get_study_name_from_id(study_id)
@@ -68,7 +69,7 @@ class Service:
         found = optuna.load_study(study_name=name, storage=self.storage)
         if not is_ours(found.user_attrs):
             abort(404, "This study was not made by the tuner.")
-        return load_study(self.storage, name), defined(found)
+        return open_study(self.storage, name)
 
 
 def _service() -> Service:
@@ -156,8 +157,7 @@ def study(study_id: int) -> Said:
 
 
 def _shown(study_id: int, **more: Any) -> str:
-    _, definition = _service().study(study_id)
-    now = queries.in_short(_service().storage, study_id, definition, ROWS)
+    now = queries.in_short(_service().study(study_id), ROWS)
     best = summary.leaderboard(now.trials)
     return render_template("study.html", user=_user(), study_id=study_id, now=now, best=best, **more)
 
@@ -169,36 +169,36 @@ def _shown(study_id: int, **more: Any) -> str:
 def steer(study_id: int, what: str) -> Said:
     """Asks something of a study and says what came of it."""
     service = _service()
-    found, definition = service.study(study_id)
+    study = service.study(study_id)
     try:
-        said = STEERING[what](service.storage, found, definition)
+        said = STEERING[what](study)
     except UserError as error:
         return _shown(study_id, problem=str(error), written=request.form), 400
-    service.say(f"{_user().name or 'somebody'}: {what} {definition.name}: {said}")
+    service.say(f"{_user().name or 'somebody'}: {what} {study.name}: {said}")
     return redirect(url_for("pages.study", study_id=study_id, said=service.signer.dumps(said)), 303)
 
 
-def _retry(storage: RDBStorage, found: optuna.Study, study: Study) -> str:
+def _retry(study: StudyHandle) -> str:
     number = request.form.get("trial", "").strip()
     if not (number.isascii() and number.isdigit() and len(number) < 10):
         raise StudyError("write the number of a failed or pruned trial")
-    return steering.retry(storage, found, study, int(number))
+    return steering.retry(study, int(number))
 
 
-def _enqueue(storage: RDBStorage, found: optuna.Study, study: Study) -> str:
+def _enqueue(study: StudyHandle) -> str:
     try:
         assignments = shlex.split(request.form.get("values", ""))
     except ValueError as error:
         raise StudyError(f"this cannot be read as on a command line: {str(error).lower()}") from error
     if not assignments:
         raise StudyError("write name=value, such as learning_rate=0.003; several with spaces between them")
-    return steering.enqueue(storage, found, study, assignments)
+    return steering.enqueue(study, assignments)
 
 
-STEERING: dict[str, Callable[[RDBStorage, optuna.Study, Study], str]] = {
-    "pause": lambda storage, found, study: steering.pause(storage, found),
-    "resume": lambda storage, found, study: steering.resume(storage, found),
-    "stop": lambda storage, found, study: steering.stop(storage, found),
+STEERING: dict[str, Callable[[StudyHandle], str]] = {
+    "pause": steering.pause,
+    "resume": steering.resume,
+    "stop": steering.stop,
     "retry": _retry,
     "enqueue": _enqueue,
 }

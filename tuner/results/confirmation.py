@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 import optuna
 import sqlalchemy as sql
 from optuna.distributions import IntDistribution
-from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from models.config import DECODING
@@ -26,6 +25,7 @@ from models.wording import counted
 from tuner.errors import StudyError
 from tuner.optuna_internals import database_of, storage_of, study_id, tables, trial_id
 from tuner.results.summary import quality, require_board
+from tuner.storage.handle import StudyHandle
 from tuner.storage.leases import RUNNING, Leases, transaction
 from tuner.storage.migrations.migrate import make_tables
 from tuner.storage.ownership import KEY, owner_of
@@ -67,14 +67,13 @@ def candidates(found: optuna.Study, top: int | None) -> list[FrozenTrial]:
     return board[: top or TOP]
 
 
-def enter(
-    storage: RDBStorage, found: optuna.Study, study: Study, chosen: Sequence[FrozenTrial], seeds: int
-) -> tuple[optuna.Study, Study]:
-    """Queues the trainings that are not there yet; returns the companion and its definition. Raises StudyError."""
+def enter(study: StudyHandle, chosen: Sequence[FrozenTrial], seeds: int) -> StudyHandle:
+    """Queues the trainings that are not there yet; returns the companion. Raises StudyError."""
+    storage, found = study.storage, study.optuna_study
     wanted = {(trial.number, seed): trial for trial in chosen for seed in fresh_seeds(trial, seeds)}
     make_tables(storage.engine)
     with transaction(storage):  # a companion that is half there is no study
-        companion = _companion(storage, found, study)
+        companion = _companion(study)
         leases = Leases(storage, study_id(companion))
         leases.open()
     with leases.study_lock():
@@ -85,11 +84,11 @@ def enter(
         for pair, trial in wanted.items():
             if pair not in there:
                 _queue(companion, trial, pair)
-        definition = _definition(study, companion.study_name, len(there.keys() | wanted.keys()))
+        definition = _definition(study.definition, companion.study_name, len(there.keys() | wanted.keys()))
         companion.set_user_attr("fingerprint", found.user_attrs.get("fingerprint"))
         companion.set_user_attr("study", definition.stored())
     leases.set_state(RUNNING)
-    return companion, definition
+    return StudyHandle(storage, companion, definition)
 
 
 def fresh_seeds(trial: FrozenTrial, count: int) -> list[int]:
@@ -241,10 +240,11 @@ def _without_decoding(trial: FrozenTrial) -> dict[str, Any]:
     return {name: value for name, value in stored.items() if name not in (*DECODING, "seed")}
 
 
-def _companion(storage: RDBStorage, found: optuna.Study, study: Study) -> optuna.Study:
+def _companion(study: StudyHandle) -> optuna.Study:
+    found = study.optuna_study
     begun = companion_of(found)
     name = companion_name(study.name) if begun is None else begun.study_name
-    companion = optuna.create_study(study_name=name, storage=storage, load_if_exists=True)
+    companion = optuna.create_study(study_name=name, storage=study.storage, load_if_exists=True)
     is_new = "study" not in companion.user_attrs and not companion.get_trials(deepcopy=False)
     if not is_new and not _confirms(companion, found):
         raise StudyError(

@@ -22,6 +22,7 @@ from tuner.results.confirmation import confirmation_of, confirmed_trial
 from tuner.results.decoding_plot import draw_decoding
 from tuner.results.formats import OURS, render
 from tuner.results.summary import NO_WORKER, numbered, quality, require_board
+from tuner.storage.handle import StudyHandle
 from tuner.study.definition import OBJECTIVES, Study
 from tuner.study.facts import is_result, number
 
@@ -81,23 +82,22 @@ def files(output: Path, top: int | None) -> list[Path]:
     return [output.with_stem(f"{output.stem}-{place}") for place in range(1, top + 1)]
 
 
-def exported(
-    optuna_study: optuna.Study, study: Study, trial: FrozenTrial, path: Path, format_name: str = "yaml"
-) -> str:
+def exported(study: StudyHandle, trial: FrozenTrial, path: Path, format_name: str = "yaml") -> str:
     """Returns the file's text: the stored configuration, never rebuilt from today's defaults, and where it is from."""
-    facts = trial.user_attrs
+    facts, definition = trial.user_attrs, study.definition
+    fingerprint = study.optuna_study.user_attrs.get("fingerprint")
     recipe = Recipe(
-        corpus=study.corpus.model_copy(update={"fingerprint": optuna_study.user_attrs.get("fingerprint")}),
-        trial=study.trial,
+        corpus=definition.corpus.model_copy(update={"fingerprint": fingerprint}),
+        trial=definition.trial,
         parameters=_stored(trial),
         threads=facts["threads"],
-        provenance=_provenance(optuna_study, study, trial),
+        provenance=_provenance(study, trial),
     )
     command = training_command(path, facts.get("device"))
     lines = [
         f"{quality(trial):.4f} bits per byte on the validation split: trial {trial.number} of study {study.name}",
         *([f"Train it:  {command}"] if format_name in OURS else []),
-        *_came_to(study, trial),
+        *_came_to(definition, trial),
     ]
     return render(recipe, format_name, "\n".join(lines), command)
 
@@ -209,14 +209,14 @@ def _study_of(path: Path) -> Any:
     return provenance.get("study") if isinstance(provenance, dict) else None
 
 
-def _provenance(found: optuna.Study, study: Study, trial: FrozenTrial) -> dict[str, Any]:
+def _provenance(study: StudyHandle, trial: FrozenTrial) -> dict[str, Any]:
     """Where a configuration is from, all of it written down when it was trained."""
     known = {name: trial.user_attrs[name] for name in KEPT if trial.user_attrs.get(name) is not None}
-    confirmed = confirmation_of(found, trial.number)
+    confirmed = confirmation_of(study.optuna_study, trial.number)
     return {
         "study": study.name,
         "trial": trial.number,
-        "objective": study.objective,
+        "objective": study.definition.objective,
         "value": quality(trial),
         **known,
         "finished": None if trial.datetime_complete is None else trial.datetime_complete.isoformat(timespec="seconds"),

@@ -17,6 +17,7 @@ from tuner.results import summary
 from tuner.results.summary import FAILED_SHOWN, Row, Snapshot
 from tuner.storage import leases
 from tuner.storage.blocking import blockages
+from tuner.storage.handle import StudyHandle
 from tuner.storage.leases import Counts, Worker
 from tuner.study.definition import Study, renamed, stored_study
 from tuner.study.facts import study_problem
@@ -119,27 +120,26 @@ def unreadable(storage: RDBStorage) -> list[str]:
     return [f"study {name}: {problem}" for name, problem in problems if problem is not None]
 
 
-def in_short(storage: RDBStorage, study_id: int, study: Study, most: int) -> Snapshot:
+def in_short(study: StudyHandle, most: int) -> Snapshot:
     """Returns a study at this moment with the trials that matter: the best, all of the front, and the last failed ones.
 
     Reading 10,000 trials takes seconds; `report.snapshot` is for those who need them all, or keep them. The study is
     told under the name that it has now. Raises Gone when it was deleted.
     """
-    book = leases.Leases(storage, study_id)
-    study = renamed(study, book.name())
-    with storage.engine.begin() as connection:
+    book, study_id, definition = study.leases, study.id, renamed(study.definition, study.leases.name())
+    with study.storage.engine.begin() as connection:
         ranked = connection.execute(_BOARD, {"study": study_id}).all()
         failed = connection.execute(_FAILED, {"study": study_id, "most": FAILED_SHOWN}).scalars().all()
         results = connection.execute(_RESULTS, {"study": study_id}).scalar_one()
         counts = book.counts(connection)
         workers = [worker for _, worker in leases.living(connection, leases.workers.c.study_id == study_id)]
         blocked = blockages(connection, {study_id: workers}).get(study_id)
-    several = len(study.objectives) > 1
+    several = len(definition.objectives) > 1
     chosen = _front(ranked) if several else [row.trial_id for row in ranked[:most]]
-    trials = [storage.get_trial(trial_id) for trial_id in (*chosen, *reversed(failed))]
+    trials = [study.storage.get_trial(trial_id) for trial_id in (*chosen, *reversed(failed))]
     board = summary.leaderboard(trials)
     return Snapshot(
-        study,
+        definition,
         counts,
         workers,
         book.active_seconds(),
@@ -152,10 +152,10 @@ def in_short(storage: RDBStorage, study_id: int, study: Study, most: int) -> Sna
     )
 
 
-def ended(storage: RDBStorage, study_id: int) -> set[int]:
+def ended(study: StudyHandle) -> set[int]:
     """Returns the ids of the trials of a study that have ended."""
-    with storage.engine.begin() as connection:
-        return set(connection.execute(_ENDED, {"study": study_id}).scalars())
+    with study.storage.engine.begin() as connection:
+        return set(connection.execute(_ENDED, {"study": study.id}).scalars())
 
 
 def _front(ranked: Sequence[Any]) -> list[int]:

@@ -6,16 +6,14 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import optuna
-from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from models.wording import counted
 from tuner.errors import StudyError
-from tuner.optuna_internals import study_id
 from tuner.storage.blocking import Blockage
-from tuner.storage.leases import RUNNING, Counts, Leases, Worker
-from tuner.study.definition import Study, defined
+from tuner.storage.handle import StudyHandle
+from tuner.storage.leases import RUNNING, Counts, Worker
+from tuner.study.definition import Study
 from tuner.study.facts import is_result, is_told
 
 Entry = TypeVar("Entry")
@@ -84,13 +82,12 @@ class Row(Standing):
     best_trial: int | None
 
 
-def snapshot(storage: RDBStorage, optuna_study: optuna.Study, study: Study) -> Snapshot:
+def snapshot(study: StudyHandle) -> Snapshot:
     """Reads the study's state; finished trials are read from the database once."""
-    leases = Leases(storage, study_id(optuna_study))
-    trials = optuna_study.get_trials(deepcopy=False)
+    leases, trials = study.leases, study.trials()
     board, told = leaderboard(trials), sum(map(is_told, trials))
     return Snapshot(
-        study,
+        study.definition,
         leases.counts(),
         leases.alive(),
         leases.active_seconds(),
@@ -102,13 +99,13 @@ def snapshot(storage: RDBStorage, optuna_study: optuna.Study, study: Study) -> S
     )
 
 
-def current(storage: RDBStorage, optuna_study: optuna.Study) -> Snapshot:
+def current(study: StudyHandle) -> Snapshot:
     """Reads the study's state, and its definition too: its budget and its name may have been changed since.
 
     Raises Gone when it was deleted.
     """
-    optuna_study.study_name = Leases(storage, study_id(optuna_study)).name()
-    return snapshot(storage, optuna_study, defined(optuna_study))
+    study.rename(study.leases.name())
+    return snapshot(study.stored())
 
 
 def leaderboard(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:

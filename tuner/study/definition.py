@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from ruamel.yaml.comments import CommentedMap
@@ -14,14 +14,9 @@ from models.config import SCHEMA, Budget, Corpus, flat, resolve_path
 from models.errors import ConfigError
 from models.reader import Problem, dump, parse, read_text, require_schema, validate
 from tuner.artifacts.layout import name_problem
-from tuner.errors import StudyError
 from tuner.study import samplers
 from tuner.study.limits import Limits
 from tuner.study.space import Space, chosen_problem, place_of, problems_of
-
-if TYPE_CHECKING:
-    import optuna
-    from optuna.storages import RDBStorage
 
 MOVED = {("corpus", "tokenizer"): ("parameters", "tokenizer"), ("pruner", "rungs"): ("trial", "rungs")}
 """Keys that may also be written where they are often looked for: there -> where they belong."""
@@ -164,14 +159,6 @@ def stored_study(values: dict[str, Any]) -> Study:
     return parse_study(dump(values), "the stored study", "")
 
 
-def defined(found: optuna.Study) -> Study:
-    """Returns a study of the database as the tuner wrote it, under the name that it has there now. Raises ConfigError.
-
-    Anybody may give it another in Optuna's dashboard.
-    """
-    return renamed(stored_study(found.user_attrs["study"]), found.study_name)
-
-
 def renamed(study: Study, name: str) -> Study:
     """Returns a study under another name, even one that no file could give it."""
     return study if study.name == name else study.model_copy(update={"name": name})
@@ -180,28 +167,6 @@ def renamed(study: Study, name: str) -> Study:
 def is_ours(attributes: Mapping[str, Any]) -> bool:
     """Whether a study with these attributes was made by the tuner; others may use the same words."""
     return isinstance(attributes.get("study"), dict) and isinstance(attributes.get("fingerprint"), str)
-
-
-def load_study(storage: RDBStorage, name: str) -> optuna.Study:
-    """Returns a study of the tuner; raises StudyError that lists the ones there are."""
-    import optuna
-
-    from tuner.study.facts import study_problem
-
-    try:
-        study = optuna.load_study(study_name=name, storage=storage)
-    except KeyError:
-        known = sorted(optuna.get_all_study_names(storage))
-        there = (
-            f"there are: {', '.join(known)}" if known else "there are none yet; start one with `tuner run STUDY.yaml`"
-        )
-        raise StudyError(f"no study {name!r} in this database; {there}") from None
-    if not is_ours(study.user_attrs):
-        raise StudyError(f"study {name!r} was not made by the tuner")
-    problem = study_problem(study.user_attrs)
-    if problem is not None:
-        raise StudyError(f"study {name!r}: its attributes are not as the tuner writes them: {problem}")
-    return study
 
 
 def differences(before: Study, after: Study) -> list[str]:

@@ -14,10 +14,8 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import optuna
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
-from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial
 
 from models.files import is_stream
@@ -27,6 +25,7 @@ from tuner.artifacts.store import Artifacts
 from tuner.results import analysis, outcomes
 from tuner.results import export as exports
 from tuner.results.summary import front, quality, snapshot
+from tuner.storage.handle import StudyHandle
 from tuner.study.definition import Study
 from tuner.study.space import Categorical, Searched
 from tuner.watch import plots
@@ -44,9 +43,9 @@ EDGE = 0.02
 """How close to an end of its range, as a part of it, a value counts as being at the end."""
 
 
-def report(storage: RDBStorage, found: optuna.Study, definition: Study, kept: Artifacts | None) -> str:
+def report(study: StudyHandle, kept: Artifacts | None) -> str:
     """Returns the report as HTML; `kept` is where texts of the models are looked for, if that can be reached."""
-    now = snapshot(storage, found, definition)
+    now, found, definition = snapshot(study), study.optuna_study, study.definition
     board, best = outcomes.best_first(now.trials), analysis.best(found, now.trials)
     drawn, missing = _figures(definition, now.trials)
     ahead = front(now.trials) if len(definition.objectives) > 1 else []
@@ -74,7 +73,7 @@ def report(storage: RDBStorage, found: optuna.Study, definition: Study, kept: Ar
         savings=analysis.savings(definition, now.trials),
         worker_seconds=analysis.worker_seconds(now.trials),
         missing=missing,
-        samples=analysis.samples(storage, kept, shown),
+        samples=analysis.samples(study.storage, kept, shown),
         troubles=analysis.troubles(now.trials),
         origins=analysis.origins(now.trials),
         commands=_commands(definition, best),

@@ -16,13 +16,12 @@ from rich.text import Text
 
 from models.safe_text import terminal
 from models.wording import counted, duration
-from tuner.optuna_internals import study_id
 from tuner.results import queries
 from tuner.results.confirmation import lines
 from tuner.results.summary import Row, Snapshot, quality
+from tuner.storage.handle import StudyHandle
 from tuner.storage.leases import RUNNING
 from tuner.storage.outages import is_outage
-from tuner.study.definition import Study
 from tuner.watch import tables
 from tuner.watch.tables import configured, described, progress
 
@@ -78,18 +77,18 @@ class View:
 class Watcher(View):
     """Looks at a study now and then and says what is new; with a `board`, shows the best trials, too."""
 
-    def __init__(self, storage: RDBStorage, found: optuna.Study, study: Study, board: bool = False) -> None:
+    def __init__(self, study: StudyHandle, board: bool = False) -> None:
         super().__init__(transient=not board)
-        self.storage, self.found, self.study, self.board = storage, found, study, board
-        self.told = queries.ended(storage, study_id(found))
+        self.study, self.board = study, board
+        self.told = queries.ended(study)
         self.spoke = -PLAIN_SECONDS if board else time.monotonic()
         self.state = RUNNING
 
     def show(self) -> None:
-        now = queries.in_short(self.storage, study_id(self.found), self.study, BOARD_ROWS)
+        now = queries.in_short(self.study, BOARD_ROWS)
         if now.study.name != self.study.name:
             self.say(f"study {self.study.name} is now called {now.study.name}")
-            self.study, self.found.study_name = now.study, now.study.name
+            self.study.rename(now.study.name)
         self._tell_finished(now)
         if now.state != self.state:
             self.state = now.state
@@ -101,14 +100,14 @@ class Watcher(View):
             self.spoke = time.monotonic()
 
     def _view(self, now: Snapshot) -> RenderableType:
-        return Group(progress(now), Text(""), *details(self.found, now)) if self.board else progress(now)
+        return Group(progress(now), Text(""), *details(self.study.optuna_study, now)) if self.board else progress(now)
 
     def _tell_finished(self, now: Snapshot) -> None:
-        fresh = queries.ended(self.storage, study_id(self.found)) - self.told
-        trials = [self.storage.get_trial(trial_id) for trial_id in fresh]
+        fresh = queries.ended(self.study) - self.told
+        trials = [self.study.storage.get_trial(trial_id) for trial_id in fresh]
         self.told |= fresh
         for trial in sorted(trials, key=lambda one: (one.datetime_complete is None, one.datetime_complete)):
-            self.say(described(trial, self.study, now.best))
+            self.say(described(trial, now.study, now.best))
             self.spoke = time.monotonic()
 
 

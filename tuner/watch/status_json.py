@@ -8,15 +8,13 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
-import optuna
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial
 
-from tuner.optuna_internals import study_id
 from tuner.results import queries
 from tuner.results.summary import Row, Snapshot, Standing, front, leaderboard, quality
+from tuner.storage.handle import StudyHandle
 from tuner.storage.leases import Worker
-from tuner.study.definition import Study
 
 SCHEMA = 1
 BOARD = 10
@@ -30,12 +28,12 @@ def studies_document(storage: RDBStorage) -> Document:
     return _headed({"studies": [_row(row) for row in queries.rows(storage)]})
 
 
-def study_document(storage: RDBStorage, found: optuna.Study, study: Study) -> Document:
+def study_document(study: StudyHandle) -> Document:
     """Returns one study, with its best trials and what its last confirmation found."""
-    now = queries.in_short(storage, study_id(found), study, BOARD)
-    confirmation = found.user_attrs.get("confirmation")
+    now = queries.in_short(study, BOARD)
+    confirmation = study.optuna_study.user_attrs.get("confirmation")
     means = {one["trial"]: one["mean"] for one in (confirmation or {"candidates": []})["candidates"]}
-    board = front(now.trials) if len(study.objectives) > 1 else leaderboard(now.trials)[:BOARD]
+    board = front(now.trials) if len(study.definition.objectives) > 1 else leaderboard(now.trials)[:BOARD]
     more = {"leaderboard": [_trial(one, means) for one in board], "confirmation": confirmation}
     return _headed({"study": _study(now) | more})
 

@@ -12,13 +12,12 @@ from optuna.storages import RDBStorage
 from models.training.stopping import stop_requests
 from tuner.artifacts.store import Artifacts
 from tuner.errors import WorkerError
-from tuner.optuna_internals import study_id
 from tuner.results.summary import current
 from tuner.storage.embedded import default_folder, revive
-from tuner.storage.leases import Gone, Leases, LostLease, forget_deleted
+from tuner.storage.handle import StudyHandle
+from tuner.storage.leases import Gone, LostLease, forget_deleted
 from tuner.storage.locations import StorageOptions
 from tuner.storage.outages import is_outage
-from tuner.study.definition import Study
 from tuner.study.limits import OUT_OF_MEMORY, mark
 from tuner.workers.options import WorkerOptions, environment
 from tuner.workers.processes import Slot, WorkerExit, WorkerPool
@@ -29,8 +28,6 @@ REFRESH_SECONDS = 1.0
 
 class Watcher(Protocol):
     """What shows a study to the person who waits for its end."""
-
-    study: Study
 
     def say(self, text: str) -> None:
         """Prints a line."""
@@ -55,8 +52,7 @@ class Supervisor:
 
     def supervise(
         self,
-        found: optuna.Study,
-        study: Study,
+        study: StudyHandle,
         kept: Artifacts,
         slots: Sequence[Slot],
         begins: str,
@@ -72,8 +68,8 @@ class Supervisor:
         told = environment(self.places, self.crew)
         with stop_requests() as requested, view as watcher:
             watcher.say(f"study {study.name}: {begins}")
-            arguments = [*arguments, "--study-id", str(study_id(found))]
-            team = WorkerPool(slots, arguments, told, logs, _exit_handler(self.storage, found, study), watcher.say)
+            arguments = [*arguments, "--study-id", str(study.id)]
+            team = WorkerPool(slots, arguments, told, logs, _exit_handler(study), watcher.say)
             try:
                 while team.watch() and not requested.is_set():
                     if watcher.look():
@@ -90,13 +86,13 @@ class Supervisor:
             except Gone as error:
                 team.stop(self.crew.grace)
                 forget_deleted(self.storage.engine)
-                raise Gone(f"study {watcher.study.name} was deleted; its workers have ended") from error
+                raise Gone(f"study {study.name} was deleted; its workers have ended") from error
             except (OSError, SystemExit):  # nobody reads what is said here any more: rich ends a process for that
                 team.stop(self.crew.grace)
                 raise
             finally:
                 team.kill()
-        now = current(self.storage, found)
+        now = current(study)
         if requested.is_set() and now.spent < 1:
             late = f"the last seconds of {killed} trials that were not saved within {self.crew.grace:g} s are lost"
             raise Interrupted(late if killed else "nothing is lost")
@@ -104,7 +100,7 @@ class Supervisor:
             failed = f"every worker of study {study.name} ended with an error"
             raise WorkerError(f"{failed}; see above, and the logs in {logs}")
         budget = now.study.trials, now.study.budget.hours
-        reason = Leases(self.storage, study_id(found)).why_ended(*budget, new=now.study.confirms is None)
+        reason = study.leases.why_ended(*budget, new=now.study.confirms is None)
         return reason or "the study was stopped"  # and resumed before we looked
 
     def _revive(self) -> None:
@@ -113,9 +109,9 @@ class Supervisor:
             revive(self.places.data_folder or default_folder())
 
 
-def _exit_handler(storage: RDBStorage, found: optuna.Study, study: Study) -> Callable[[WorkerExit], bool]:
+def _exit_handler(study: StudyHandle) -> Callable[[WorkerExit], bool]:
     """What is done for a worker that died: its trial goes on elsewhere, unless it was to blame."""
-    leases = Leases(storage, study_id(found))
+    leases, found = study.leases, study.optuna_study
 
     def end_out_of_memory(trial_id: int) -> None:
         trial = optuna.Trial(found, trial_id)
@@ -132,7 +128,7 @@ def _exit_handler(storage: RDBStorage, found: optuna.Study, study: Study) -> Cal
             elif trial_id is not None and death.crash:
                 reason = f"the worker ended {death.how}"
                 with suppress(LostLease):
-                    leases.crashed(trial_id, death.worker_id, reason, death.words, study.retries)
+                    leases.crashed(trial_id, death.worker_id, reason, death.words, study.definition.retries)
             leases.leave(death.worker_id)
         except Gone:
             return True

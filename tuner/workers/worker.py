@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NoAnswer
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from typing import Any
 
 import optuna
@@ -33,12 +34,13 @@ from models.training.stopping import Stopped
 from tuner.artifacts.layout import SAMPLES
 from tuner.artifacts.store import Artifacts
 from tuner.errors import LostDeviceError, StorageError, WorkerError
-from tuner.optuna_internals import storage_of, study_id
+from tuner.optuna_internals import storage_of
 from tuner.optuna_internals import trial_id as id_of
 from tuner.results.summary import leaderboard
+from tuner.storage.handle import StudyHandle, open_study
 from tuner.storage.leases import GONE, PAUSED, STOPPED, Activity, Claim, Ended, Gone, Leases, LostLease, forget_deleted
 from tuner.study import samplers
-from tuner.study.definition import Study, defined, load_study
+from tuner.study.definition import Study
 from tuner.study.limits import OUT_OF_MEMORY, DoesNotFit, mark
 from tuner.study.multi_objective import Tuned, should_prune
 from tuner.study.space import Space, chosen_problem, configuration_problem
@@ -108,18 +110,21 @@ def work(
     torch.set_num_threads(threads)
     if study_id is not None:
         name = Leases(storage, study_id).name()
-    load_study(storage, name)
-    study = Tuned(name, storage)
-    definition = defined(study)
+    open_study(storage, name)
+    study = StudyHandle.of(storage, Tuned(name, storage))
+    definition = study.definition
     if corpus_path is not None:
         definition = definition.model_copy(
             update={"corpus": definition.corpus.model_copy(update={"path": corpus_path})}
         )
+        study = replace(study, definition=definition)
     _require_a_generator(definition)
     with optional("files that nobody needs are not deleted", say):
-        sweep_artifacts(study, artifacts)
-    objective = Objective(definition, study.user_attrs["fingerprint"], device, artifacts, checkpoint_seconds)
-    worker = Worker(study, definition, objective, storage, threads, requested, say, worker_id, Lifeline(supervisor))
+        sweep_artifacts(study.optuna_study, artifacts)
+    objective = Objective(
+        definition, study.optuna_study.user_attrs["fingerprint"], device, artifacts, checkpoint_seconds
+    )
+    worker = Worker(study, objective, threads, requested, say, worker_id, Lifeline(supervisor))
     return worker.run()
 
 
@@ -135,20 +140,19 @@ class Worker:
 
     def __init__(
         self,
-        study: optuna.Study,
-        definition: Study,
+        study: StudyHandle,
         objective: Objective,
-        storage: RDBStorage,
         threads: int,
         requested: threading.Event,
         say: Callable[[str], None],
         worker_id: str,
         lifeline: Lifeline | None = None,
     ) -> None:
-        self.study, self.definition, self.objective, self.storage = study, definition, objective, storage
+        self.study, self.definition, self.storage = study.optuna_study, study.definition, study.storage
+        self.objective = objective
         self.threads, self.requested, self.say = threads, requested, say
         self.id = worker_id
-        self.leases = Leases(storage, study_id(study))
+        self.leases = study.leases
         self.database_thread = DatabaseThread(self._heartbeat, say)
         self.activity = Activity()
         self.trial_id: int | None = None
