@@ -255,7 +255,7 @@ def test_a_study_that_is_renamed_or_deleted_while_it_is_watched(
     for look in (
         watcher.look,
         lambda: status_json.study_document(StudyHandle(storage, found, study)),
-        lambda: current(StudyHandle.of(storage, found)),
+        lambda: current(StudyHandle(storage, found, study)),
     ):
         with pytest.raises(StudyError, match="the study was deleted"):
             look()
