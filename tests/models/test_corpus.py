@@ -27,7 +27,8 @@ RACER = """
 import sys
 from hashlib import sha256
 from pathlib import Path
-from models import config, corpus as corpora
+from models import config
+from models.text import corpus as corpora
 from models.text.corpus import load_corpus
 make, made = corpora._make, []
 corpora._make = lambda *given: made.append(given) or make(*given)

@@ -530,7 +530,7 @@ def slow_step(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
     def install(seconds: float) -> None:
         ticks = iter(range(10**9))
         clock = SimpleNamespace(perf_counter=lambda: next(ticks) * seconds)
-        monkeypatch.setattr(loop, "time", clock)
+        monkeypatch.setattr(stopwatch, "time", clock)
 
     return install
 

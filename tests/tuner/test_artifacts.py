@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -302,13 +303,19 @@ def test_a_worker_sweeps_before_it_works(small: Small, enter: Enter, tmp_path: P
     assert kept.leftovers() == {"checkpoints/trial-1.1.safetensors"}
 
 
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that all users can enter, as pytest's own are not."""
+    with tempfile.TemporaryDirectory(prefix="shared-") as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="becomes two users, which root alone can")
 @pytest.mark.parametrize(("umask", "works"), [(0o002, True), (0o022, False)])
-def test_two_users_share_a_folder_or_are_told_what_it_takes(tmp_path: Path, umask: int, works: bool) -> None:
+def test_two_users_share_a_folder_or_are_told_what_it_takes(open_folder: Path, umask: int, works: bool) -> None:
     """Users 60001 and 60002 of group 60000, in a folder of that group that hands its group on."""
-    for folder in (tmp_path, *tmp_path.parents[:2]):
-        folder.chmod(0o755)
-    shared = tmp_path / "shared"
+    shared = open_folder / "shared"
     shared.mkdir()
     os.chown(shared, 60001, 60000)
     shared.chmod(0o2775)
@@ -322,7 +329,7 @@ def test_two_users_share_a_folder_or_are_told_what_it_takes(tmp_path: Path, umas
                 os.setgid(user)
                 os.setuid(user)
                 os.umask(umask)
-                kept = artifacts_of(str(shared), owner, tmp_path)
+                kept = artifacts_of(str(shared), owner, open_folder)
                 require_writable(kept.folder)
                 kept.put(f"checkpoints/trial-0.{attempt}.safetensors", io.BytesIO(b"x"))
                 kept.put("trial-0/config.yaml", io.BytesIO(b"x"))
