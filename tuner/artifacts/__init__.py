@@ -1,3 +1,3 @@
 """Storage and names of checkpoints and weights."""
 
-__all__ = ["store"]
+__all__ = ["layout", "store"]

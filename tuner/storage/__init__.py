@@ -1,3 +1,14 @@
 """The database: connections, the embedded PostgreSQL, leases, roles."""
 
-__all__ = ["blocking", "connection", "embedded", "leases", "locations", "outages", "ownership", "roles"]
+__all__ = [
+    "blocking",
+    "connection",
+    "embedded",
+    "handle",
+    "leases",
+    "locations",
+    "migrations",
+    "outages",
+    "ownership",
+    "roles",
+]
