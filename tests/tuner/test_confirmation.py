@@ -234,10 +234,10 @@ def test_a_confirmation_is_found_whatever_the_study_or_it_is_called_now(
     confirming.crew.work(definition, by_seed)
     renamed = confirming.found if of == "study" else companion
     ask(f"update studies set study_name = study_name || ' anew' where study_id = {renamed._study_id}")
-    study, found = confirming.study, optuna.load_study(study_name=confirming.name(), storage=confirming.storage)
-    again, definition = enter(
-        confirming.storage, found, study.model_copy(update={"name": found.study_name}), candidates(found, None), 2
-    )
+    found = optuna.load_study(study_name=confirming.name(), storage=confirming.storage)
+    study = confirming.study.model_copy(update={"name": found.study_name})
+    entered = enter(StudyHandle(confirming.storage, found, study), candidates(found, None), 2)
+    again, definition = entered.optuna_study, entered.definition
     assert again._study_id == companion._study_id
     assert definition.name == again.study_name
     assert len(again.trials) == definition.trials == 8
