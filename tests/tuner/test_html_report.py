@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from html import unescape
 from html.parser import HTMLParser
@@ -35,7 +34,6 @@ from tuner.watch.html_report import report
 COMPLETE, PRUNED, FAIL, RUNNING = TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL, TrialState.RUNNING
 Small = Callable[..., Study]
 NUMBERS = itertools.count()
-CHROMIUM = Path("/usr/bin/chromium")
 ATTACK = '</script><script>window.hacked=1</script><img src="https://evil.example/x" onerror="window.hacked=1">'
 PARAMETERS: dict[str, Any] = {
     "learning_rate": {"type": "float", "low": 1e-3, "high": 1e-1, "log": True},
@@ -339,19 +337,6 @@ def test_nothing_in_it_is_taken_for_markup_and_no_address_is_in_it(hostile: Desk
     assert "default-src 'none'" in policy
     assert "unsafe-eval" not in policy
     assert ATTACK in hostile.text() or " ".join(ATTACK.split()) in hostile.text()
-
-
-@pytest.fixture(scope="session")
-def browser() -> Iterator[Any]:
-    """Debian's Chromium; where there is none, only a continuous integration has to have it."""
-    if not CHROMIUM.exists() and os.environ.get("CI") != "true":
-        pytest.skip("no Chromium here")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox"])
-        yield started
-        started.close()
 
 
 def test_a_browser_draws_every_figure_reaches_nothing_and_runs_nothing_else(
