@@ -182,7 +182,7 @@ def worth(study: Paced, trial: FrozenTrial) -> float:
 
 
 def test_after_a_power_cut_all_finished_trials_are_there_and_the_study_goes_on(place: Any) -> None:
-    study = Paced(place, 5)
+    study = Paced(place, 8)
     running = study.start(2)
     running.until(lambda: COMPLETE in study.states())
     study.hold()
@@ -196,10 +196,10 @@ def test_after_a_power_cut_all_finished_trials_are_there_and_the_study_goes_on(p
     let_leases_expire(place)
     status = place.run("status", "paced")
     assert status.code == 0, status
-    assert f"{len(before)}/5 trials  ({len(before)} complete, 0 pruned)" in status.said
+    assert f"{len(before)}/8 trials  ({len(before)} complete, 0 pruned)" in status.said
     done = study.start(2)
     assert done.end() == 0, done.said
-    study.require_finished(5)
+    study.require_finished(8)
     assert before.items() <= {trial.number: trial.value for trial in study.trials()}.items()
 
 
