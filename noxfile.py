@@ -14,7 +14,12 @@ import nox
 nox.options.sessions = ["lint", "tests", "docs"]
 nox.options.default_venv_backend = "none"
 ROOT = Path(__file__).parent
-QUICK = ["tests/models", "tests/test_code_rules.py", "tests/tuner/test_space.py", "tests/tuner/test_study.py"]
+QUICK = [
+    "tests/models",
+    "tests/test_code_rules.py",
+    "tests/tuner/study/test_space.py",
+    "tests/tuner/study/test_definition.py",
+]
 """Tests that need neither a database nor much time."""
 
 

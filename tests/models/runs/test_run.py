@@ -245,7 +245,7 @@ def as_0_1_wrote_it(path: Path) -> None:
 
 
 def test_a_run_folder_of_0_1_is_loaded_with_every_weight_in_its_place() -> None:
-    folder = Path(__file__).parent.parent / "written_by_0_1" / "run"
+    folder = Path(__file__).parents[2] / "written_by_0_1" / "run"
     written, model = load_file(folder / "model.safetensors"), load(folder).model
     assert "blocks.0.attention.widen.weight" in written
     for name, parameter in model.named_parameters():

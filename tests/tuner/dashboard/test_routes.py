@@ -17,7 +17,7 @@ from schemathesis import GenerationMode
 from schemathesis.schemas import APIOperation
 
 from tests.tuner.conftest import complete
-from tests.tuner.doors import USERS, Client, served, written
+from tests.tuner.dashboard.serving import USERS, Client, served, written
 from tuner.control import create
 from tuner.dashboard.auth import OPEN
 from tuner.dashboard.pages import pages

@@ -25,7 +25,7 @@ from tuner.study.space import Space, problems_of
 from tuner.trials.objective import Objective
 from tuner.watch import html_report, notes, tables
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 DOCUMENT = (ROOT / "docs" / "own-generator.md").read_text(encoding="utf-8")
 CLASS = "convolution:Convolution"
 

@@ -20,7 +20,7 @@ from models.training.failures import OutOfMemoryInCapture
 from models.training.loop import Training, train
 from models.training.observer import TrainingObserver
 from models.training.optimizers import build_optimizers
-from tests.models.test_training import ARCHITECTURES, assert_same, small
+from tests.models.training.test_loop import ARCHITECTURES, assert_same, small
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 BUDGET = Budget(tokens=24 * 16 * 32, rungs=3)  # the rhyme has seven steps: some start anew

@@ -21,7 +21,7 @@ from optuna_dashboard import save_note
 
 from models.config import Config
 from models.errors import UserError
-from tests.tuner.test_backup import Members, places, plain, summed
+from tests.tuner.backup.test_backup import Members, places, plain, summed
 from tuner.backup.dump import backup, restore
 from tuner.control import create
 from tuner.errors import StudyError

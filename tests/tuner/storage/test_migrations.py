@@ -28,7 +28,7 @@ from tuner.storage.roles import Role
 from tuner.study.definition import Study
 
 Small = Callable[..., Study]
-OF_0_1 = (Path(__file__).parents[1] / "written_by_0_1" / "database.sql").read_text(encoding="utf-8")
+OF_0_1 = (Path(__file__).parents[2] / "written_by_0_1" / "database.sql").read_text(encoding="utf-8")
 LATER = '''"""A revision that this test invents."""
 import sqlalchemy as sql
 from alembic import op

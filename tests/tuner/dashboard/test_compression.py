@@ -9,7 +9,7 @@ from optuna.storages import RDBStorage
 from werkzeug.test import Client
 from werkzeug.wrappers import Response
 
-from tests.tuner.doors import USERS, served, written
+from tests.tuner.dashboard.serving import USERS, served, written
 from tuner.dashboard import compression
 from tuner.dashboard.compression import LONG, CompressionMiddleware
 

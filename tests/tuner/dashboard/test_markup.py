@@ -17,7 +17,7 @@ from optuna_dashboard import save_note
 from playwright.sync_api import Browser, Page
 
 from tests.tuner.conftest import WRITTEN
-from tests.tuner.doors import PASSWORD, USERS, Client, served, written
+from tests.tuner.dashboard.serving import PASSWORD, USERS, Client, served, written
 from tuner.artifacts.store import Artifacts
 from tuner.dashboard.publisher import Publisher
 from tuner.results import queries

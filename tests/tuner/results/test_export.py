@@ -39,7 +39,7 @@ from tuner.study.definition import Study, read_study
 from tuner.watch import html_report
 
 STORED = Config(architecture="gru", learning_rate=0.0123456789012345, hidden_size=8, batch_size=8, sequence_length=16)
-DOCUMENT = Path(__file__).parents[2] / "docs" / "export.md"
+DOCUMENT = Path(__file__).parents[3] / "docs" / "export.md"
 FACTS = {
     "configuration": STORED.model_dump(mode="json"),
     "threads": 3,

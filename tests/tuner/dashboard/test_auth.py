@@ -23,7 +23,7 @@ from optuna_dashboard import wsgi
 from werkzeug.wrappers import Request
 
 from tests.tuner.conftest import WRITTEN
-from tests.tuner.doors import PASSWORD, QUICK, USERS, Answer, Client, said_on, served, written
+from tests.tuner.dashboard.serving import PASSWORD, QUICK, USERS, Answer, Client, said_on, served, written
 from tuner import cli
 from tuner.artifacts.store import Artifacts
 from tuner.dashboard import app, rate_limit, users

@@ -408,7 +408,7 @@ def test_a_grid_has_no_more_trials_than_points() -> None:
 
 
 def test_a_shipped_study_names_the_command_that_starts_it() -> None:
-    folder = Path(__file__).parents[2] / "studies"
+    folder = Path(__file__).parents[3] / "studies"
     assert len(list(folder.glob("*.yaml"))) >= 1
     for path in folder.glob("*.yaml"):
         assert f"tuner run {path.stem}" in path.read_text() or f"tuner run studies/{path.name}" in path.read_text()
