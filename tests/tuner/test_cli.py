@@ -24,6 +24,7 @@ from models.reader import parse, plain
 from models.runs.run import read_recipe
 from tests.tuner.conftest import complete
 from tuner import cli
+from tuner.cli import shared
 from tuner.storage.leases import Leases
 from tuner.study.definition import Study, stored_study
 from tuner.workers import supervisor
@@ -468,7 +469,7 @@ def test_the_command_to_go_on_with_can_be_pasted_and_shows_no_password(monkeypat
     monkeypatch.setattr(
         sys, "argv", ["/bin/tuner", "run", "my study.yaml", "--storage", "postgresql://ada:SECRET@host/db", "-n", "2"]
     )
-    assert cli._same_command() == "tuner run 'my study.yaml' --storage 'postgresql://ada:***@host/db' -n 2"
+    assert shared.same_command() == "tuner run 'my study.yaml' --storage 'postgresql://ada:***@host/db' -n 2"
 
 
 def test_a_study_without_a_completed_trial_ends_with_its_reasons(
@@ -860,9 +861,7 @@ def test_a_path_in_a_variable_may_begin_with_a_home(
     tuner: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     seen: list[Path | None] = []
-    monkeypatch.setattr(
-        "tuner.storage.connection.open_storage", lambda url, folder: seen.append(folder) or cli.single.sys.exit(7)
-    )
+    monkeypatch.setattr("tuner.storage.connection.open_storage", lambda url, folder: seen.append(folder) or sys.exit(7))
     monkeypatch.setenv("HOME", str(tmp_path))
     for written in ("~/studies", "~no-such-user/studies", "relative"):
         monkeypatch.setenv("TUNER_DATA", written)
