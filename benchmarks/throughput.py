@@ -11,7 +11,6 @@ python benchmarks/throughput.py [--threads 2] [--rounds 5] [--tokens 60000] [--o
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
 import time
 from collections.abc import Callable
@@ -26,7 +25,6 @@ from models.config import Budget, Config, Corpus
 from models.nn.network import parameter_count
 from models.nn.precision import half_precision
 from models.text.corpus import EncodedCorpus, load_corpus
-from models.training import cuda_graphs
 from models.training.loop import train
 
 LARGE = {"cpu": 3000, "cuda": 8192}
@@ -171,7 +169,6 @@ def main() -> None:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    os.environ[cuda_graphs.SWITCH] = "1"
     corpus = load_corpus(Corpus(builtin="python-docs"), "character", 2048)
     shapes = SHAPES if options.device == "cpu" else GPU_SHAPES
     rows = [

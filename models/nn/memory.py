@@ -16,9 +16,11 @@ MOMENTS = {"adamw": 2, "adam": 2, "muon": 2, "rmsprop": 2, "sgd": 1}
 SHORT = 8
 """Tokens that recurrences are looked at; what each further one takes is what these take more than half of them."""
 
-LSTM_WORKSPACE, LSTM_WORKSPACE_IN_HALVES, LSTM_WORKSPACE_ON_A_GPU = 64, 43, 36
-"""Bytes that an LSTM's library keeps for each token and unit, out of sight: oneDNN's measured, cuDNN's assumed to be
-what a plain implementation keeps."""
+LSTM_WORKSPACE, LSTM_WORKSPACE_IN_HALVES, LSTM_WORKSPACE_ON_A_GPU, GRU_WORKSPACE_ON_A_GPU = 64, 43, 37, 11
+"""Bytes that oneDNN and cuDNN keep for each token and unit, out of sight, measured with large recurrences."""
+
+CUBLAS_WORKSPACES = 3 * 32 * 2**20
+"""Bytes that cuBLAS keeps on a Hopper GPU for steps, their way back, and captured steps; less on older ones."""
 
 
 def training_bytes(config: Config, vocabulary_size: int, device: str = "cpu") -> int | None:
@@ -45,9 +47,13 @@ def _training_bytes(config: Config, vocabulary_size: int, device: torch.device) 
             for times in (1, 2)
         )
         kept = some + (more - some) * (length - SHORT) // SHORT
+    units = config.layers * config.batch_size * length * config.hidden_size
     if config.architecture == "lstm":
-        units = config.layers * config.batch_size * length * config.hidden_size
         kept += _lstm_workspace(config, device) * units
+    if config.architecture == "gru" and device.type == "cuda":
+        kept += GRU_WORKSPACE_ON_A_GPU * units
+    if device.type == "cuda":
+        kept += CUBLAS_WORKSPACES
     return own * (2 + MOMENTS[config.optimizer]) + kept
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from functools import partial
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -136,9 +135,7 @@ class Recurrent(Generator):
 
     def forward(self, tokens: Tensor, state: State = None) -> tuple[Tensor, State]:
         hidden = self.dropout(self.embedding(tokens.t()) * self.scale)
-        is_unrolled = recurrence.is_supported(self.recurrence, hidden)
-        recur = partial(recurrence.unroll, self.recurrence) if is_unrolled else self.recurrence
-        hidden, state = recur(hidden, state)
+        hidden, state = recurrence.implementation(self.recurrence, hidden)(hidden, state)
         return self.head(hidden).transpose(0, 1), state
 
 

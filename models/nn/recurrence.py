@@ -1,12 +1,15 @@
-"""Fast half-precision recurrences (tanh and GRU) on a CPU, where torch's own take up to half as long again.
+"""Recurrences where torch's own will not do: in half precision on a CPU, and with dropout between layers on a GPU.
 
-Torch has a fast training of its own for the LSTM alone. Here a step is one product of matrices and a few passes over
-small arrays; hidden states lie as columns, (C, B), the order in which such products are fastest, and the gradients of
-the weights are one product over all steps.
+On a CPU, torch's own tanh and GRU take up to half as long again; it has a fast training of its own for the LSTM alone.
+Here a step is one product of matrices and a few passes over small arrays; hidden states lie as columns, (C, B), the
+order in which such products are fastest, and the gradients of the weights are one product over all steps.
 """
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -22,7 +25,47 @@ _sigmoid_backward = torch.ops.aten.sigmoid_backward.grad_input
 _tanh_backward = torch.ops.aten.tanh_backward.grad_input
 
 
-def is_supported(recurrence: nn.RNNBase, hidden: Tensor) -> bool:
+def implementation(recurrence: nn.RNNBase, hidden: Tensor) -> Callable[[Tensor, Any], tuple[Tensor, Any]]:
+    """Returns what does the work of `recurrence` here."""
+    if is_unrolled(recurrence, hidden):
+        return partial(unroll, recurrence)
+    if hidden.is_cuda and recurrence.training and recurrence.dropout:
+        return partial(layer_by_layer, recurrence)
+    return recurrence
+
+
+def layer_by_layer(recurrence: nn.RNNBase, hidden: Tensor, state: Any) -> tuple[Tensor, Any]:
+    """Does what `recurrence(hidden, state)` does, (T, B, I) -> (T, B, C), in single precision.
+
+    cuDNN's own dropout between layers draws from numbers that live as long as the process: no checkpoint holds them,
+    and a CUDA graph cannot capture how they begin.
+    """
+    run: Any = {"LSTM": torch.lstm, "GRU": torch.gru, "RNN_TANH": torch.rnn_tanh}[recurrence.mode]
+    if state is None:
+        zeros = hidden.new_zeros(recurrence.num_layers, hidden.size(1), recurrence.hidden_size, dtype=torch.float32)
+        state = (zeros, zeros) if recurrence.mode == "LSTM" else zeros
+    ends = []
+    with torch.autocast(hidden.device.type, enabled=False), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "RNN module weights are not part of single contiguous chunk")
+        hidden = hidden.float()
+        for layer, weights in enumerate(recurrence.all_weights):
+            if layer:
+                hidden = dropped(hidden, recurrence.dropout if recurrence.training else 0.0)
+            start = _of_layer(state, layer)
+            hidden, *end = run(hidden, start, weights, True, 1, 0.0, recurrence.training, False, False)
+            ends.append(end)
+    whole = tuple(torch.cat(parts) for parts in zip(*ends, strict=True))
+    return hidden, whole if recurrence.mode == "LSTM" else whole[0]
+
+
+def _of_layer(state: Any, layer: int) -> Any:
+    """A layer's part of a recurrence's state, in single precision."""
+    if isinstance(state, Tensor):
+        return state[layer : layer + 1].float()
+    return tuple(part[layer : layer + 1].float() for part in state)
+
+
+def is_unrolled(recurrence: nn.RNNBase, hidden: Tensor) -> bool:
     """Whether `unroll` does the work of `recurrence` here."""
     here = hidden.device.type == "cpu" and torch.is_autocast_enabled("cpu")
     return here and recurrence.mode in ("RNN_TANH", "GRU") and torch.get_autocast_dtype("cpu") == torch.bfloat16

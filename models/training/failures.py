@@ -7,8 +7,14 @@ from collections.abc import Iterator
 
 import torch
 
-_NO_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory|ALLOC(ATION)?_FAILED", re.IGNORECASE)
-"""What torch, CUDA, cuBLAS and cuDNN say; as errors of no class of their own, for the most part."""
+_NO_MEMORY = re.compile(
+    r"out of memory|can't allocate memory|not enough memory|ALLOC(ATION)?_FAILED|Storage size calculation overflowed",
+    re.IGNORECASE,
+)
+"""What torch, CUDA, cuBLAS and cuDNN say; as errors of no class of their own, for the most part.
+
+The last is said of a workspace that cuDNN asks for, for a recurrence far too large.
+"""
 
 _LOST = re.compile(
     r"(CUDA|HIP)( driver)? error|NCCL error|device-side assert"

@@ -163,7 +163,7 @@ class Training:
         self.model = build(config, self.vocabulary_size).to(device)
         self.half, self.precision = set_precision(self.model, config, device)
         self.carries_state = getattr(self.model, "carries_state", False)
-        captured = cuda_graphs.is_supported(config, device, team)
+        captured = cuda_graphs.is_supported(config, device, team, self.model)
         self.optimizers = list(build_optimizers(config, self.model, self.vocabulary_size, captured))
         self.captured = cuda_graphs.Captured(self, self._move) if captured else None
         self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
@@ -389,8 +389,13 @@ class Training:
         """Counts what a GPU still had to do when its last step was launched."""
         if self.device.type == "cuda":
             lap = Lap()
-            torch.cuda.synchronize(self.device)
+            self.synchronize()
             self._note_seconds(lap.seconds(0.0))
+
+    def synchronize(self) -> None:
+        """Waits until a GPU has done what it was given."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
 
     def _note_loss(self, loss: Tensor) -> None:
         self.loss_sum += loss

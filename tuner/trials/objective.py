@@ -315,6 +315,7 @@ def _of_process(what: str) -> int | None:
 
 def _reset_peak_memory(device: str) -> None:
     if device.startswith("cuda"):
+        torch.cuda.init()  # type: ignore[no-untyped-call]  # the first trial comes before anything is on the GPU
         torch.cuda.reset_peak_memory_stats(device)
         return
     with suppress(OSError):

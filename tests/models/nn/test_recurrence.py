@@ -15,7 +15,7 @@ from models.nn import precision
 from models.nn.dropout import Dropout, dropped
 from models.nn.network import build, causal_attention
 from models.nn.precision import MIXED, half_precision, set_recurrences
-from models.nn.recurrence import is_supported, unroll
+from models.nn.recurrence import implementation, is_unrolled, layer_by_layer, unroll
 from models.text.corpus import EncodedCorpus
 from models.training.loop import train
 
@@ -38,13 +38,33 @@ def test_a_recurrence_is_torchs_but_for_rounding(kind: type[nn.RNNBase], layers:
     start = torch.randn(layers, 4, 32, requires_grad=True)
     plain = module(inputs, start)
     with HALF:
-        assert is_supported(module, inputs)
+        assert is_unrolled(module, inputs)
         ours = unroll(module, inputs, start)
     assert [each.shape for each in ours] == [each.shape for each in plain]
     pairs = [*zip(ours, plain, strict=True)]
     pairs += zip(gradients(module, inputs, start, ours), gradients(module, inputs, start, plain), strict=True)
     for mine, theirs in pairs:
         assert (mine - theirs).norm() < 0.02 * theirs.norm()
+
+
+@pytest.mark.parametrize("kind", [nn.RNN, nn.GRU, nn.LSTM])
+def test_layer_by_layer_a_recurrence_is_torchs(kind: type[nn.RNNBase]) -> None:
+    """As on a GPU, where it keeps cuDNN from drawing dropout that no checkpoint holds."""
+    torch.manual_seed(1)
+    module = kind(6, 8, 3)
+    inputs = torch.randn(5, 2, 6)
+    for state in (None, module(inputs)[1]):
+        (outputs, end), (theirs, last) = layer_by_layer(module, inputs, state), module(inputs, state)
+        torch.testing.assert_close(outputs, theirs)
+        torch.testing.assert_close(end, last)
+    module.dropout = 0.5
+    drawn = []
+    for _ in range(2):
+        torch.manual_seed(2)
+        drawn.append(layer_by_layer(module, inputs, None)[0])
+    assert torch.equal(*drawn)
+    assert not torch.equal(drawn[0], layer_by_layer(module, inputs, None)[0])
+    assert implementation(module, inputs) is module
 
 
 def test_a_recurrence_goes_on_where_it_was() -> None:
@@ -61,8 +81,8 @@ def test_a_recurrence_goes_on_where_it_was() -> None:
 @pytest.mark.parametrize("module", [nn.LSTM(4, 4), nn.RNN(4, 4, nonlinearity="relu")])
 def test_other_recurrences_are_left_to_torch(module: nn.RNNBase) -> None:
     with HALF:
-        assert not is_supported(module, torch.zeros(1, 1, 4))
-    assert not is_supported(nn.GRU(4, 4), torch.zeros(1, 1, 4))
+        assert not is_unrolled(module, torch.zeros(1, 1, 4))
+    assert not is_unrolled(nn.GRU(4, 4), torch.zeros(1, 1, 4))
 
 
 def test_attention_is_torchs_but_for_rounding() -> None:
