@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -180,12 +181,31 @@ class Instant:
         pass
 
 
+class Heard(logging.Handler):
+    """Keeps what workers log, while the block runs."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.INFO)
+        self.said: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.said.append(record.getMessage())
+
+    def __enter__(self) -> list[str]:
+        logger = logging.getLogger("tuner.workers")
+        logger.addHandler(self)
+        logger.setLevel(logging.INFO)
+        return self.said
+
+    def __exit__(self, *exception: object) -> None:
+        logging.getLogger("tuner.workers").removeHandler(self)
+
+
 class WorkerOptions:
     """Workers in threads of this process, each with connections of its own."""
 
-    def __init__(self, data_folder: Path, folder: Path) -> None:
-        self.data_folder, self.folder = data_folder, folder
-        self.said: list[str] = []
+    def __init__(self, data_folder: Path, folder: Path, said: Sequence[str] = ()) -> None:
+        self.data_folder, self.folder, self.said = data_folder, folder, said
         self.requested = threading.Event()
 
     def worker(self, stack: ExitStack, study: Study, score: Any, worker_id: str = "one") -> Worker:
@@ -193,7 +213,7 @@ class WorkerOptions:
         storage = stack.enter_context(open_storage(None, self.data_folder))
         found = Tuned(study.name, storage)
         objective = Instant(study, self.folder, score) if isinstance(score, type(lambda: 0)) else score
-        return Worker(StudyHandle(storage, found, study), objective, 1, self.requested, self.said.append, worker_id)
+        return Worker(StudyHandle(storage, found, study), objective, 1, self.requested, worker_id)
 
     def work(self, study: Study, score: Any, workers: int = 1) -> list[str]:
         """Lets workers work until each has stopped; returns why each did, or raises what one raised."""
@@ -223,4 +243,5 @@ class WorkerOptions:
 def crew(data_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[WorkerOptions]:
     monkeypatch.setattr("tuner.workers.worker.POLL_SECONDS", 0.01)
     monkeypatch.setattr(Worker, "_collect_garbage", lambda worker: None)  # slow here, and nothing is big
-    return WorkerOptions(data_folder, tmp_path / "artifacts")
+    with Heard() as said:
+        yield WorkerOptions(data_folder, tmp_path / "artifacts", said)

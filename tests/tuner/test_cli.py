@@ -876,3 +876,19 @@ def test_a_text_whose_name_no_study_can_have(tuner: Command, study_file: Callabl
     assert "names the study, too, as " in result.err
     assert "at most 200 bytes; rename the text" in result.err
     assert tuner("check", "x" * 300).code == 2
+
+
+# Logs.
+
+
+def test_what_is_logged_can_be_less_more_or_json(
+    tuner: Command, study_file: Callable[..., str], workers: Workers
+) -> None:
+    workers.score = lambda number, config, rung: 1 / 0 if config.seed else config.learning_rate
+    name = study_file("pruner: none")
+    said = json.loads(tuner("--log-format", "json", "run", name, "-n", 1, "--confirm", 2).err.splitlines()[-1])
+    assert (said["level"], said["logger"]) == ("WARNING", "tuner.service.search")
+    assert said["message"].startswith("Not confirmed: ")
+    assert "Not confirmed" not in tuner("-q", "run", name, "-n", 1, "--confirm", 2).err
+    assert "Not confirmed: " in tuner("run", name, "-n", 1, "--confirm", 2).err
+    assert tuner("-q", "-v", "status").code == 2

@@ -2,18 +2,34 @@
 
 from __future__ import annotations
 
+import os
 import signal
 
 import click
 
 from models import __main__ as single
+from models import logs
 from tuner.cli import admin, control, dashboard, results, search, worker_processes
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="textgen-tuner", prog_name="tuner")
-def commands() -> None:
+@click.option("-v", "--verbose", is_flag=True, help="Log details, too.")
+@click.option("-q", "--quiet", is_flag=True, help="Log errors only.")
+@click.option(
+    "--log-format",
+    type=click.Choice(["text", "json"]),
+    envvar=logs.FORMAT,
+    default="text",
+    show_default=True,
+    help=f"How what is logged looks; workers follow. [env: {logs.FORMAT}]",
+)
+def commands(verbose: bool, quiet: bool, log_format: str) -> None:
     """Tune text generators: search with parallel workers, watch, export the best configuration."""
+    if verbose and quiet:
+        raise click.UsageError("--verbose and --quiet exclude each other")
+    level = "DEBUG" if verbose else "ERROR" if quiet else os.environ.get(logs.LEVEL, "INFO")
+    logs.configure(level, log_format)
 
 
 for command in (

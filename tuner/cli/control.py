@@ -70,4 +70,4 @@ def enqueue(study: StudyHandle, assignments: tuple[str, ...]) -> str:
     """Try these values next, such as learning_rate=0.003; the sampler chooses the others."""
     from tuner.control import steering
 
-    return steering.enqueue(study, assignments)
+    return steering.enqueue(study, steering.assigned(assignments))

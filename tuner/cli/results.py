@@ -10,7 +10,7 @@ import click
 
 from models import __main__ as single
 from tuner.cli import options
-from tuner.cli.shared import described, fetched, find, show
+from tuner.cli.shared import described, find, show
 from tuner.errors import StudyError, WorkerError
 from tuner.storage.locations import StorageOptions
 
@@ -145,6 +145,7 @@ def export(
     from models.files import is_stdout
     from tuner.results.export import best_trials, chosen_trial, copy_run, exported, files, require_copiable
     from tuner.results.formats import FORMATS, OURS
+    from tuner.results.kept_runs import fetched
 
     printed = output is not None and (str(output) == "-" or is_stdout(output))
     if top is not None and (number is not None or weights is not None or printed):
@@ -205,11 +206,12 @@ def sample(
 ) -> None:
     """Write text with a trained model of a study; those of the best trials are kept."""
     from tuner.results.export import chosen_trial
+    from tuner.results.kept_runs import require_run
 
     with places.opened() as opened:
         found = find(opened, study_name).optuna_study
         trial = chosen_trial(found, number)
-        run_folder = _kept_run(places.artifacts_of(found), found, trial.number)
+        run_folder = require_run(places.artifacts_of(found), found, trial.number)
     single.write_text(run_folder, **options)
 
 
@@ -246,22 +248,3 @@ def _readable_artifacts(places: StorageOptions, found: optuna.Study) -> Artifact
     except WorkerError as error:
         click.echo(f"Without the models' texts: {error}", err=True)
         return None
-
-
-def _kept_run(kept: Artifacts, found: optuna.Study, number: int) -> Path:
-    """The run folder of a trial; raises StudyError that says which are kept, and WorkerError where none can be read."""
-    try:
-        run_folder = kept.fetch_run(number)
-        if run_folder is None:
-            raise StudyError(f"the model of trial {number} is not kept in {kept.folder}{_kept_ones(kept, found)}")
-    except OSError as error:
-        raise WorkerError(f"{kept.folder}: the model of trial {number} cannot be read ({error.strerror})") from error
-    return run_folder
-
-
-def _kept_ones(kept: Artifacts, found: optuna.Study) -> str:
-    """Which trials' models are kept, the best one first."""
-    from tuner.results.summary import leaderboard
-
-    numbers = [trial.number for trial in leaderboard(found.get_trials(deepcopy=False)) if kept.fetch_run(trial.number)]
-    return f"; those of {', '.join(map(str, numbers))} are" if numbers else f"; {kept.why_not_kept()}"

@@ -4,37 +4,29 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Callable
-from functools import partial
-from importlib import resources
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from models import __main__ as single
-from models.errors import RunError
 from models.wording import counted
 from tuner.cli import options
-from tuner.cli.shared import fetched, find, is_there, same_command, say, show
+from tuner.cli.ending import show_ending
+from tuner.cli.shared import find, same_command, say
 from tuner.cli.worker_processes import supervisor_of_this
-from tuner.errors import StorageError, StudyError, WorkerError
+from tuner.errors import StorageError
 from tuner.storage.locations import StorageOptions
 from tuner.workers.options import WorkerOptions
 
 if TYPE_CHECKING:
-    import optuna
-    from optuna.trial import FrozenTrial
+    from optuna.storages import RDBStorage
 
-    from models.training.metrics import Score
-    from tuner.artifacts.store import Artifacts
-    from tuner.storage.handle import StudyHandle
+    from tuner.service.search import Search
     from tuner.study.definition import Study
     from tuner.workers.processes import Slot
-    from tuner.workers.supervisor import Supervisor
-
-FEWEST_CONFIRMED, SHORT_SEEDS = 3, 2
-"""Completed trials from which on `run` confirms the best of them, and the fresh seeds it takes for each."""
 
 
 @click.command()
@@ -86,10 +78,10 @@ def run(
     """
     from tuner.control.create import enter
     from tuner.results.export import require_free, require_makeable_outputs, require_run_free
-    from tuner.study.definition import read_study
-    from tuner.workers.supervisor import Supervisor
+    from tuner.study.definition import changed, read_study
+    from tuner.study.shipped import study_path
 
-    study = _changed(read_study(_study_path(study_file)), corpus_path, trials, hours)
+    study = changed(read_study(study_path(study_file)), corpus_path, trials, hours)
     run_folder = run_folder or Path("runs") / study.name
     require_free(output, force, study.name)
     require_run_free(run_folder, force=force or run_folder == Path("runs") / study.name)
@@ -98,13 +90,11 @@ def run(
     places.require_usable()
     with places.opened() as opened:
         entered = enter(opened, study, say)
-        kept = places.writable_artifacts_of(entered.optuna_study)
-        supervisor = Supervisor(opened, places, crew)
-        begins = f"{counted(len(slots), 'worker')} on {', '.join(sorted({slot.device for slot in slots}))}"
-        reason = _supervise(supervisor, entered, kept, slots, begins, [study.name])
-        if confirmed and not no_confirm:
-            _confirm_in_short(supervisor, entered, confirmed, slots)
-        _finish(entered, kept, output, run_folder, reason)
+        search = _search(opened, places, crew, slots)
+        with _resumable():
+            reason = search.run(entered)
+            search.confirm_in_short(entered, 0 if no_confirm else confirmed)
+        show_ending(entered, places.artifacts_of(entered.optuna_study), output, run_folder, reason)
 
 
 @click.command()
@@ -126,14 +116,12 @@ def work(
     study_name: str | None,
     places: StorageOptions,
     crew: WorkerOptions,
-    corpus_path: Path | None,
+    corpus_path: str | None,
 ) -> None:
     """Join more workers to a study that was started here or on another machine.
 
     Without STUDY they join any study that has work, one after another, until they are stopped.
     """
-    from tuner.workers.supervisor import Supervisor
-
     if study_name is None:
         if corpus_path is not None:
             raise click.UsageError("--corpus is of one study: name it")
@@ -142,10 +130,9 @@ def work(
     with places.opened() as opened:
         study = find(opened, study_name)
         slots = crew.slots(study.definition)
-        kept = places.writable_artifacts_of(study.optuna_study)
-        arguments = [study.name, *_elsewhere(corpus_path)]
-        supervisor = Supervisor(opened, places, crew, supervisor_of_this())
-        reason = _supervise(supervisor, study, kept, slots, f"joined by {counted(len(slots), 'worker')}", arguments)
+        search = _search(opened, places, crew, slots, corpus_path, supervisor_of_this())
+        with _resumable():
+            reason = search.run(study, f"joined by {counted(len(slots), 'worker')}")
         click.echo(f"Done: {reason}.")
 
 
@@ -173,21 +160,20 @@ def confirm(
     crew: WorkerOptions,
     top: int | None,
     seeds: int,
-    corpus_path: Path | None,
+    corpus_path: str | None,
 ) -> None:
     """Train the best trials of a study again with fresh seeds, choose among them, and score the chosen one.
 
     The same command continues a confirmation that was stopped, and shows one that is finished.
     """
     from tuner.results import confirmation
-    from tuner.workers.supervisor import Supervisor
 
     with places.opened() as opened:
         study = find(opened, study_name)
         chosen = confirmation.candidates(study.optuna_study, top)
-        supervisor = Supervisor(opened, places, crew)
-        slots = crew.slots(study.definition)
-        result = _confirmed(supervisor, study, chosen, seeds, slots, _elsewhere(corpus_path))
+        search = _search(opened, places, crew, crew.slots(study.definition), corpus_path)
+        with _resumable():
+            result = search.confirm(study, chosen, seeds)
     click.echo("\n".join(confirmation.lines(result)))
     click.echo(f"Export it: tuner export {shlex.quote(study.name)}")
 
@@ -202,10 +188,11 @@ def check(study_file: str, places: StorageOptions, corpus_path: Path | None) -> 
     A class of your own is made and stepped once. If there is a database, a study of that name in it is compared.
     """
     from tuner.control.create import require_sound
-    from tuner.study.definition import read_study
+    from tuner.study.definition import changed, read_study
+    from tuner.study.shipped import study_path
 
-    path = _study_path(study_file)
-    study = _changed(read_study(path), corpus_path, None, None)
+    path = study_path(study_file)
+    study = changed(read_study(path), corpus_path)
     _compare(places, study, require_sound(study, say).fingerprint)
     searched, fixed = len(study.space.searched), len(study.space.fixed)
     click.echo(f"{path}: fine; study {study.name} searches {searched} parameters and fixes {fixed}")
@@ -223,205 +210,39 @@ def _compare(places: StorageOptions, study: Study, fingerprint: str) -> None:
         click.echo(f"Not compared with the studies that there are: {error}", err=True)
 
 
-def _study_path(name: str) -> Path:
-    """The study file of that path, or the one of that name that comes with the tuner."""
-    path = Path(name)
-    if is_there(path) or path.suffix in (".yaml", ".yml", ".json"):
-        return path
-    package = Path(str(resources.files("tuner")))
-    folder = next((one for one in (package / "studies", package.parent / "studies") if one.is_dir()), package)
-    shipped = sorted(file.stem for file in folder.glob("*.yaml"))
-    if name not in shipped:
-        raise StudyError(f"{name}: no such file, and no study that comes with the tuner ({', '.join(shipped)})")
-    return folder / f"{name}.yaml"
-
-
-def _changed(study: Study, corpus_path: Path | None, trials: int | None, hours: float | None) -> Study:
-    """The study with what the command line gives instead of the file."""
-    from models.config import Corpus
-    from tuner.study.definition import StudyBudget
-
-    changes: dict[str, Any] = {}
-    if corpus_path is not None:
-        kept = {"split": study.corpus.split, "field": study.corpus.field}
-        changes["corpus"] = Corpus(path=str(corpus_path), **kept)  # type: ignore[arg-type]
-        changes["name"] = _named_after(study.name, corpus_path)
-    if trials is not None or hours is not None:
-        changes["budget"] = StudyBudget(trials=trials, hours=hours)
-    return study.model_copy(update=changes)
-
-
-def _named_after(name: str, corpus_path: Path) -> str:
-    """What a study is called on another text than its file's."""
-    from tuner.artifacts.layout import name_problem
-
-    both = f"{name}-{corpus_path.stem}"
-    problem = name_problem(both)
-    if problem is not None:
-        raise StudyError(f"--corpus {corpus_path}: names the study, too, as {both!r}, and {problem}; rename the text")
-    return both
-
-
 def _stand_by(places: StorageOptions, crew: WorkerOptions) -> None:
     """Lets this very command work on each study that has work, with the study's name behind it."""
     from models.training.stopping import stop_requests
     from tuner.workers import standby
 
     with stop_requests() as requested, places.opened() as opened:
-        standby.serve(opened, [sys.executable, "-m", "tuner", *sys.argv[1:]], requested, click.echo, crew.beat)
+        standby.serve(opened, [sys.executable, "-m", "tuner", *sys.argv[1:]], requested, crew.beat)
     sys.exit(single.STOPPED)
 
 
-def _elsewhere(corpus_path: Path | None) -> list[str]:
-    """What workers are told when their machine has the study's text in another place."""
-    return ["--corpus", str(corpus_path)] if corpus_path else []
-
-
-def _supervise(
-    supervisor: Supervisor,
-    study: StudyHandle,
-    kept: Artifacts,
-    slots: list[Slot],
-    begins: str,
-    arguments: list[str],
-) -> str:
-    """Lets workers work until their study ends; returns why it ended. A person who stops it learns how to go on."""
+def _search(
+    opened: RDBStorage,
+    places: StorageOptions,
+    crew: WorkerOptions,
+    slots: Sequence[Slot],
+    corpus_path: str | None = None,
+    watched_by: int | None = None,
+) -> Search:
+    """The workers of this command, shown in this terminal; `watched_by` is the process that it ends with."""
+    from tuner.service.search import Search
     from tuner.watch.live import Watcher
+    from tuner.workers.supervisor import Supervisor
+
+    return Search(Supervisor(opened, places, crew, watched_by), slots, Watcher, corpus_path)
+
+
+@contextmanager
+def _resumable() -> Iterator[None]:
+    """Ends the command when the user stops its workers, and says how to go on."""
     from tuner.workers.supervisor import Interrupted
 
     try:
-        view = Watcher(study)
-        return supervisor.supervise(study, kept, slots, begins, arguments, view)
+        yield
     except Interrupted as stopped:
         click.echo(f"Stopped; {stopped}. Go on with the same command: {same_command()}", err=True)
         sys.exit(single.STOPPED)
-
-
-def _confirmed(
-    supervisor: Supervisor,
-    study: StudyHandle,
-    chosen: list[FrozenTrial],
-    seeds: int,
-    slots: list[Slot],
-    more: list[str],
-) -> dict[str, Any]:
-    """What the confirmation of these trials found: what is stored, or what workers find out now."""
-    from tuner.results import confirmation
-
-    result = confirmation.stored(study.optuna_study, chosen, seeds)
-    if result is not None:
-        return result
-    companion = confirmation.enter(study, chosen, seeds)
-    kept = supervisor.places.writable_artifacts_of(companion.optuna_study)
-    slots = slots[: len(chosen) * seeds]
-    begins = f"{counted(len(slots), 'worker')} for the best {len(chosen)} again, with {seeds} fresh seeds each"
-    _supervise(supervisor, companion, kept, slots, begins, [companion.name, *more])
-    score = _test_scorer("cpu" if slots[0].device == "cpu" else "auto")
-    trained = companion.optuna_study
-    result = confirmation.conclude(study.optuna_study, trained, chosen, seeds, partial(fetched, kept), score)
-    for number in confirmation.runs_of_others(trained, result):
-        kept.remove_run(number)
-    return result
-
-
-def _test_scorer(device: str) -> Callable[[Path], Score | None]:
-    """What scores a run on the test split; where the text is not on this machine, it says so."""
-    from models.files import reason
-    from models.runs.run import score_test
-
-    def score(run_folder: Path) -> Score | None:
-        try:
-            return score_test(run_folder, device)
-        except Exception as error:  # the choice stands without it
-            click.echo(f"{run_folder}: not scored on the test split: {reason(error)}", err=True)
-            return None
-
-    return score
-
-
-def _confirm_in_short(supervisor: Supervisor, study: StudyHandle, top: int, slots: list[Slot]) -> None:
-    """Confirms the best few at the end of a search; what goes wrong there takes nothing from the search."""
-    from tuner.results.confirmation import candidates
-    from tuner.results.summary import current
-
-    now = current(study)
-    if now.spent < 1:
-        return
-    if now.counts.complete < FEWEST_CONFIRMED:
-        click.echo(f"Not confirmed: fewer than {FEWEST_CONFIRMED} trials were completed.", err=True)
-        return
-    try:
-        chosen = candidates(study.optuna_study, None)[:top]
-        _confirmed(supervisor, study, chosen, SHORT_SEEDS, slots, [])
-    except (StudyError, WorkerError) as error:
-        click.echo(f"Not confirmed: {error}", err=True)
-
-
-def _finish(
-    study: StudyHandle,
-    artifacts: Artifacts,
-    output: Path,
-    run_folder: Path,
-    reason: str,
-) -> None:
-    """Exports the best trial and its run, and shows what came out."""
-    from tuner.results.export import chosen_trial, exported, write_new
-    from tuner.results.summary import current
-    from tuner.watch.tables import described, leaderboard_table
-
-    now = current(study)
-    if now.best is None:
-        for trial in [one for one in now.trials if one.state.is_finished()][-3:]:
-            click.echo(described(trial, study.definition, None), err=True)
-        raise StudyError(f"study {study.name} ended without a completed trial: {reason}")
-    trial = chosen_trial(study.optuna_study)
-    problem: RunError | None = None
-    try:
-        write_new(output, exported(study, trial, output), force=True)
-    except RunError as error:  # it was free before the search
-        problem = error
-    click.echo(f"\nDone: {reason}. {now.counts.complete} complete, {now.counts.pruned} pruned.\n")
-    show(leaderboard_table(now))
-    _show_confirmation(study.optuna_study)
-    if problem is not None:
-        raise RunError(f"{problem}; write it elsewhere: tuner export {shlex.quote(study.name)} -o FILE")
-    click.echo(f"\nBest configuration: {output}")
-    kept = fetched(artifacts, trial.number)
-    if kept is not None:
-        run_folder = _show_run(trial, kept, run_folder)
-    else:
-        click.echo("Its trained model was kept by a worker elsewhere; with shared --artifacts it would be here, too.")
-    click.echo(f"\nNext:\n  tuner dashboard {study.name}\n  tuner train {output} -o my-run --tokens 5000000")
-    if kept is not None:
-        click.echo(f'  tuner generate {run_folder} --prompt "The "')
-
-
-def _show_run(trial: FrozenTrial, kept: Path, run_folder: Path) -> Path:
-    """Copies the run of the best trial, lets it write, and returns where it is: where it was kept if all else fails."""
-    from models.files import optional
-    from models.runs.run import load
-    from models.safe_text.terminal import printed
-    from tuner.results.export import copy_run
-
-    try:
-        copy_run(trial, kept, run_folder, force=True)
-    except RunError as error:
-        click.echo(str(error), err=True)
-        run_folder = kept
-    click.echo(f"Its trained model:  {run_folder}")
-    with optional("it writes nothing", partial(click.echo, err=True)):
-        text = load(run_folder, "cpu").generate("The ", 300, seed=1)
-        click.echo(f"\nIt writes:\n\n{printed(_indented(text))}")
-    return run_folder
-
-
-def _show_confirmation(found: optuna.Study) -> None:
-    from tuner.results.confirmation import lines
-
-    result = found.user_attrs.get("confirmation")
-    if result is not None:
-        click.echo("\n" + "\n".join(lines(result)))
-
-
-def _indented(text: str) -> str:
-    return "\n".join(f"    {line}" for line in ("The " + text).splitlines())

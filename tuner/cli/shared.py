@@ -2,44 +2,32 @@
 
 from __future__ import annotations
 
-import os
+import logging
 import shlex
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
+logger = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from optuna.storages import RDBStorage
 
-    from tuner.artifacts.store import Artifacts
     from tuner.storage.handle import StudyHandle
     from tuner.storage.locations import StorageOptions
 
 
 def say(text: str) -> None:
-    from models.safe_text.terminal import lines
-
-    click.echo(f"{time.strftime('%H:%M:%S')} {lines(text)}", err=True)
+    logger.info("%s", text)
 
 
 def find(storage: RDBStorage, name: str) -> StudyHandle:
     """The study of that name, or of the study file of that name, as it is in the database."""
     from tuner.storage.handle import open_study
     from tuner.study.definition import read_study
+    from tuner.study.shipped import is_readable
 
-    return open_study(storage, read_study(Path(name), rehearsed=False).name if is_there(Path(name)) else name)
-
-
-def fetched(kept: Artifacts, number: int) -> Path | None:
-    """The run folder of a trial; None, and a word about it where it cannot be reached."""
-    try:
-        return kept.fetch_run(number)
-    except OSError as error:
-        click.echo(f"The model of trial {number} cannot be fetched: {error.strerror}", err=True)
-        return None
+    return open_study(storage, read_study(Path(name), rehearsed=False).name if is_readable(Path(name)) else name)
 
 
 def show(*parts: Any) -> None:
@@ -54,11 +42,6 @@ def same_command() -> str:
     from tuner.storage.connection import hide_password
 
     return shlex.join(["tuner", *map(hide_password, sys.argv[1:])])
-
-
-def is_there(path: Path) -> bool:
-    """Whether a path leads to something that can be read as a file, such as a pipe of the shell's."""
-    return os.path.exists(path) and not os.path.isdir(path)
 
 
 def described(places: StorageOptions) -> str:

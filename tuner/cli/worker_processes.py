@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from contextlib import redirect_stdout
@@ -9,9 +10,11 @@ from functools import partial
 
 import click
 
+from models import logs
 from tuner.cli import options
-from tuner.cli.shared import say
 from tuner.storage.locations import StorageOptions
+
+logger = logging.getLogger(__name__)
 
 
 @click.command(name="_worker", hidden=True)
@@ -41,6 +44,8 @@ def worker(
     from tuner.workers.worker import work as work_on
 
     faulthandler.enable()
+    logs.configure(os.environ.get(logs.LEVEL, "INFO"), "json" if os.environ.get(logs.FORMAT) == "json" else "place")
+    logs.PLACE.update(study=study_name, worker=worker_id)
     with stop_requests() as requested, places.opened() as opened:
         study = open_study(opened, study_name)
         reason = work_on(
@@ -51,13 +56,12 @@ def worker(
             threads=threads,
             artifacts=places.writable_artifacts_of(study.optuna_study),
             requested=requested,
-            say=say,
             worker_id=worker_id,
             checkpoint_seconds=checkpoint_seconds,
             corpus_path=corpus_path,
             supervisor=supervisor_of_this(),
         )
-    say(f"ended: {reason}")
+    logger.info("ended: %s", reason)
 
 
 def supervisor_of_this() -> int | None:

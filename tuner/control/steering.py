@@ -16,7 +16,6 @@ from tuner.optuna_internals import add_trial
 from tuner.results.summary import numbered
 from tuner.storage.handle import StudyHandle
 from tuner.storage.leases import PAUSED, RUNNING, STOPPED
-from tuner.study.definition import Study
 from tuner.study.space import chosen_problem
 
 RETRIED = (TrialState.FAIL, TrialState.PRUNED)
@@ -55,27 +54,31 @@ def retry(study: StudyHandle, number: int) -> str:
     return f"trial {number} is tried again as trial {again}{_room(study)}"
 
 
-def enqueue(study: StudyHandle, assignments: Sequence[str]) -> str:
-    """Puts a trial with these values, `name=value` each, into the queue; the sampler adds what is missing.
+def enqueue(study: StudyHandle, values: Mapping[str, Any]) -> str:
+    """Puts a trial with these values into the queue; the sampler adds what is missing.
 
     Raises StudyError when a name is not searched or a value is outside its range.
     """
-    chosen = [_assignment(study.definition, text) for text in assignments]
-    return f"trial {queue(study.optuna_study, dict(chosen), {'enqueued': True})} waits for a worker{_room(study)}"
+    for name, value in values.items():
+        problem = chosen_problem(study.definition.space, name, value)
+        if problem is not None:
+            raise StudyError(f"study {study.name}: {name} {problem}")
+    return f"trial {queue(study.optuna_study, values, {'enqueued': True})} waits for a worker{_room(study)}"
 
 
-def _assignment(study: Study, text: str) -> tuple[str, Any]:
+def assigned(assignments: Sequence[str]) -> dict[str, Any]:
+    """Returns what was written as `name=value` each. Raises StudyError."""
+    return dict(map(_assignment, assignments))
+
+
+def _assignment(text: str) -> tuple[str, Any]:
     name, equals, written = text.partition("=")
     if not equals:
         raise StudyError(f"{text!r}: write name=value, such as learning_rate=0.003")
     try:
-        value = plain(parse(f"value: {written}", name))["value"]
+        return name, plain(parse(f"value: {written}", name))["value"]
     except ConfigError:
-        value = written
-    problem = chosen_problem(study.space, name, value)
-    if problem is not None:
-        raise StudyError(f"study {study.name}: {name} {problem}")
-    return name, value
+        return name, written
 
 
 def queue(found: optuna.Study, parameters: Mapping[str, Any], facts: dict[str, Any]) -> int:

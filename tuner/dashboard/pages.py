@@ -192,7 +192,7 @@ def _enqueue(study: StudyHandle) -> str:
         raise StudyError(f"this cannot be read as on a command line: {str(error).lower()}") from error
     if not assignments:
         raise StudyError("write name=value, such as learning_rate=0.003; several with spaces between them")
-    return steering.enqueue(study, assignments)
+    return steering.enqueue(study, steering.assigned(assignments))
 
 
 STEERING: dict[str, Callable[[StudyHandle], str]] = {

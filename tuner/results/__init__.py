@@ -1,3 +1,14 @@
 """Results of a study: summaries, confirmation, export."""
 
-__all__ = ["analysis", "confirmation", "decoding_plot", "export", "formats", "outcomes", "queries", "summary"]
+__all__ = [
+    "analysis",
+    "confirmation",
+    "decoding_plot",
+    "export",
+    "formats",
+    "kept_runs",
+    "outcomes",
+    "queries",
+    "records",
+    "summary",
+]

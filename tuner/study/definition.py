@@ -14,6 +14,7 @@ from models.config import SCHEMA, Budget, Corpus, flat, resolve_path
 from models.errors import ConfigError
 from models.reader import Problem, dump, parse, read_text, require_schema, validate
 from tuner.artifacts.layout import name_problem
+from tuner.errors import StudyError
 from tuner.study import samplers
 from tuner.study.limits import Limits
 from tuner.study.space import Space, chosen_problem, place_of, problems_of
@@ -140,6 +141,17 @@ def read_study(path: Path, rehearsed: bool = True) -> Study:
     return study.model_copy(update={"corpus": resolve_path(study.corpus, path.parent)})
 
 
+def study_of(values: Mapping[str, Any]) -> Study:
+    """Returns the study that a mapping describes as a file would; relative corpus paths count from the current folder.
+
+    Raises ConfigError.
+    """
+    if "name" not in values:
+        raise ConfigError("the study: name: missing; give the study a name")
+    study = parse_study(dump(dict(values)), "the study", "", rehearsed=True)
+    return study.model_copy(update={"corpus": resolve_path(study.corpus, Path.cwd())})
+
+
 def parse_study(text: str, name: str, default_name: str, rehearsed: bool = False) -> Study:
     """Returns the study that YAML or JSON text describes; `name` stands before each problem.
 
@@ -150,6 +162,29 @@ def parse_study(text: str, name: str, default_name: str, rehearsed: bool = False
     document.setdefault("name", default_name)
     doubled = list(_move(document))
     return validate(document, name, Study, lambda values: [*doubled, *_all_problems(values, rehearsed)])
+
+
+def changed(
+    study: Study, corpus_path: Path | None = None, trials: int | None = None, hours: float | None = None
+) -> Study:
+    """Returns a study on another text or with another budget; another text is part of its name. Raises StudyError."""
+    changes: dict[str, Any] = {}
+    if corpus_path is not None:
+        kept = {"split": study.corpus.split, "field": study.corpus.field}
+        changes["corpus"] = Corpus(path=str(corpus_path), **kept)  # type: ignore[arg-type]
+        changes["name"] = _named_after(study.name, corpus_path)
+    if trials is not None or hours is not None:
+        changes["budget"] = StudyBudget(trials=trials, hours=hours)
+    return study.model_copy(update=changes)
+
+
+def _named_after(name: str, corpus_path: Path) -> str:
+    """What a study is called on another text than its file's."""
+    both = f"{name}-{corpus_path.stem}"
+    problem = name_problem(both)
+    if problem is not None:
+        raise StudyError(f"--corpus {corpus_path}: names the study, too, as {both!r}, and {problem}; rename the text")
+    return both
 
 
 def stored_study(values: dict[str, Any]) -> Study:

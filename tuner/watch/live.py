@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -24,6 +25,8 @@ from tuner.storage.leases import RUNNING
 from tuner.storage.outages import is_outage
 from tuner.watch import tables
 from tuner.watch.tables import configured, described, progress
+
+logger = logging.getLogger(__name__)
 
 PLAIN_SECONDS = 30.0
 """How often plain output says how far a study is, when no trial ends."""
@@ -109,6 +112,21 @@ class Watcher(View):
         for trial in sorted(trials, key=lambda one: (one.datetime_complete is None, one.datetime_complete)):
             self.say(described(trial, now.study, now.best))
             self.spoke = time.monotonic()
+
+
+class Unseen(View):
+    """Looks at a study that runs in the background; what would be printed is logged."""
+
+    def __init__(self, study: StudyHandle) -> None:
+        super().__init__(transient=True)
+        self.is_live = False
+        self.study = study
+
+    def say(self, text: str) -> None:
+        logger.info("%s", text)
+
+    def show(self) -> None:
+        self.study.rename(self.study.leases.name())
 
 
 class StudiesWatcher(View):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import queue
 import threading
 import time
@@ -12,6 +13,8 @@ from typing import Any, TypeVar
 
 from tuner.storage.leases import HEARTBEAT_SECONDS
 from tuner.storage.outages import is_outage
+
+logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 _Request = tuple[Callable[[], Any], "Future[Any]"]
@@ -31,8 +34,8 @@ class DatabaseThread:
     to be run twice. Any other exception is the request's answer. `beat` runs every few seconds as one more request.
     """
 
-    def __init__(self, beat: Callable[[], None], say: Callable[[str], None]) -> None:
-        self._heartbeat, self._say = beat, say
+    def __init__(self, beat: Callable[[], None]) -> None:
+        self._heartbeat = beat
         self._errands: queue.Queue[_Request | None] = queue.Queue()
         self._leaving = threading.Event()
         self._away_since: float | None = None
@@ -101,13 +104,13 @@ class DatabaseThread:
             self._away_since = time.monotonic()
             said = _first_line(error)
             if "lock timeout" in said:
-                self._say(f"another session keeps the database busy, training goes on and waits for it ({said})")
+                logger.warning(f"another session keeps the database busy, training goes on and waits for it ({said})")
             else:
-                self._say(f"the database is away, training goes on and waits for it ({said})")
+                logger.warning(f"the database is away, training goes on and waits for it ({said})")
 
     def _note_back(self) -> None:
         if self._away_since is not None:
-            self._say(f"the database is back after {time.monotonic() - self._away_since:.0f} s")
+            logger.warning(f"the database is back after {time.monotonic() - self._away_since:.0f} s")
             self._away_since = None
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from models import logs
 from tuner.errors import WorkerError
 from tuner.storage.locations import StorageOptions
 
@@ -16,16 +17,19 @@ if TYPE_CHECKING:
     from tuner.workers.processes import Slot
 
 
+GRACE_SECONDS, CHECKPOINT_SECONDS = 10.0, 30.0
+
+
 @dataclass(frozen=True)
 class WorkerOptions:
     """The workers of a command: how many, on which devices, with how many threads, and how they save their trials."""
 
-    workers: int | None
-    devices: str
-    per_device: int | str | None
-    threads: int | None
-    grace: float
-    checkpoint_seconds: float
+    workers: int | None = None
+    devices: str = "auto"
+    per_device: int | str | None = None
+    threads: int | None = None
+    grace: float = GRACE_SECONDS
+    checkpoint_seconds: float = CHECKPOINT_SECONDS
     heartbeat: Path | None = None
 
     def beat(self) -> None:
@@ -59,4 +63,4 @@ def environment(places: StorageOptions, crew: WorkerOptions) -> dict[str, str]:
         "TUNER_ARTIFACTS": places.artifacts,
         "TUNER_CHECKPOINT_SECONDS": crew.checkpoint_seconds,
     }
-    return {name: str(value) for name, value in given.items() if value is not None}
+    return logs.settings | {name: str(value) for name, value in given.items() if value is not None}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import subprocess
@@ -18,6 +19,8 @@ from tuner.storage.leases import RUNNING
 from tuner.storage.outages import is_outage
 from tuner.workers import supervisor_watch
 
+logger = logging.getLogger(__name__)
+
 LOOK_SECONDS = 2.0
 """How often idle workers look for a study."""
 
@@ -29,7 +32,6 @@ def serve(
     storage: RDBStorage,
     command: Sequence[str],
     requested: threading.Event,
-    say: Callable[[str], None],
     seen: Callable[[], None] = lambda: None,
 ) -> None:
     """Joins studies until `requested` is set: runs `command` with each one's name, in a process of its own.
@@ -37,16 +39,16 @@ def serve(
     While there is none, `seen` is called whenever the database has answered.
     """
     rested: dict[str, float] = {}
-    say("waiting for a study")
+    logger.info("waiting for a study")
     while not requested.is_set():
         name = _next_study(storage, rested, seen)
         if name is None:
             requested.wait(LOOK_SECONDS)
             continue
-        say(f"joining study {name}")
+        logger.info(f"joining study {name}")
         code = _run([*command, "--", name], requested)
         if code != 0 and not requested.is_set():
-            say(f"study {name}: ended with exit code {code}; it is left alone for {REST_SECONDS:.0f} s")
+            logger.info(f"study {name}: ended with exit code {code}; it is left alone for {REST_SECONDS:.0f} s")
             rested[name] = time.monotonic() + REST_SECONDS
 
 

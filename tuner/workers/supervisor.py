@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, suppress
 from typing import Protocol
@@ -44,10 +45,18 @@ class Supervisor:
     """What the workers of one command have in common, whichever study they are on."""
 
     def __init__(
-        self, storage: RDBStorage, places: StorageOptions, crew: WorkerOptions, supervisor: int | None = None
+        self,
+        storage: RDBStorage,
+        places: StorageOptions,
+        crew: WorkerOptions,
+        supervisor: int | None = None,
+        stop: Callable[[], AbstractContextManager[threading.Event]] = stop_requests,
     ) -> None:
-        """`supervisor` is the process that watches over this command, as standing workers do; it ends with it."""
-        self.storage, self.places, self.crew = storage, places, crew
+        """`supervisor` is the process that watches over this command, as standing workers do; it ends with it.
+
+        The event of `stop` is set when the workers are to save their trials and leave.
+        """
+        self.storage, self.places, self.crew, self.stop = storage, places, crew, stop
         self.lifeline = None if supervisor is None else Lifeline(supervisor)
 
     def supervise(
@@ -66,7 +75,7 @@ class Supervisor:
         """
         logs = kept.folder / "logs"
         told = environment(self.places, self.crew)
-        with stop_requests() as requested, view as watcher:
+        with self.stop() as requested, view as watcher:
             watcher.say(f"study {study.name}: {begins}")
             arguments = [*arguments, "--study-id", str(study.id)]
             team = WorkerPool(slots, arguments, told, logs, _exit_handler(study), watcher.say)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import faulthandler
 import gc
+import logging
 import os
 import socket
 import threading
@@ -24,6 +25,7 @@ from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 from pydantic import ValidationError
 
+from models import logs
 from models.config import DECODING, Config
 from models.errors import ConfigError, UserError
 from models.files import optional
@@ -57,6 +59,8 @@ from tuner.trials.objective import (
 )
 from tuner.workers.database_thread import TIMEOUT_SECONDS, DatabaseThread, DatabaseUnavailable, Result
 from tuner.workers.supervisor_watch import Lifeline
+
+logger = logging.getLogger(__name__)
 
 KEPT = 3
 """How many of the best trials keep their weights."""
@@ -96,7 +100,6 @@ def work(
     threads: int,
     artifacts: Artifacts,
     requested: threading.Event,
-    say: Callable[[str], None],
     worker_id: str,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
     corpus_path: str | None = None,
@@ -119,12 +122,12 @@ def work(
         )
         study = replace(study, definition=definition)
     _require_a_generator(definition)
-    with optional("files that nobody needs are not deleted", say):
+    with optional("files that nobody needs are not deleted", logger.warning):
         sweep_artifacts(study.optuna_study, artifacts)
     objective = Objective(
         definition, study.optuna_study.user_attrs["fingerprint"], device, artifacts, checkpoint_seconds
     )
-    worker = Worker(study, objective, threads, requested, say, worker_id, Lifeline(supervisor))
+    worker = Worker(study, objective, threads, requested, worker_id, Lifeline(supervisor))
     return worker.run()
 
 
@@ -144,16 +147,15 @@ class Worker:
         objective: Objective,
         threads: int,
         requested: threading.Event,
-        say: Callable[[str], None],
         worker_id: str,
         lifeline: Lifeline | None = None,
     ) -> None:
         self.study, self.definition, self.storage = study.optuna_study, study.definition, study.storage
         self.objective = objective
-        self.threads, self.requested, self.say = threads, requested, say
+        self.threads, self.requested = threads, requested
         self.id = worker_id
         self.leases = study.leases
-        self.database_thread = DatabaseThread(self._heartbeat, say)
+        self.database_thread = DatabaseThread(self._heartbeat)
         self.activity = Activity()
         self.trial_id: int | None = None
         self.lost, self.gone = threading.Event(), threading.Event()
@@ -168,7 +170,7 @@ class Worker:
     def _say_of_text(self, text: str) -> None:
         """Says what the objective says while it reads the text, here and in the status of the study."""
         self.activity = Activity(self.activity.trial, text)
-        self.say(text)
+        logger.info("%s", text)
 
     def run(self) -> str:
         """Takes trials until there is nothing more to do; returns why."""
@@ -240,50 +242,67 @@ class Worker:
 
     def _work_on(self, claim: Claim) -> None:
         """Trains a claimed trial to its end, whatever that is, and writes the end down."""
-        trial, number = claim.trial, claim.trial.number
+        number = claim.trial.number
         self.lost.clear()
-        self.trial_id = id_of(trial)
+        self.trial_id = id_of(claim.trial)
         self.activity = Activity(number, "starting")
+        logs.PLACE["trial"] = number
         try:
-            draft = _Draft(trial, self.definition)
-            self.database_thread.call(draft.write)
-            config = self.database_thread.call(lambda: self._configure(draft, claim.attempt))
-            self.objective.require_fit(config)
-            observer = _Observer(self, trial)
-            with observer.watched():
-                outcome = self.objective(number, claim.attempt, config, observer, self.say)
-            observer.settle()
-            self.database_thread.call(lambda: self._complete(trial, outcome))
-            self._keep_best()
-            self.failures.clear()
-        except (Unbuildable, ConfigError) as error:
-            if not self._fail(trial, str(error)):
-                return
-        except (LostLease, Gone) as error:
-            self.say(str(error))
-            return
-        except (Stopped, UserError) as error:  # saved: the trial goes back into the queue
-            self._hand_back(trial)
-            if isinstance(error, UserError):
-                raise
-            return
-        except DatabaseUnavailable:
-            raise
-        except UpdateFinishedTrialError:
-            self.say(f"trial {number} was ended by somebody else; what was trained of it is dropped")
-        except Pruned:
-            self.failures.clear()
-            if not self._end(trial, TrialState.PRUNED, {}):
-                return
+            self._train(claim)
+            is_over = True
         except (Exception, SystemExit) as error:
-            self.lost_device = lost_device(error)
-            if not self._end_badly(trial, error):
-                return
+            is_over = self._ended_by(error, claim.trial)
         finally:
             self.trial_id = None
             self.activity = Activity()
+            logs.PLACE.pop("trial", None)
             self._collect_garbage()
-        self.objective.forget(number, claim.attempt)
+        if is_over:
+            self.objective.forget(number, claim.attempt)
+
+    def _train(self, claim: Claim) -> None:
+        """Trains a trial, and writes down that it is complete."""
+        trial = claim.trial
+        draft = _Draft(trial, self.definition)
+        self.database_thread.call(draft.write)
+        config = self.database_thread.call(lambda: self._configure(draft, claim.attempt))
+        self.objective.require_fit(config)
+        observer = _Observer(self, trial)
+        with observer.watched():
+            outcome = self.objective(trial.number, claim.attempt, config, observer, logger.warning)
+        observer.settle()
+        self.database_thread.call(lambda: self._complete(trial, outcome))
+        self._keep_best()
+        self.failures.clear()
+
+    def _ended_by(self, error: BaseException, trial: optuna.Trial) -> bool:
+        """Does what the end of a training asks for; returns whether the trial is over, so that its files can go.
+
+        Raises what ends the worker, too.
+        """
+        match error:
+            case Unbuildable() | ConfigError():
+                return self._fail(trial, str(error))
+            case LostLease() | Gone():
+                logger.warning("%s", error)
+                return False
+            case Stopped():  # saved: the trial goes back into the queue
+                self._hand_back(trial)
+                return False
+            case UserError():  # nothing can be trained here
+                self._hand_back(trial)
+                raise error
+            case DatabaseUnavailable():
+                raise error
+            case UpdateFinishedTrialError():
+                logger.warning("trial %d was ended from outside; what was trained of it is dropped", trial.number)
+                return True
+            case Pruned():
+                self.failures.clear()
+                return self._end(trial, TrialState.PRUNED, {})
+            case _:
+                self.lost_device = lost_device(error)
+                return self._end_badly(trial, error)
 
     def _collect_garbage(self) -> None:
         """Frees what a trial leaves: an exception's frames hold its model, and the next one needs the memory."""
@@ -326,7 +345,7 @@ class Worker:
     def _fail(self, trial: optuna.Trial, reason: str) -> bool:
         """Fails a trial that can be trained nowhere, at once; returns whether it was this worker's to say."""
         reason = " ".join(reason.split())
-        self.say(f"trial {trial.number} failed: {reason}")
+        logger.warning("trial %d failed: %s", trial.number, reason)
         self.failures.append(reason)
         return self._end(trial, TrialState.FAIL, {"reason": reason})
 
@@ -336,16 +355,16 @@ class Worker:
         if blamed is not None and not self._crowded_out(trial, error):
             # Counted as pruned, so that the sampler learns to stay away: a failed trial teaches it nothing.
             reason, violations = blamed
-            self.say(f"trial {trial.number}: {reason}")
+            logger.warning("trial %d: %s", trial.number, reason)
             return self._end(trial, TrialState.PRUNED, {"reason": reason}, violations)
         reason, trace = f"{type(error).__name__}: {error}", traceback.format_exc()
         retries = self.definition.retries
         failed = self._if_held(lambda: self.leases.crashed(id_of(trial), self.id, reason, trace, retries))
         if failed:
-            self.say(f"trial {trial.number} failed: {reason}")
+            logger.warning("trial %d failed: %s", trial.number, reason)
             self.failures.append(reason)
         elif failed is not None:
-            self.say(f"trial {trial.number} crashed and is tried again: {reason}")
+            logger.warning("trial %d crashed and is tried again: %s", trial.number, reason)
         return bool(failed)
 
     def _crowded_out(self, trial: optuna.Trial, error: BaseException) -> bool:
@@ -377,7 +396,7 @@ class Worker:
         try:
             return self.database_thread.call(request, patience)
         except (LostLease, Gone, UpdateFinishedTrialError) as error:
-            self.say(str(error))
+            logger.warning("%s", error)
             return None
 
     def _tell(self, trial: optuna.Trial, state: TrialState, values: list[float] | None) -> None:

@@ -27,6 +27,11 @@ def _quick_beat(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(database_thread, "HEARTBEAT_SECONDS", 0.01)
 
 
+def enqueue(study: StudyHandle, assignments: list[str]) -> str:
+    """As the command line and the page do it."""
+    return steering.enqueue(study, steering.assigned(assignments))
+
+
 def test_a_pause_frees_the_trial_in_the_middle_and_resume_goes_on_with_it(
     crew: Any, small: Small, enter: Enter, storage: RDBStorage
 ) -> None:
@@ -91,9 +96,11 @@ def test_enqueued_values_are_tried_next_and_the_sampler_adds_the_others(
 ) -> None:
     study = small(2)
     found = enter(study)
-    assert steering.enqueue(StudyHandle(storage, found, study), ["learning_rate=3e-3"]) == "trial 0 waits for a worker"
+    assert enqueue(StudyHandle(storage, found, study), ["learning_rate=3e-3"]) == "trial 0 waits for a worker"
     assert (
-        steering.enqueue(StudyHandle(storage, found, study), ["architecture=gru", "learning_rate=0.1"])
+        steering.enqueue(
+            StudyHandle(storage, found, study), steering.assigned(["architecture=gru", "learning_rate=0.1"])
+        )
         == "trial 1 waits for a worker"
     )
     crew.work(study, lambda number, config, rung: 1.0)
@@ -102,7 +109,7 @@ def test_enqueued_values_are_tried_next_and_the_sampler_adds_the_others(
     assert first.params["architecture"] in ("rnn", "gru")
     assert second.params == {"architecture": "gru", "learning_rate": 0.1}
     assert len(found.trials) == 2
-    late = steering.enqueue(StudyHandle(storage, found, study), ["architecture=gru"])
+    late = enqueue(StudyHandle(storage, found, study), ["architecture=gru"])
     assert late.startswith("trial 2 waits for a worker; the 2 trials of the budget are finished: raise it with")
 
 
@@ -129,7 +136,7 @@ def test_values_that_no_trial_could_have_are_refused(
     study = small(parameters=PARAMETERS | {"temperature": {"type": "float", "low": 0.3, "high": 1.5}})
     found = enter(study)
     with pytest.raises(StudyError) as caught:
-        steering.enqueue(StudyHandle(storage, found, study), ["architecture=gru", assignment])
+        enqueue(StudyHandle(storage, found, study), ["architecture=gru", assignment])
     assert message in str(caught.value)
     assert found.trials == []
 

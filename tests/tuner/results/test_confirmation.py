@@ -268,7 +268,7 @@ class Kept:
     def work(self, name: str) -> None:
         artifacts = Artifacts(self.folder / name)
         options: dict[str, Any] = {"device": "cpu", "threads": 1, "artifacts": artifacts, "worker_id": name}
-        work(self.storage, name, requested=threading.Event(), say=lambda text: None, **options)
+        work(self.storage, name, requested=threading.Event(), **options)
 
     def score(self, folder: Path) -> Any:
         self.scored.append(folder)

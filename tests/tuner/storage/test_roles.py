@@ -63,7 +63,7 @@ def searched(team: dict[str, str], small: Small, crew: Any, tmp_path: Path) -> S
         create.enter(storage, study)
         objective: Any = Instant(study, tmp_path, score)
         found = Tuned(study.name, storage)
-        worker = Worker(StudyHandle(storage, found, study), objective, 1, crew.requested, crew.said.append, "one")
+        worker = Worker(StudyHandle(storage, found, study), objective, 1, crew.requested, "one")
         assert worker.run() == "all 3 trials are finished"
     return study
 
@@ -85,7 +85,7 @@ def test_the_dashboard_role_shows_writes_notes_and_steers(team: dict[str, str], 
         storage.set_study_system_attr(found._study_id, "artifacts:1", "{}")
         assert steering.pause(StudyHandle.of(storage, found)).startswith("paused")
         assert steering.resume(StudyHandle.of(storage, found)).startswith("running")
-        assert "trial 4 waits" in steering.enqueue(StudyHandle(storage, found, searched), ["learning_rate=0.01"])
+        assert "trial 4 waits" in steering.enqueue(StudyHandle(storage, found, searched), {"learning_rate": 0.01})
         assert "is tried again as trial 5" in steering.retry(StudyHandle(storage, found, searched), 1)
         assert [trial.number for trial in found.trials if trial.state == TrialState.WAITING] == [4, 5]
         assert steering.stop(StudyHandle.of(storage, found)).startswith("stopped")

@@ -64,7 +64,7 @@ with storages.open_storage(None, Path(folder)) as storage:
     claim = leases.claim(study, "halting", None, None) if action == "write" else None
     halting = [True]
     sqlalchemy.event.listen(storage.engine, "after_cursor_execute", halt)
-    with DatabaseThread(lambda: None, lambda text: None) as database_thread:
+    with DatabaseThread(lambda: None) as database_thread:
         try:
             print(database_thread.call(ask), flush=True)
         except books.LostLease:
@@ -108,7 +108,7 @@ def ours(storage: RDBStorage, study: optuna.Study, monkeypatch: pytest.MonkeyPat
 
 def answer(request: Callable[[], Any]) -> Any:
     """What a worker's request comes to; the test fails where it would wait for ever."""
-    with DatabaseThread(lambda: None, lambda text: None) as database_thread:
+    with DatabaseThread(lambda: None) as database_thread:
         return database_thread.call(request, patience=60)
 
 

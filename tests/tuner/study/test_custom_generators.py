@@ -204,7 +204,7 @@ def test_a_convolution_is_searched_exported_trained_again_and_written_with(
     )
     study = parse_study(f"{text}threads: 1\n", "kernels.yaml", "kernels")
     found = enter(study)
-    assert steering.enqueue(StudyHandle(storage, found, study), ["own.kernel_size=5"]).startswith("trial 1 waits")
+    assert steering.enqueue(StudyHandle(storage, found, study), {"own.kernel_size": 5}).startswith("trial 1 waits")
     artifacts = Artifacts(here / "artifacts")
     crew.work(study, Objective(study, found.user_attrs["fingerprint"], "cpu", artifacts))
 

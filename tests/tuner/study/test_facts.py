@@ -145,7 +145,6 @@ def run(storage: RDBStorage, study: Study, tmp_path: Path) -> str:
         threads=torch.get_num_threads(),
         artifacts=Artifacts(tmp_path / "artifacts"),
         requested=threading.Event(),
-        say=lambda words: None,
         worker_id=study.name,
     )
 
@@ -310,7 +309,7 @@ def test_a_trial_that_is_ended_under_a_worker_is_dropped_and_the_worker_goes_on(
         return 1.0
 
     assert crew.work(study, score) == ["all 3 trials are finished"]
-    assert any("trial 0 was ended by somebody else" in words for words in crew.said)
+    assert any("trial 0 was ended from outside" in words for words in crew.said)
     assert not is_result(found.trials[0])
     assert [trial.number for trial in summary.leaderboard(found.trials)] == [
         trial.number for trial in found.trials if trial.number > 0 and trial.state == TrialState.COMPLETE

@@ -9,6 +9,7 @@ from optuna.exceptions import StorageInternalError
 from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
+from tests.tuner.conftest import Heard
 from tuner.storage.outages import is_outage
 from tuner.workers import database_thread as couriers
 from tuner.workers.database_thread import DatabaseThread, DatabaseUnavailable
@@ -41,8 +42,9 @@ def database() -> Database:
 
 
 @pytest.fixture
-def said() -> list[str]:
-    return []
+def said() -> Iterator[list[str]]:
+    with Heard() as said:
+        yield said
 
 
 @pytest.fixture(autouse=True)
@@ -52,7 +54,7 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def database_thread(said: list[str]) -> Iterator[DatabaseThread]:
-    with DatabaseThread(lambda: None, said.append) as database_thread:
+    with DatabaseThread(lambda: None) as database_thread:
         yield database_thread
 
 
@@ -106,7 +108,7 @@ def test_any_other_error_is_an_answer(database_thread: DatabaseThread, said: lis
 
 def test_leaving_while_the_database_is_away_does_not_wait_for_it(database: Database, said: list[str]) -> None:
     database.away = 10**9
-    with DatabaseThread(lambda: None, said.append) as database_thread:
+    with DatabaseThread(lambda: None) as database_thread:
         answers = [database_thread.submit(database.request(number)) for number in range(3)]
         database.refusals.acquire()
     assert not database_thread._thread.is_alive()
@@ -123,7 +125,7 @@ def test_who_asks_does_not_wait_for_ever(database_thread: DatabaseThread, databa
 
 
 def test_leaving_runs_what_was_sent_before(database: Database) -> None:
-    with DatabaseThread(lambda: None, lambda text: None) as database_thread:
+    with DatabaseThread(lambda: None) as database_thread:
         for number in range(20):
             database_thread.submit(database.request(number))
     assert database.answered == list(range(20))
@@ -132,7 +134,7 @@ def test_leaving_runs_what_was_sent_before(database: Database) -> None:
 def test_the_heart_beats_while_there_is_nothing_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(couriers, "HEARTBEAT_SECONDS", 0.01)
     beats = threading.Semaphore(0)
-    with DatabaseThread(beats.release, lambda text: None):
+    with DatabaseThread(beats.release):
         for _ in range(3):
             assert beats.acquire(timeout=30)
 
@@ -150,7 +152,7 @@ def test_the_heart_beats_while_there_is_always_something_to_do(monkeypatch: pyte
     def beat() -> None:
         beats.release()
 
-    with DatabaseThread(beat, lambda text: None) as database_thread:
+    with DatabaseThread(beat) as database_thread:
         for _ in range(4):
             database_thread.submit(busy)
         for _ in range(4):
@@ -163,7 +165,7 @@ def test_an_outage_is_met_by_the_beat_as_by_any_errand(
 ) -> None:
     monkeypatch.setattr(couriers, "HEARTBEAT_SECONDS", 0.01)
     database.away = 2
-    with DatabaseThread(database.request("beat"), said.append) as database_thread:
+    with DatabaseThread(database.request("beat")) as database_thread:
         assert database.refusals.acquire(timeout=30)
         database_thread.call(database.request("request"))
     assert database.answered[0] == "beat"

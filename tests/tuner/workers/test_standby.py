@@ -1,5 +1,6 @@
 """Standing workers: they find the studies that have work, rest where they cannot work, and stop when asked."""
 
+import logging
 import sys
 import threading
 from collections.abc import Callable
@@ -11,6 +12,7 @@ import pytest
 from optuna.storages import RDBStorage
 from sqlalchemy.exc import OperationalError
 
+from tests.tuner.conftest import Heard
 from tuner.control import create
 from tuner.errors import WorkerError
 from tuner.storage.connection import open_storage
@@ -63,15 +65,16 @@ def test_workers_rest_where_they_cannot_work_and_end_when_asked(
     study = small(1)
     create.enter(fresh, study)
     monkeypatch.setattr(standby, "LOOK_SECONDS", 0.01)
-    said: list[str] = []
     requested = threading.Event()
 
-    def say(text: str) -> None:
-        said.append(text)
-        if "left alone" in text:
-            requested.set()
+    class Ending(Heard):
+        def emit(self, record: logging.LogRecord) -> None:
+            super().emit(record)
+            if "left alone" in record.getMessage():
+                requested.set()
 
-    standby.serve(fresh, [sys.executable, "-c", "import sys; sys.exit(sys.argv[1:] != ['--', 'x'])"], requested, say)
+    with Ending() as said:
+        standby.serve(fresh, [sys.executable, "-c", "import sys; sys.exit(sys.argv[1:] != ['--', 'x'])"], requested)
     assert said[1:] == [
         f"joining study {study.name}",
         f"study {study.name}: ended with exit code 1; it is left alone for 60 s",

@@ -34,7 +34,7 @@ from models.training import scoring
 from models.training.failures import OutOfMemoryInCapture
 from models.training.loop import Diverged, Training, train
 from models.training.stopping import Stopped
-from tests.tuner.conftest import Following
+from tests.tuner.conftest import Following, Heard
 from tuner.artifacts.store import Artifacts
 from tuner.control import create
 from tuner.errors import LostDeviceError, StorageError, StudyError, WorkerError
@@ -82,14 +82,14 @@ class Finished:
 
     def __init__(self, storage: RDBStorage, found: optuna.Study, study: Study, artifacts: Path) -> None:
         self.study, self.artifacts, self.folder = study, artifacts, artifacts / study.name
-        self.said: list[str] = []
         options = {
             "device": "cpu",
             "threads": 1,
             "artifacts": Artifacts(artifacts / study.name),
             "worker_id": study.name,
         }
-        self.reason = work(storage, study.name, requested=threading.Event(), say=self.said.append, **options)  # type: ignore[arg-type]
+        with Heard() as self.said:
+            self.reason = work(storage, study.name, requested=threading.Event(), **options)  # type: ignore[arg-type]
         self.trials: list[FrozenTrial] = found.trials
 
     def those(self, state: TrialState) -> list[FrozenTrial]:
@@ -567,7 +567,6 @@ def test_another_text_than_the_studys_is_refused(
             threads=torch.get_num_threads(),
             artifacts=Artifacts(tmp_path),
             requested=threading.Event(),
-            say=print,
             worker_id=study.name,
             corpus_path=str(tmp_path / "other.txt"),
         )
@@ -1244,7 +1243,6 @@ def test_how_far_an_encoding_is_stands_in_the_status(
     study = small(1)
     found = enter(study)
     objective = Objective(study, found.user_attrs["fingerprint"], "cpu", Artifacts(tmp_path))
-    said: list[str] = []
-    one = Worker(StudyHandle(storage, found, study), objective, 1, threading.Event(), said.append, "one")
+    one = Worker(StudyHandle(storage, found, study), objective, 1, threading.Event(), "one")
     objective.say("corpus squares.txt: encoding in word tokens: 12%, 1.5 MB/s")
-    assert one.activity.doing == said[0] == "corpus squares.txt: encoding in word tokens: 12%, 1.5 MB/s"
+    assert one.activity.doing == crew.said[0] == "corpus squares.txt: encoding in word tokens: 12%, 1.5 MB/s"
