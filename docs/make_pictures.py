@@ -159,7 +159,7 @@ def draw(name: str, command: str, *shown: Any) -> None:
 def while_it_runs(page: Page, address: str) -> None:
     """The note of the study, and the operators' page."""
     page.goto(f"{address}/dashboard/studies/1/note")
-    expect(page.get_by_text("last sign of life")).to_be_visible()
+    expect(page.get_by_text("last heartbeat")).to_be_visible()
     save("dashboard", page)
     page.set_viewport_size({"width": 1000, "height": 1250})
     page.goto(f"{address}/tuner/1")

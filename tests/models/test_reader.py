@@ -244,7 +244,7 @@ def test_a_dense_file_is_refused_before_it_is_read_to_its_end(text: str, what: s
 
 def test_a_thousand_trials_may_be_queued_in_a_study() -> None:
     entry = "- learning_rate: 0.001\n" + "".join(f"  parameter_{number}: {number}\n" for number in range(5))
-    assert len(values("start:\n" + entry * 1_000)["start"]) == 1_000
+    assert len(values("points_to_evaluate:\n" + entry * 1_000)["points_to_evaluate"]) == 1_000
 
 
 def test_what_an_alias_stands_for_may_be_meant_several_times() -> None:

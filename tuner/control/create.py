@@ -49,8 +49,8 @@ def _entered(storage: RDBStorage, study: Study, fingerprint: str) -> StudyHandle
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             found.set_metric_names(study.objectives)  # what the dashboard writes at its axes
-        for values in study.start:
-            queue(found, flat(values), {"start": True})
+        for values in study.points_to_evaluate:
+            queue(found, flat(values), {"points_to_evaluate": True})
     entered.leases.set_state(RUNNING)
     found.set_user_attr("fingerprint", fingerprint)
     found.set_user_attr("study", study.stored())

@@ -271,7 +271,7 @@ def _definition(study: Study, name: str, trainings: int) -> Study:
         "parameters": {
             name: value for name, value in study.parameters.items() if name not in DECODING or not is_searched(value)
         },
-        "start": [],
+        "points_to_evaluate": [],
         "decoding": Decoding(share=0.0),
         "limits": Limits(),
     }

@@ -29,7 +29,7 @@ HEARTBEAT_SECONDS = 5.0
 """How often a worker shows that it lives."""
 
 LEASE_SECONDS = 45.0
-"""How long a lease lasts without a sign of life."""
+"""How long a lease lasts without a heartbeat."""
 
 OBSERVED_SECONDS = 2 * HEARTBEAT_SECONDS
 """How long an expired lease is watched before it is taken over.
@@ -143,7 +143,7 @@ class Activity:
 
 @dataclass(frozen=True)
 class Worker:
-    """A worker as others see it; `seen` is the age of its last sign of life, in seconds."""
+    """A worker as others see it; `seen` is the age of its last heartbeat, in seconds."""
 
     number: int
     host: str
@@ -282,7 +282,7 @@ class Leases:
             connection.execute(_free(worker_id))
 
     def heartbeat(self, worker_id: str, trial_id: int | None, activity: Activity) -> tuple[str, float]:
-        """Shows a sign of life and renews the lease; returns the study's state and active seconds.
+        """Renews the lease and shows what the worker does; returns the study's state and active seconds.
 
         Raises LostLease or Gone.
         """
@@ -429,7 +429,7 @@ class Leases:
             return self._line(connection).active_seconds
 
     def alive(self) -> list[Worker]:
-        """Returns the workers that gave a sign of life within a lease, in the order they joined."""
+        """Returns the workers whose last heartbeat is no older than a lease, in the order they joined."""
         with self.engine.begin() as connection:
             return [worker for _, worker in living(connection, workers.c.study_id == self.study_id)]
 
@@ -510,7 +510,7 @@ class Leases:
 
 
 def living(connection: Connection, *which: Any) -> list[tuple[int, Worker]]:
-    """Returns the workers that gave a sign of life within a lease, in the order they joined, each with its study."""
+    """Returns the workers whose last heartbeat is no older than a lease, as they joined, each with its study."""
     seen = func.extract("epoch", _clock() - workers.c.seen_at).label("seen")
     names = [name for name in Worker.__dataclass_fields__ if name != "seen"]
     query = sql.select(workers.c.study_id, seen, *(workers.c[name] for name in names)).where(*which)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -22,9 +23,12 @@ from tuner.study.space import Space, chosen_problem, place_of, problems_of
 MOVED = {("corpus", "tokenizer"): ("parameters", "tokenizer"), ("pruner", "rungs"): ("trial", "rungs")}
 """Keys that may also be written where they are often looked for: there -> where they belong."""
 
+RENAMED = {"start": "points_to_evaluate"}
+"""Keys under their former name; a file that has one is read with a warning, until 0.3."""
+
 OBJECTIVES = ("bits_per_byte", "text_divergence")
 
-FREE = ("budget", "start", "threads", "retries", "timeout")
+FREE = ("budget", "points_to_evaluate", "threads", "retries", "timeout")
 """Sections that may change while a study goes on: its results stay comparable. Not `threads` of trials in seconds."""
 
 
@@ -75,7 +79,7 @@ class Study(BaseModel):
     sampler: dict[str, Any] = Field({"type": "tpe"}, description="How the next trial is proposed.")
     pruner: dict[str, Any] = Field({"type": "successive_halving"}, description="Which trials are stopped early.")
     parameters: dict[str, Any] = Field({}, description="Hyperparameters, each a plain value or a range.")
-    start: list[dict[str, Any]] = Field([], description="Values to try first, one mapping per trial.")
+    points_to_evaluate: list[dict[str, Any]] = Field([], description="Values to try first, one mapping per trial.")
     threads: int | None = Field(
         None, ge=1, le=4096, description="CPU threads of each trial; by default the worker's share."
     )
@@ -155,12 +159,13 @@ def study_of(values: Mapping[str, Any]) -> Study:
 def parse_study(text: str, name: str, default_name: str, rehearsed: bool = False) -> Study:
     """Returns the study that YAML or JSON text describes; `name` stands before each problem.
 
-    Where it is `rehearsed`, sampler and pruner have chosen a few trials that train nothing, which takes a moment.
+    Where it is `rehearsed`, sampler and pruner have chosen a few trials that train nothing, which takes a moment. A key
+    under its former name is a FutureWarning.
     """
     document = parse(text, name)
     require_schema(document, name, SCHEMA)
     document.setdefault("name", default_name)
-    doubled = list(_move(document))
+    doubled = [*_rename(document, name), *_move(document)]
     return validate(document, name, Study, lambda values: [*doubled, *_all_problems(values, rehearsed)])
 
 
@@ -188,10 +193,12 @@ def _named_after(name: str, corpus_path: Path) -> str:
 
 
 def stored_study(values: dict[str, Any]) -> Study:
-    """Returns the study that `Study.stored` gave. Raises ConfigError for anything else."""
+    """Returns the study that `Study.stored` gave, in an earlier version too. Raises ConfigError for anything else."""
     if not isinstance(values, dict):
         raise ConfigError("the stored study: is no mapping")
-    return parse_study(dump(values), "the stored study", "")
+    former = {old: new for old, new in RENAMED.items() if new not in values}
+    current = {former.get(name, name): value for name, value in values.items()}
+    return parse_study(dump(current), "the stored study", "")
 
 
 def renamed(study: Study, name: str) -> Study:
@@ -213,6 +220,20 @@ def differences(before: Study, after: Study) -> list[str]:
         for place in sorted(old.keys() | new.keys())
         if old.get(place) != new.get(place) and place[0] not in free and place != ("corpus", "path")
     ]
+
+
+def _rename(document: CommentedMap, file: str) -> Iterator[Problem]:
+    """Gives keys their present names, with a warning each; yields those that stand under both names."""
+    for old, new in RENAMED.items():
+        if old in document and new in document:
+            yield (old,), f"given here and as {new}; keep one"
+        if old not in document:
+            continue
+        position, value = document.lc.key(old), document.pop(old)
+        if new not in document:
+            document[new] = value
+            document.lc.add_kv_line_col(new, [*position, *position])
+            warnings.warn(f"{file}:{position[0] + 1}: {old} is now {new}; rename it", FutureWarning, stacklevel=4)
 
 
 def _move(document: CommentedMap) -> Iterator[Problem]:
@@ -245,9 +266,9 @@ def _file_problems(study: Study) -> Iterator[Problem]:
     if study.confirms is not None:
         yield ("confirms",), "is written by `tuner confirm`, never by hand; leave it out"
     if study.sampler["type"] == "grid":
-        for index, values in enumerate(study.start):
-            if values in study.start[:index]:
-                yield ("start", index), "is given before, and a grid tries each point once; leave it out"
+        for index, values in enumerate(study.points_to_evaluate):
+            if values in study.points_to_evaluate[:index]:
+                yield ("points_to_evaluate", index), "is given before, and a grid tries each point once; leave it out"
 
 
 def _problems(values: dict[str, Any]) -> Iterator[Problem]:
@@ -261,7 +282,7 @@ def _problems(values: dict[str, Any]) -> Iterator[Problem]:
     trial: dict[str, Any] = values["trial"] if isinstance(values.get("trial"), dict) else {}
     rungs = trial.get("rungs", Budget.model_fields["rungs"].default)
     if space is not None:
-        yield from _start_problems(space, values.get("start"))
+        yield from _point_problems(space, values.get("points_to_evaluate"))
         yield from _budget_problems(space, trial.get("tokens"), rungs)
     if isinstance(values.get("objective"), list) and len(values["objective"]) > 1:
         yield from _two_objectives_problems(values)
@@ -278,12 +299,12 @@ def _two_objectives_problems(values: dict[str, Any]) -> Iterator[Problem]:
             yield (section,), f"{refused} knows one objective only; choose another, or a single objective"
 
 
-def _start_problems(space: Space, start: Any) -> Iterator[Problem]:
-    for index, values in enumerate(start if isinstance(start, list) else []):
+def _point_problems(space: Space, points: Any) -> Iterator[Problem]:
+    for index, values in enumerate(points if isinstance(points, list) else []):
         for name, value in flat(values).items() if isinstance(values, dict) else ():
             problem = chosen_problem(space, name, value)
             if problem is not None:
-                yield ("start", index, *place_of(name)), problem
+                yield ("points_to_evaluate", index, *place_of(name)), problem
 
 
 def _budget_problems(space: Space, tokens: Any, rungs: Any) -> Iterator[Problem]:

@@ -219,7 +219,7 @@ def _workers(now: Row) -> list[str]:
         trial = "" if worker.trial is None else _link(now, worker.trial)
         rows.append((str(worker.number), code(words["place"]), trial, *map(_cell, list(words.values())[2:])))
     more = len(now.workers) - len(rows)
-    columns = ("worker", "where", "trial", "trains", "progress", "speed", "memory", "last sign of life")
+    columns = ("worker", "where", "trial", "trains", "progress", "speed", "memory", "last heartbeat")
     return ["### Workers", _table(columns, rows), *([f"and {more} more"] if more > 0 else [])]
 
 

@@ -20,18 +20,23 @@ STATES = (RUNNING, PAUSED, STOPPED)
 STUDY_GAUGES = {
     "tuner_study_budget_trials": "Finished trials that the study may have.",
     "tuner_study_budget_seconds": "Seconds that the study may be at work.",
-    "tuner_study_budget_spent_ratio": "Part of the budget that is spent, 0 to 1.",
+    "tuner_study_budget_spent_ratio": "Fraction of the budget that is spent, 0 to 1.",
     "tuner_study_best_bits_per_byte": "Bits per byte of the best completed trial within all limits.",
-    "tuner_study_workers": "Workers that gave a sign of life within a lease.",
-    "tuner_study_tokens_per_second": "Tokens that all workers of the study train on in a second.",
-    "tuner_study_sign_of_life_age_seconds": "Since when no worker of the study gave a sign of life.",
+    "tuner_study_workers": "Workers whose last heartbeat is no older than a lease.",
+    "tuner_study_tokens_per_second": "Tokens per second that all workers of the study train on.",
+    "tuner_study_last_heartbeat_age_seconds": "Seconds since the last heartbeat of any worker of the study.",
 }
 WORKER_GAUGES = {
-    "tuner_worker_tokens_per_second": "Tokens that the worker trains on in a second.",
-    "tuner_worker_memory_bytes": "Memory that the worker's training takes, on its device.",
-    "tuner_worker_trial_progress_ratio": "Part of the worker's trial that is done, 0 to 1.",
-    "tuner_worker_sign_of_life_age_seconds": "Age of the worker's last sign of life.",
+    "tuner_worker_tokens_per_second": "Tokens per second that the worker trains on.",
+    "tuner_worker_memory_bytes": "Memory that the worker's training uses on its device.",
+    "tuner_worker_trial_progress_ratio": "Fraction of the worker's trial that is done, 0 to 1.",
+    "tuner_worker_last_heartbeat_age_seconds": "Seconds since the worker's last heartbeat.",
 }
+DEPRECATED = {
+    "tuner_study_last_heartbeat_age_seconds": "tuner_study_sign_of_life_age_seconds",
+    "tuner_worker_last_heartbeat_age_seconds": "tuner_worker_sign_of_life_age_seconds",
+}
+"""Former names, exported beside the present ones until 0.3."""
 
 
 def exposition(storage: RDBStorage, accept: str) -> tuple[bytes, str]:
@@ -55,11 +60,13 @@ class Studies(Collector):
         yield _states(found)
         yield _active(found)
         for name, said in STUDY_GAUGES.items():
-            yield _gauge(name, said, ["study"], [([one.study.name], _of_study(one)[name]) for one in found])
+            rows = [([one.study.name], _of_study(one)[name]) for one in found]
+            yield from _gauges(name, said, ["study"], rows)
         workers = [(one.study.name, worker) for one in found for worker in one.workers]
         labels = ["study", "worker", "host", "device"]
         for name, said in WORKER_GAUGES.items():
-            yield _gauge(name, said, labels, [(_place(*each), _of_worker(each[1])[name]) for each in workers])
+            rows = [(_place(*each), _of_worker(each[1])[name]) for each in workers]
+            yield from _gauges(name, said, labels, rows)
 
 
 def _trials(found: list[Row]) -> Metric:
@@ -71,7 +78,7 @@ def _trials(found: list[Row]) -> Metric:
 
 
 def _states(found: list[Row]) -> Metric:
-    family = GaugeMetricFamily("tuner_study_state", "1 for what was asked of the study.", labels=["study", "state"])
+    family = GaugeMetricFamily("tuner_study_state", "1 for the state that was requested.", labels=["study", "state"])
     for one in found:
         for state in STATES:
             family.add_metric([one.study.name, state], one.state == state)
@@ -84,6 +91,13 @@ def _active(found: list[Row]) -> Metric:
     for one in found:
         family.add_metric([one.study.name], one.active_seconds)
     return family
+
+
+def _gauges(name: str, said: str, labels: list[str], rows: list[tuple[list[str], float | None]]) -> Iterator[Metric]:
+    """Yields a measurement under its name, and under the one that it had in the version before."""
+    yield _gauge(name, said, labels, rows)
+    if name in DEPRECATED:
+        yield _gauge(DEPRECATED[name], f"Deprecated: use {name}.", labels, rows)
 
 
 def _gauge(name: str, said: str, labels: list[str], rows: list[tuple[list[str], float | None]]) -> Metric:

@@ -118,7 +118,7 @@ def worker_table(workers: list[Worker]) -> Table:
 
 
 def activity(worker: Worker) -> dict[str, str]:
-    """Where a worker is and what it does, in words, and when it last gave a sign of life."""
+    """Where a worker is and what it does, in words, and the age of its last heartbeat."""
     return {
         "place": f"{worker.host} {worker.device}",
         "trial": "" if worker.trial is None else f"trial {worker.trial}",

@@ -12,6 +12,7 @@ from optuna.trial import TrialState
 
 from models.config import Config
 from tuner.control import steering
+from tuner.control.create import require_unchanged
 from tuner.errors import StudyError
 from tuner.storage.handle import StudyHandle
 from tuner.storage.leases import Leases
@@ -144,13 +145,29 @@ def test_values_that_no_trial_could_have_are_refused(
 def test_a_study_begins_with_its_starting_points_once(
     crew: Any, small: Small, enter: Enter, storage: RDBStorage
 ) -> None:
-    study = small(3, start=[{"learning_rate": 0.003, "architecture": "gru"}, {"learning_rate": 0.01}])
+    study = small(3, points_to_evaluate=[{"learning_rate": 0.003, "architecture": "gru"}, {"learning_rate": 0.01}])
     found = enter(study)
     enter(study)
     crew.work(study, lambda number, config, rung: 1.0)
     assert [trial.params["learning_rate"] for trial in found.trials][:2] == [0.003, 0.01]
     assert found.trials[0].params["architecture"] == "gru"
     assert len(found.trials) == 3
+
+
+def test_a_study_that_was_entered_with_start_goes_on(
+    crew: Any, small: Small, enter: Enter, storage: RDBStorage
+) -> None:
+    """As version 0.1 stored it."""
+    study = small(2, points_to_evaluate=[{"learning_rate": 0.003}])
+    found = enter(study)
+    stored = study.stored()
+    stored["start"] = stored.pop("points_to_evaluate")
+    found.set_user_attr("study", stored)
+    require_unchanged(storage, study, found.user_attrs["fingerprint"])
+    enter(study)
+    crew.work(study, lambda number, config, rung: 1.0)
+    assert [trial.params["learning_rate"] for trial in found.trials].count(0.003) == 1
+    assert len(found.trials) == 2
 
 
 def test_a_failed_trial_is_tried_again_and_the_study_gets_another_chance(

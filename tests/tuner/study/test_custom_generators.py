@@ -143,17 +143,17 @@ def test_what_is_wrong_with_parameters_of_ones_own_is_told_with_its_place(parame
 
 
 @pytest.mark.parametrize(
-    ("start", "problem"),
+    ("point", "problem"),
     [
-        ("own: {kernel_size: 9}", "start.0.own.kernel_size: 9 is not among what is searched: 2 to 5"),
-        ("own: {activation: relu}", "start.0.own.activation: is fixed at 'gelu'"),
-        ("kernel_size: 3", "start.0.kernel_size: is not searched; did you mean own.kernel_size?"),
+        ("own: {kernel_size: 9}", "points_to_evaluate.0.own.kernel_size: 9 is not among what is searched: 2 to 5"),
+        ("own: {activation: relu}", "points_to_evaluate.0.own.activation: is fixed at 'gelu'"),
+        ("kernel_size: 3", "points_to_evaluate.0.kernel_size: is not searched; did you mean own.kernel_size?"),
     ],
 )
-def test_a_start_with_other_values_is_refused(start: str, problem: str) -> None:
+def test_a_point_with_other_values_is_refused(point: str, problem: str) -> None:
     text = blocks("yaml")[2]
-    assert "start:" in text
-    text = re.sub(r"own: \{kernel_size: 3\}", start, text)
+    assert "points_to_evaluate:" in text
+    text = re.sub(r"own: \{kernel_size: 3\}", point, text)
     with pytest.raises(ConfigError, match=re.escape(problem)):
         parse_study(text, "own.yaml", "own")
 

@@ -108,6 +108,37 @@ def test_a_moved_key_is_complained_about_where_it_was_written() -> None:
     assert second.startswith("s.yaml:7: trial.rungs: should be greater than or equal to 1")
 
 
+START = "corpus: {builtin: markov}\ntrial: {tokens: 100_000}\nparameters: {layers: {type: int, low: 1, high: 3}}\n"
+
+
+def test_start_is_read_as_points_to_evaluate_with_a_warning_that_says_so() -> None:
+    with pytest.warns(FutureWarning, match=r"^s\.yaml:4: start is now points_to_evaluate; rename it$"):
+        former = read(START + "start: [{layers: 2}]")
+    present = read(START + "points_to_evaluate: [{layers: 2}]")
+    assert former == present
+    assert present.points_to_evaluate == [{"layers": 2}]
+
+
+def test_points_may_not_stand_under_both_names() -> None:
+    text = START + "start: [{layers: 2}]\npoints_to_evaluate: [{layers: 3}]"
+    assert problems(text) == ["s.yaml:4: start: given here and as points_to_evaluate; keep one"]
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_a_problem_of_start_is_told_with_its_line() -> None:
+    assert problems(START + "start:\n- {layers: 2}\n- {layers: 9}")[0].startswith(
+        "s.yaml:6: points_to_evaluate.1.layers: "
+    )
+
+
+def test_a_study_that_was_stored_with_start_is_the_same_study() -> None:
+    study = small(points_to_evaluate=[{"layers": 2}])
+    stored = study.stored()
+    stored["start"] = stored.pop("points_to_evaluate")
+    assert stored_study(stored) == study
+    assert differences(stored_study(stored), study) == []
+
+
 def test_a_name_is_that_of_the_file_where_none_is_given(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text(EXAMPLE.replace("name: shakespeare\n", ""))
@@ -438,8 +469,8 @@ def from_file(tmp_path: Path, text: str) -> list[str]:
         ),
         ("confirms: other", "s.yaml:3: confirms: is written by `tuner confirm`"),
         (
-            "sampler: grid\nparameters: {layers: {type: int, low: 1, high: 3}}\nstart: [{layers: 2}, {layers: 3}, {layers: 2}]",  # noqa: E501
-            "s.yaml:5: start.2: is given before",
+            "sampler: grid\nparameters: {layers: {type: int, low: 1, high: 3}}\npoints_to_evaluate: [{layers: 2}, {layers: 3}, {layers: 2}]",  # noqa: E501
+            "s.yaml:5: points_to_evaluate.2: is given before",
         ),
     ],
 )

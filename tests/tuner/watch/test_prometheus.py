@@ -73,7 +73,8 @@ def test_a_study_is_measured_as_it_is(small: Small, enter: Enter, storage: RDBSt
     assert told["tuner_worker_tokens_per_second", "cuda:0", "host"] == 1000
     assert told["tuner_worker_memory_bytes", "cuda:0", "host"] == 2**20
     assert told["tuner_worker_trial_progress_ratio", "cuda:0", "host"] == 0.25
-    assert 0 <= told["tuner_study_sign_of_life_age_seconds",] < 60
+    assert 0 <= told["tuner_study_last_heartbeat_age_seconds",] < 60
+    assert 0 <= told["tuner_worker_last_heartbeat_age_seconds", "cuda:0", "host"] < 60
 
 
 def test_what_is_not_known_is_left_out(small: Small, enter: Enter, storage: RDBStorage) -> None:
@@ -82,7 +83,20 @@ def test_what_is_not_known_is_left_out(small: Small, enter: Enter, storage: RDBS
     names = {key[0] for key in samples(storage, study.name)}
     assert "tuner_study_workers" in names
     assert not names & {"tuner_study_best_bits_per_byte", "tuner_study_budget_seconds", "tuner_worker_memory_bytes"}
-    assert "tuner_study_sign_of_life_age_seconds" not in names
+    assert "tuner_study_last_heartbeat_age_seconds" not in names
+
+
+@pytest.mark.parametrize("of", ["study", "worker"])
+def test_a_former_name_is_exported_too_and_says_what_replaces_it(
+    small: Small, enter: Enter, storage: RDBStorage, of: str
+) -> None:
+    leases = Leases(storage, enter(small())._study_id)
+    leases.join("measured", "host", 7, "cpu", 1)
+    families = {family.name: family for family in parse(prometheus.exposition(storage, "")[0].decode())}
+    leases.leave("measured")
+    old, new = families[f"tuner_{of}_sign_of_life_age_seconds"], families[f"tuner_{of}_last_heartbeat_age_seconds"]
+    assert old.documentation == f"Deprecated: use {new.name}."
+    assert [(one.labels, one.value) for one in old.samples] == [(one.labels, one.value) for one in new.samples] != []
 
 
 @pytest.mark.parametrize("name", ['quoted " \\ name', "ünï{code}", "a\\nb"])
