@@ -36,19 +36,18 @@ def new_owner(name: str) -> Owner:
 
 def write_owner(connection: Connection, study: int, owner: Owner) -> None:
     """Gives a study its identity unless it has one: of several processes at once, one gives it."""
-    row = {"study_id": study, "key": KEY, "value_json": json.dumps(asdict(owner))}
+    row = {"study_id": study, "key": KEY, "value_json": json.dumps(asdict(owner) | {"study": study})}
     connection.execute(insert(_attributes).values(row).on_conflict_do_nothing())
 
 
 def owner_of(study: optuna.Study) -> Owner:
     """Returns a study's identity; one that an earlier version made, or a copy, gets it now. Raises StudyError."""
-    storage = database_of(study)
-    with transaction(storage) as connection:
-        _forget_copied(connection, study_id(study))
+    number = study_id(study)
     found: Any = study.user_attrs.get(KEY)
-    if found is None:
-        with transaction(storage) as connection:
-            write_owner(connection, study_id(study), new_owner(study.study_name))
+    if not _was_given_to(found, number):
+        with transaction(database_of(study)) as connection:
+            if found is None or _forget_copied(connection, number):
+                write_owner(connection, number, new_owner(study.study_name))
         found = study.user_attrs.get(KEY)
     try:
         return Owner(str(found["identity"]), str(found["folder"]))
@@ -56,16 +55,23 @@ def owner_of(study: optuna.Study) -> Owner:
         raise StudyError(f"the attribute {KEY} of the study was changed; delete it to begin a new folder") from None
 
 
-def _forget_copied(connection: Connection, study: int) -> None:
-    """Takes an identity from a copy of a study that is still there; where it is not, the study was renamed."""
+def _was_given_to(attribute: Any, study: int) -> bool:
+    """Whether an identity is this study's for certain: copied attributes have the number of another study."""
+    return isinstance(attribute, dict) and attribute.get("study") == study
+
+
+def _forget_copied(connection: Connection, study: int) -> bool:
+    """Takes its identity from a copy of a study that still exists; where that is gone, the study was only renamed."""
     own, older = _attributes.alias(), _attributes.alias()
     copied = (
         sql.select(own.c.study_user_attribute_id)
         .where(own.c.study_id == study, own.c.key == KEY)
         .where(older.c.key == KEY, older.c.value_json == own.c.value_json, older.c.study_id < study)
     )
-    if (entry := connection.execute(copied).scalar()) is not None:
+    entry = connection.execute(copied).scalar()
+    if entry is not None:
         connection.execute(_attributes.delete().where(_attributes.c.study_user_attribute_id == entry))
+    return entry is not None
 
 
 def wrote(found: optuna.Study) -> Callable[[Artifacts], bool]:

@@ -9,6 +9,7 @@ from typing import Any
 import optuna
 import pytest
 from optuna.storages import RDBStorage
+from sqlalchemy import event
 
 from tuner.artifacts.layout import OWNER
 from tuner.artifacts.store import Artifacts, artifacts_of
@@ -200,6 +201,32 @@ def test_a_study_gets_one_identity_however_many_ask_at_once(
         thread.join()
     assert len(told) == 4
     assert set(told) == {owner_of(found)}
+
+
+def test_only_an_identity_that_may_be_copied_is_looked_for_elsewhere(
+    small: Small, enter: Enter, storage: RDBStorage
+) -> None:
+    found = enter(small())
+    name = f"{found.study_name} copied"
+    optuna.copy_study(from_study_name=found.study_name, from_storage=storage, to_storage=storage, to_study_name=name)
+    copied = optuna.load_study(study_name=name, storage=storage)
+    written: list[str] = []
+
+    def note(*arguments: Any) -> None:
+        if not arguments[2].startswith("SELECT"):
+            written.append(arguments[2])
+
+    event.listen(storage.engine, "before_cursor_execute", note)
+    try:
+        before = owner_of(found)
+        assert written == []
+        assert owner_of(copied) != before
+        assert len(written) > 0
+        written.clear()
+        assert owner_of(copied) == owner_of(copied)
+        assert written == []
+    finally:
+        event.remove(storage.engine, "before_cursor_execute", note)
 
 
 def test_a_confirmation_of_a_deleted_study_is_not_taken_for_one_of_its_successor(
