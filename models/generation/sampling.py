@@ -11,6 +11,7 @@ import itertools
 import math
 import secrets
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -33,58 +34,58 @@ LOOK = 32
 """Tokens between two looks at whether a batch of texts has ended; looking makes a GPU wait."""
 
 
-def generate(
-    model: nn.Module,
-    tokenizer: Tokenizer,
-    prompt: str,
-    length: int,
-    config: Config,
-    seed: int | None = None,
-    stop: Sequence[str] = (),
-) -> str:
-    """Returns what the model writes after `prompt`: `length` tokens, or fewer if it ends the text or writes a `stop`.
+@dataclass(frozen=True)
+class GenerationOptions:
+    """How a text is written: at most `length` tokens, before the first of the strings of `stop`.
 
     `config` gives temperature (0 is greedy), top_k, top_p, min_p and repetition_penalty. The same seed gives the same
-    text. A stop string is not part of it. Bytes that are no UTF-8 are shown as U+FFFD. Raises ConfigError.
+    text. Raises ConfigError.
     """
-    return "".join(stream(model, tokenizer, prompt, length, config, seed, stop))
+
+    length: int
+    config: Config
+    seed: int | None = None
+    stop: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        if self.length < 1:
+            raise ConfigError(f"length {self.length}: ask for at least one token")
+        if isinstance(self.stop, str) or not all(self.stop):
+            raise ConfigError("stop: give a list of strings, none of them empty")
+
+    def noise(self, rows: int) -> Tensor:
+        """Returns (rows, length) random numbers in [0, 1), which decide what is sampled."""
+        return uniform_noise(secrets.randbits(63) if self.seed is None else self.seed, rows, self.length)
 
 
-def stream(
-    model: nn.Module,
-    tokenizer: Tokenizer,
-    prompt: str,
-    length: int,
-    config: Config,
-    seed: int | None = None,
-    stop: Sequence[str] = (),
-) -> Iterator[str]:
+def generate(model: nn.Module, tokenizer: Tokenizer, prompt: str, options: GenerationOptions) -> str:
+    """Returns what the model writes after `prompt`: fewer than `length` tokens if it ends the text or writes a `stop`.
+
+    A stop string is not part of the text. Bytes that are not UTF-8 are shown as U+FFFD.
+    """
+    return "".join(stream(model, tokenizer, prompt, options))
+
+
+def stream(model: nn.Module, tokenizer: Tokenizer, prompt: str, options: GenerationOptions) -> Iterator[str]:
     """Yields the text of `generate` piece by piece, as soon as its bytes make whole characters."""
-    _require_sound(length, stop)
     start = _start(tokenizer, prompt)
-    written = write(model, *_blanks([start], length), _seeded_noise(seed, 1, length), config)
-    return _until(stop, _pieces(tokenizer, (int(token) for token in itertools.islice(written, len(start), None))))
+    written = write(model, *_blanks([start], options.length), options.noise(1), options.config)
+    tokens = (int(token) for token in itertools.islice(written, len(start), None))
+    return _until(options.stop, _pieces(tokenizer, tokens))
 
 
 def generate_batch(
-    model: nn.Module,
-    tokenizer: Tokenizer,
-    prompts: Sequence[str],
-    length: int,
-    config: Config,
-    seed: int | None = None,
-    stop: Sequence[str] = (),
+    model: nn.Module, tokenizer: Tokenizer, prompts: Sequence[str], options: GenerationOptions
 ) -> list[str]:
     """Returns a text for each prompt, all written at once; the first is the one that `generate` writes alone."""
-    _require_sound(length, stop)
     if not prompts:
         return []
     starts = [_start(tokenizer, prompt) for prompt in prompts]
-    tokens, prompt_lengths = _blanks(starts, length)
-    written = write(model, tokens, prompt_lengths, _seeded_noise(seed, len(starts), length), config)
+    tokens, prompt_lengths = _blanks(starts, options.length)
+    written = write(model, tokens, prompt_lengths, options.noise(len(starts)), options.config)
     rows = _until_all_ended(written, prompt_lengths.to(device_of(model)), tokenizer.end_of_text)
-    own = (row[len(start) : len(start) + length] for row, start in zip(rows, starts, strict=True))
-    return ["".join(_until(stop, _pieces(tokenizer, tokens))) for tokens in own]
+    own = (row[len(start) : len(start) + options.length] for row, start in zip(rows, starts, strict=True))
+    return ["".join(_until(options.stop, _pieces(tokenizer, tokens))) for tokens in own]
 
 
 class Decodings(NamedTuple):
@@ -208,25 +209,22 @@ def beam_search(
     model: nn.Module,
     tokenizer: Tokenizer,
     prompt: str,
-    length: int,
-    config: Config,
+    options: GenerationOptions,
     beams: int,
     length_penalty: float = 1.0,
-    stop: Sequence[str] = (),
 ) -> str:
     """Returns the most probable text of at most `length` tokens after `prompt` that `beams` ways at once find.
 
     Texts that end earlier are compared by log-probability over (number of tokens) ** `length_penalty`, so that a
-    larger one favours longer texts. Of `config` only the repetition penalty counts. Nothing is random.
+    larger one favours longer texts. Of the decoding parameters only the repetition penalty counts. Nothing is random.
     Sources: Graves 2012; Wu et al. 2016 (the penalty, simplified).
     """
-    _require_sound(length, stop)
     if beams < 1:
         raise ConfigError(f"beams {beams}: follow at least one")
     start = _start(tokenizer, prompt)
-    penalty, window = config.repetition_penalty, config.sequence_length
-    best = beam_tokens(model, start, length, beams, length_penalty, tokenizer.end_of_text, penalty, window)
-    return "".join(_until(stop, _pieces(tokenizer, best)))
+    penalty, window = options.config.repetition_penalty, options.config.sequence_length
+    best = beam_tokens(model, start, options.length, beams, length_penalty, tokenizer.end_of_text, penalty, window)
+    return "".join(_until(options.stop, _pieces(tokenizer, best)))
 
 
 @torch.no_grad()
@@ -322,20 +320,9 @@ def _seen(tokens: Tensor, vocabulary_size: int) -> Tensor:
     return seen.scatter_(1, tokens, True)
 
 
-def _seeded_noise(seed: int | None, rows: int, length: int) -> Tensor:
-    return uniform_noise(secrets.randbits(63) if seed is None else seed, rows, length)
-
-
 def _start(tokenizer: Tokenizer, prompt: str) -> list[int]:
     """An empty prompt starts where a text starts: behind the end of another."""
     return tokenizer.encode(prompt).tolist() or [tokenizer.end_of_text]
-
-
-def _require_sound(length: int, stop: Sequence[str]) -> None:
-    if length < 1:
-        raise ConfigError(f"length {length}: ask for at least one token")
-    if isinstance(stop, str) or not all(stop):
-        raise ConfigError("stop: give a list of strings, none of them empty")
 
 
 def _pieces(tokenizer: Tokenizer, tokens: Iterable[int]) -> Iterator[str]:

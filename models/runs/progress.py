@@ -68,6 +68,7 @@ class Progress(Requests):
 def sample(training: Training) -> str:
     """Returns what the model makes of the beginning of the validation split, as one line in quotes."""
     prompt = prompt_at(training.tokenizer, training.held_out.tokens, 0)
-    text = sampling.generate(training.model, training.tokenizer, prompt, SAMPLE_TOKENS, training.config, 0)
+    options = sampling.GenerationOptions(SAMPLE_TOKENS, training.config, seed=0)
+    text = sampling.generate(training.model, training.tokenizer, prompt, options)
     training.model.train()
     return json.dumps(text, ensure_ascii=False)

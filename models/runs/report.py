@@ -86,7 +86,8 @@ def _samples(recipe: Recipe, corpus: EncodedCorpus, trained: Trained) -> Iterato
     yield f"# Samples\n\nText of the validation split, and how the model goes on from it ({drawn}).\n"
     for number in range(PROMPTS):
         prompt = prompt_at(corpus.tokenizer, corpus.validation, number * len(corpus.validation) // PROMPTS)
-        text = sampling.generate(trained.model, corpus.tokenizer, prompt, SAMPLE_TOKENS, config, number)
+        options = sampling.GenerationOptions(SAMPLE_TOKENS, config, seed=number)
+        text = sampling.generate(trained.model, corpus.tokenizer, prompt, options)
         yield f"\n## {number + 1}\n\nPrompt:\n\n{fenced(prompt)}\n\nThe model:\n\n{fenced(text)}\n"
 
 

@@ -268,8 +268,8 @@ class Run:
         self, prompt: str = "", length: int = 200, *, seed: int | None = None, stop: Sequence[str] = (), **decoding: Any
     ) -> Iterator[str]:
         """Yields the text of `generate` while it is written."""
-        start = prompt or self.opening
-        return sampling.stream(self.model, self.tokenizer, start, length, self._config(decoding), seed, stop)
+        options = self._options(length, seed, stop, decoding)
+        return sampling.stream(self.model, self.tokenizer, prompt or self.opening, options)
 
     def generate_batch(
         self,
@@ -281,9 +281,9 @@ class Run:
         **decoding: Any,
     ) -> list[str]:
         """Returns a text for each prompt, all written at once."""
-        config = self._config(decoding)
+        options = self._options(length, seed, stop, decoding)
         starts = [prompt or self.opening for prompt in prompts]
-        return sampling.generate_batch(self.model, self.tokenizer, starts, length, config, seed, stop)
+        return sampling.generate_batch(self.model, self.tokenizer, starts, options)
 
     def beam_search(
         self,
@@ -296,9 +296,9 @@ class Run:
         **decoding: Any,
     ) -> str:
         """Returns the most probable text that `beams` ways at once find; of `decoding` only the penalty counts."""
-        config = self._config(decoding)
+        options = self._options(length, None, stop, decoding)
         start = prompt or self.opening
-        return sampling.beam_search(self.model, self.tokenizer, start, length, config, beams, length_penalty, stop)
+        return sampling.beam_search(self.model, self.tokenizer, start, options, beams, length_penalty)
 
     @property
     def opening(self) -> str:
@@ -313,8 +313,11 @@ class Run:
             return "" if documents else "\n"
         return getattr(self.tokenizer, "characters", "")[:1]
 
-    def _config(self, decoding: dict[str, Any]) -> Config:
-        return Config.model_validate(self.recipe.parameters.model_dump() | decoding)
+    def _options(
+        self, length: int, seed: int | None, stop: Sequence[str], decoding: dict[str, Any]
+    ) -> sampling.GenerationOptions:
+        config = Config.model_validate(self.recipe.parameters.model_dump() | decoding)
+        return sampling.GenerationOptions(length, config, seed, stop)
 
 
 def load(folder: str | Path, device: str = "auto") -> Run:

@@ -17,6 +17,7 @@ from models.errors import ConfigError
 from models.generation.sampling import (
     BLANK,
     Decodings,
+    GenerationOptions,
     beam_search,
     beam_tokens,
     generate,
@@ -212,8 +213,8 @@ LEARNED = "the cat sat on the mat, the mat. naïve naïve 世界世界\n" * 3
 def test_what_the_model_writes_is_what_one_reads(kind: str, text: str, prompt: str) -> None:
     tokenizer = learn(kind, LEARNED, 300)
     model = recite(text, tokenizer)
-    pieces = list(stream(model, tokenizer, prompt, 1000, Config(), seed=0))
-    assert "".join(pieces) == text == generate(model, tokenizer, prompt, 1000, Config(), seed=0)
+    pieces = list(stream(model, tokenizer, prompt, GenerationOptions(1000, Config(), seed=0)))
+    assert "".join(pieces) == text == generate(model, tokenizer, prompt, GenerationOptions(1000, Config(), seed=0))
     assert model.prompts == [tokenizer.encode(prompt).tolist() or [tokenizer.end_of_text]] * 2
 
 
@@ -224,14 +225,14 @@ def test_whatever_a_model_writes_is_shown_as_it_is_decoded(kind: str, ids: list[
     tokenizer = learn(kind, LEARNED, 300)
     ids = [token % tokenizer.end_of_text for token in ids]
     model = Recited(ids, tokenizer.vocabulary_size)
-    assert generate(model, tokenizer, "", len(ids), Config()) == tokenizer.decode(ids)
+    assert generate(model, tokenizer, "", GenerationOptions(len(ids), Config())) == tokenizer.decode(ids)
 
 
 @every_kind
 def test_a_character_comes_when_its_last_byte_does(kind: str) -> None:
     tokenizer = learn(kind, "ab", 300)  # none of what follows has an id of its own
     text = "a\U0010ffffb世é"
-    pieces = list(stream(recite(text, tokenizer), tokenizer, "", 1000, Config()))
+    pieces = list(stream(recite(text, tokenizer), tokenizer, "", GenerationOptions(1000, Config())))
     assert [piece for piece in pieces if piece] == list(text)
     assert len(pieces) == len(tokenizer.encode(text)) + 1
 
@@ -240,14 +241,14 @@ def test_a_character_comes_when_its_last_byte_does(kind: str) -> None:
 def test_a_character_that_is_never_ended_shows_as_replacement(kind: str) -> None:
     tokenizer = learn(kind, "ab", 300)
     ids = tokenizer.encode("a世").tolist()
-    assert generate(recite("a世", tokenizer), tokenizer, "", len(ids) - 1, Config()) == "a\ufffd"
+    assert generate(recite("a世", tokenizer), tokenizer, "", GenerationOptions(len(ids) - 1, Config())) == "a\ufffd"
 
 
 def test_text_ends_where_the_model_ends_it(rhyme: EncodedCorpus) -> None:
     tokenizer = rhyme.tokenizer
     ids = [*tokenizer.encode("on the wall").tolist(), tokenizer.end_of_text, *tokenizer.encode(" and on").tolist()]
     model = Recited(ids, tokenizer.vocabulary_size)
-    assert generate(model, tokenizer, "", 100, Config()) == "on the wall"
+    assert generate(model, tokenizer, "", GenerationOptions(100, Config())) == "on the wall"
 
 
 @every_kind
@@ -255,14 +256,14 @@ def test_text_ends_where_the_model_ends_it(rhyme: EncodedCorpus) -> None:
 def test_length_is_in_tokens(kind: str, length: int) -> None:
     tokenizer = learn(kind, LEARNED, 300)
     text = "the mat, the cat sat on"
-    written = generate(recite(text, tokenizer), tokenizer, "", length, Config())
+    written = generate(recite(text, tokenizer), tokenizer, "", GenerationOptions(length, Config()))
     assert written == tokenizer.decode(tokenizer.encode(text)[:length])
 
 
 @pytest.mark.parametrize("length", [0, -1])
 def test_no_length_is_refused(length: int, rhyme: EncodedCorpus) -> None:
     with pytest.raises(ConfigError, match=f"length {length}: ask for at least one token"):
-        generate(recite("on", rhyme.tokenizer), rhyme.tokenizer, "", length, Config())
+        generate(recite("on", rhyme.tokenizer), rhyme.tokenizer, "", GenerationOptions(length, Config()))
 
 
 @pytest.fixture(scope="module")
@@ -272,7 +273,9 @@ def writing(rhyme: EncodedCorpus) -> Callable[..., str]:
     def written(architecture: str, prompt: str = "on ", seed: int | None = 0, **decoding: Any) -> str:
         torch.manual_seed(0)
         config = Config(architecture=architecture, hidden_size=8, heads=2, sequence_length=8, **decoding)
-        return generate(build(config, rhyme.tokenizer.vocabulary_size), rhyme.tokenizer, prompt, 40, config, seed)
+        return generate(
+            build(config, rhyme.tokenizer.vocabulary_size), rhyme.tokenizer, prompt, GenerationOptions(40, config, seed)
+        )
 
     return written
 
@@ -293,7 +296,7 @@ def test_no_dropout_while_writing_and_a_seed_of_its_own(writing: Callable[..., s
     state = torch.get_rng_state()
     model = build(Config(hidden_size=8), 21)
     torch.set_rng_state(state)
-    list(stream(model, learn("character", "abcd", 300), "a", 20, Config(), seed=1))
+    list(stream(model, learn("character", "abcd", 300), "a", GenerationOptions(20, Config(), seed=1)))
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -343,14 +346,16 @@ def test_prompts_of_any_lengths_are_gone_on_with_together_as_alone(
     architecture: str, decoding: dict[str, Any], models: dict[str, nn.Module], rhyme: EncodedCorpus
 ) -> None:
     model, config = models[architecture], Config(**decoding)
-    together = generate_batch(model, rhyme.tokenizer, PROMPTS, 40, config, seed=4)
-    assert together[0] == generate(model, rhyme.tokenizer, PROMPTS[0], 40, config, seed=4)
+    together = generate_batch(model, rhyme.tokenizer, PROMPTS, GenerationOptions(40, config, seed=4))
+    assert together[0] == generate(model, rhyme.tokenizer, PROMPTS[0], GenerationOptions(40, config, seed=4))
     for prompt, text in zip(PROMPTS, together, strict=True):
         if config.temperature == 0:
-            assert text == generate(model, rhyme.tokenizer, prompt, 40, config)
+            assert text == generate(model, rhyme.tokenizer, prompt, GenerationOptions(40, config))
     for rows in (PROMPTS[:2], PROMPTS[:4]):  # a text does not depend on those after it
-        assert generate_batch(model, rhyme.tokenizer, rows, 40, config, seed=4) == together[: len(rows)]
-    assert generate_batch(model, rhyme.tokenizer, [], 40, config) == []
+        assert (
+            generate_batch(model, rhyme.tokenizer, rows, GenerationOptions(40, config, seed=4)) == together[: len(rows)]
+        )
+    assert generate_batch(model, rhyme.tokenizer, [], GenerationOptions(40, config)) == []
 
 
 def test_a_batch_ends_when_all_of_it_has(rhyme: EncodedCorpus) -> None:
@@ -362,7 +367,7 @@ def test_a_batch_ends_when_all_of_it_has(rhyme: EncodedCorpus) -> None:
 
     tokenizer = rhyme.tokenizer
     model = Ending([*tokenizer.encode("on").tolist(), tokenizer.end_of_text], tokenizer.vocabulary_size)
-    assert generate_batch(model, tokenizer, ["n", "n"], 10_000, Config()) == ["on", "on"]
+    assert generate_batch(model, tokenizer, ["n", "n"], GenerationOptions(10_000, Config())) == ["on", "on"]
     assert model.last < 100
 
 
@@ -394,7 +399,7 @@ def test_each_text_of_a_batch_has_its_own_decoding(models: dict[str, nn.Module])
 def test_text_ends_before_a_stop_string(kind: str, stop: list[str], expected: str | None) -> None:
     tokenizer = learn(kind, LEARNED, 300)
     text = "the cat sat on the mat, the mat. naïve"
-    pieces = list(stream(recite(text, tokenizer), tokenizer, "", 1000, Config(), stop=stop))
+    pieces = list(stream(recite(text, tokenizer), tokenizer, "", GenerationOptions(1000, Config(), stop=stop)))
     assert "".join(pieces) == (text if expected is None else expected)
 
 
@@ -402,7 +407,7 @@ def test_text_ends_before_a_stop_string(kind: str, stop: list[str], expected: st
 @settings(deadline=None)
 def test_no_stop_string_is_ever_shown(text: str, stop: list[str]) -> None:
     tokenizer = learn("character", "ab", 300)
-    shown = "".join(stream(recite(text, tokenizer), tokenizer, "", 100, Config(), stop=stop))
+    shown = "".join(stream(recite(text, tokenizer), tokenizer, "", GenerationOptions(100, Config(), stop=stop)))
     first = min((text.find(one) + len(one) for one in stop if one in text), default=len(text))  # complete first
     begun = [text.find(one) for one in stop if one in text[:first]]
     assert shown == text[: min(begun, default=len(text))]
@@ -411,7 +416,7 @@ def test_no_stop_string_is_ever_shown(text: str, stop: list[str]) -> None:
 @pytest.mark.parametrize("stop", [[""], "the"])
 def test_what_is_no_list_of_stop_strings_is_refused(stop: Any, rhyme: EncodedCorpus) -> None:
     with pytest.raises(ConfigError, match="stop: give a list of strings, none of them empty"):
-        stream(recite("on", rhyme.tokenizer), rhyme.tokenizer, "", 9, Config(), stop=stop)
+        stream(recite("on", rhyme.tokenizer), rhyme.tokenizer, "", GenerationOptions(9, Config(), stop=stop))
 
 
 # Beams.
@@ -445,9 +450,9 @@ def test_one_beam_is_greedy(models: dict[str, nn.Module], rhyme: EncodedCorpus) 
     for model in models.values():
         for penalty in (1.0, 1.4):
             config = Config(temperature=0.0, repetition_penalty=penalty)
-            greedy = generate(model, rhyme.tokenizer, "on", 20, config)
+            greedy = generate(model, rhyme.tokenizer, "on", GenerationOptions(20, config))
             if len(rhyme.tokenizer.encode(greedy)) == 20:  # one that ends is compared with nothing else
-                assert beam_search(model, rhyme.tokenizer, "on", 20, config, beams=1) == greedy
+                assert beam_search(model, rhyme.tokenizer, "on", GenerationOptions(20, config), beams=1) == greedy
 
 
 @pytest.mark.parametrize("penalty", [0.5, 1.0, 1.5])
@@ -499,7 +504,7 @@ def test_beams_follow_a_state_of_any_shape(layers: int) -> None:
 
 def test_no_beams_are_refused(rhyme: EncodedCorpus) -> None:
     with pytest.raises(ConfigError, match="beams 0: follow at least one"):
-        beam_search(recite("on", rhyme.tokenizer), rhyme.tokenizer, "", 3, Config(), beams=0)
+        beam_search(recite("on", rhyme.tokenizer), rhyme.tokenizer, "", GenerationOptions(3, Config()), beams=0)
 
 
 # Generators without a state.
@@ -545,8 +550,8 @@ def test_a_generator_without_a_state_is_given_its_last_tokens_at_each_step(
 def test_texts_without_a_state_are_written_together_as_alone(rhyme: EncodedCorpus) -> None:
     model = mixture(False, rhyme.tokenizer.vocabulary_size)
     config = Config(temperature=0, sequence_length=SEEN)
-    together = generate_batch(model, rhyme.tokenizer, PROMPTS, 40, config)
-    assert together == [generate(model, rhyme.tokenizer, prompt, 40, config) for prompt in PROMPTS]
+    together = generate_batch(model, rhyme.tokenizer, PROMPTS, GenerationOptions(40, config))
+    assert together == [generate(model, rhyme.tokenizer, prompt, GenerationOptions(40, config)) for prompt in PROMPTS]
 
 
 @pytest.mark.parametrize("prompt", [[0], [2, 0, 1, 3, 1, 0, 2]])
