@@ -5,6 +5,7 @@ They use the environment that is active (see CONTRIBUTING.md); `minimum` makes o
 
 from __future__ import annotations
 
+import os
 import re
 import tomllib
 from pathlib import Path
@@ -66,7 +67,10 @@ def lock(session: nox.Session) -> None:
 
 @nox.session(venv_backend="venv", python=False)
 def minimum(session: nox.Session) -> None:
-    """The quick tests with the oldest dependencies that pyproject.toml allows."""
+    """The quick tests with the oldest dependencies that pyproject.toml allows.
+
+    MINIMUM_TORCH names another version of torch, where the oldest is only to be had with gigabytes for GPUs.
+    """
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     folder = Path(session.create_tmp())
     session.run("python", "-m", "venv", str(folder / "venv"))
@@ -78,6 +82,8 @@ def minimum(session: nox.Session) -> None:
 
 def oldest(requirement: str) -> str:
     """A requirement at the oldest version that it allows: `numpy>=2.0` is `numpy==2.0.*`."""
+    if requirement.startswith("torch>") and "MINIMUM_TORCH" in os.environ:
+        return f"torch=={os.environ['MINIMUM_TORCH']}"
     return re.sub(r">=([\d.]+)(,[^;]*)?", lambda found: f"~={_with_patch(found[1])}", requirement)
 
 

@@ -9,8 +9,6 @@ from itertools import combinations
 import numpy as np
 import numpy.typing as npt
 
-from models.errors import ConfigError
-
 ORDERS = (1, 2, 3, 4)
 """The lengths of the n-grams of characters that are compared."""
 
@@ -111,20 +109,6 @@ def quality_and_diversity(written: Sequence[str], human: Sequence[str]) -> dict[
     some = written[:: max(1, len(written) // COMPARED)][:COMPARED]
     others = [[*some[:index], *some[index + 1 :]] for index in range(len(some))]
     return {"bleu": _bleu(written, [[text] for text in human], spaced), "self_bleu": _bleu(some, others, spaced)}
-
-
-def mauve(written: Sequence[str], human: Sequence[str], featurizer: str = "gpt2") -> float:
-    """Returns MAUVE, 0 to 1, more being closer (Pillutla et al. 2021), by the `mauve-text` library.
-
-    It compares the features that a large language model, which must be on this machine or is downloaded, gives to
-    some hundreds of texts or more; so no trial computes it. Raises ConfigError when the library is missing.
-    """
-    try:
-        from mauve import compute_mauve
-    except ImportError as error:
-        raise ConfigError(f"mauve: {error}; pip install 'textgen-tuner[mauve]'") from error
-    found = compute_mauve(p_text=list(human), q_text=list(written), featurize_model_name=featurizer, verbose=False)
-    return float(found.mauve)
 
 
 def _bleu(texts: Sequence[str], references: Sequence[Sequence[str]], spaced: bool) -> float:

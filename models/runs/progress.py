@@ -20,7 +20,7 @@ from models.wording import rough_duration
 LINE_SECONDS = 60.0
 """The longest that nothing is said, unless a step or an evaluation takes longer."""
 
-SAMPLES = 8
+SAMPLE_COUNT = 8
 """Rungs, at most, at which a sample is shown."""
 
 SAMPLE_TOKENS = 60
@@ -52,7 +52,7 @@ class Progress(Requests):
         rungs = self.recipe.trial.rungs
         score = f"  {evaluation.bits_per_byte:.4f} bits per byte"
         self._say(evaluation.rung / rungs, evaluation.tokens, evaluation.seconds, evaluation.training_loss, score)
-        if self.training is not None and evaluation.rung * SAMPLES // rungs > (evaluation.rung - 1) * SAMPLES // rungs:
+        if self.training is not None and _shows_sample(evaluation.rung, rungs):
             with optional(f"no sample at rung {evaluation.rung}"):
                 click.echo(f"      {line(sample(self.training))}")
 
@@ -63,6 +63,11 @@ class Progress(Requests):
             f"{tokens / max(seconds, 1e-9):>9,.0f} tokens/s  {left} left"
         )
         self.said = time.monotonic()
+
+
+def _shows_sample(rung: int, rungs: int) -> bool:
+    """Whether a sample is shown at a rung: those are spread over all of them."""
+    return rung * SAMPLE_COUNT // rungs > (rung - 1) * SAMPLE_COUNT // rungs
 
 
 def sample(training: Training) -> str:

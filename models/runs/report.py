@@ -29,14 +29,14 @@ from models.training.metrics import Score
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-RESULT, SAMPLES, CARD, PICTURE = "result.json", "samples.md", "README.md", "loss.svg"
+RESULT, SAMPLES_PAGE, CARD, PICTURE = "result.json", "samples.md", "README.md", "loss.svg"
 PROMPTS, PROMPT_TOKENS, SAMPLE_TOKENS = 3, 32, 200
 
 
 def write_report(folder: Path, recipe: Recipe, corpus: EncodedCorpus, trained: Trained, processes: int = 1) -> None:
     """Writes the four files into the folder of a run that is complete; each that cannot be written is a warning."""
     write_result(folder, trained)
-    with _extra(folder, SAMPLES) as path:
+    with _extra(folder, SAMPLES_PAGE) as path:
         path.write_text("".join(_samples(recipe, corpus, trained)), encoding="utf-8")
     with _extra(folder, CARD) as path:
         lines = _card(folder.resolve().name, recipe, corpus, trained, processes)
@@ -106,7 +106,7 @@ def _card(name: str, recipe: Recipe, corpus: EncodedCorpus, trained: Trained, pr
     yield "once, after training; the validation split chose the configuration, so its score flatters."
     if corpus.entropy is not None:
         yield f"The source of this text has an entropy of {corpus.entropy:.4f} bits per byte: nothing scores less."
-    yield f"\n![Loss over training tokens]({PICTURE})\n\n[{SAMPLES}]({SAMPLES}) shows what it writes."
+    yield f"\n![Loss over training tokens]({PICTURE})\n\n[{SAMPLES_PAGE}]({SAMPLES_PAGE}) shows what it writes."
     yield "\n## Data\n"
     yield from _table(("split", "tokens", "bytes"), _data(corpus))
     yield f"\nText: {_code(corpus.name)}, {_code(corpus.fingerprint)}."

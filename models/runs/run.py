@@ -24,7 +24,7 @@ from models.nn.network import build, generator_class
 from models.nn.precision import set_precision
 from models.reader import dump, parse, read_text, require_schema, validate
 from models.runs.rehearsal import rehearse_apart
-from models.runs.report import CARD, PICTURE, RESULT, SAMPLES, write_report, write_result
+from models.runs.report import CARD, PICTURE, RESULT, SAMPLES_PAGE, write_report, write_result
 from models.runs.tensorboard import EVENTS, board, require_tensorboard
 from models.text import tokenizers
 from models.text.corpus import EncodedCorpus, load_corpus, require_room
@@ -42,7 +42,7 @@ CHECKPOINT = "checkpoint.safetensors"
 OF_A_TRIAL = ("samples.jsonl", "decoding.svg")
 """What the run folder of a study's trial has besides."""
 
-OWN = (CONFIG, TOKENIZER, MODEL, METRICS, CHECKPOINT, RESULT, SAMPLES, CARD, PICTURE, *OF_A_TRIAL)
+OWN = (CONFIG, TOKENIZER, MODEL, METRICS, CHECKPOINT, RESULT, SAMPLES_PAGE, CARD, PICTURE, *OF_A_TRIAL)
 DRAFTS = tuple(f".{name}" for name in OWN)
 """How the names of files begin that are still being written."""
 

@@ -10,8 +10,8 @@ ATTACHMENTS = ".attachments"
 OWNER = "owner.json"
 """Says in a study's folder whose it is."""
 
-SAMPLES = "samples.jsonl"
-RUN = ("config.yaml", "tokenizer.json", "metrics.jsonl", SAMPLES, "model.safetensors")
+SAMPLES_FILE = "samples.jsonl"
+RUN = ("config.yaml", "tokenizer.json", "metrics.jsonl", SAMPLES_FILE, "model.safetensors")
 """The files of a run folder (models.runs.run, which imports torch), in the order they are shared."""
 
 CHECKPOINT = re.compile(r"checkpoints/trial-([0-9]{1,9})\.[0-9]{1,9}\.safetensors")

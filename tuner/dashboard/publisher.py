@@ -35,7 +35,7 @@ from tuner.watch import notes, plots
 if TYPE_CHECKING:
     from tuner.optuna_internals import FrozenStudy
 
-REFRESH_SECONDS = 5.0
+PUBLISH_SECONDS = 5.0
 """How often studies are looked after."""
 
 REDRAWN_SECONDS = 20.0
@@ -85,7 +85,7 @@ class Publisher(threading.Thread):
                 except Exception as error:
                     if not is_outage(error):
                         raise
-                self.ended.wait(REFRESH_SECONDS)
+                self.ended.wait(PUBLISH_SECONDS)
 
     def publish(self) -> None:
         """Looks at all studies, and at the trials of those in which one has ended since the last time."""

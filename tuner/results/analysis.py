@@ -15,7 +15,7 @@ from optuna.artifacts import get_all_artifact_meta
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from tuner.artifacts.layout import SAMPLES, run_file
+from tuner.artifacts.layout import SAMPLES_FILE, run_file
 from tuner.artifacts.store import Artifacts
 from tuner.results.confirmation import Result, confirmed_trial
 from tuner.results.outcomes import BEYOND, BROKEN, FULL, PRUNED, best_first, outcome, spent
@@ -240,14 +240,14 @@ def _attached(storage: RDBStorage, kept: Artifacts, trial: FrozenTrial) -> str:
     from optuna.artifacts.exceptions import ArtifactNotFound
 
     for meta in get_all_artifact_meta(trial, storage=storage):
-        if meta.filename == SAMPLES:
+        if meta.filename == SAMPLES_FILE:
             try:
                 with kept.attachments().open_reader(meta.artifact_id) as reader:
                     return reader.read().decode("utf-8", errors="replace")
             except ArtifactNotFound:
                 break
-    kept.fetch(run_file(trial.number, SAMPLES))
-    return (kept.run_folder(trial.number) / SAMPLES).read_text(encoding="utf-8", errors="replace")
+    kept.fetch(run_file(trial.number, SAMPLES_FILE))
+    return (kept.run_folder(trial.number) / SAMPLES_FILE).read_text(encoding="utf-8", errors="replace")
 
 
 def origins(trials: Iterable[FrozenTrial]) -> list[tuple[dict[str, Any], int]]:

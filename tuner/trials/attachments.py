@@ -9,7 +9,7 @@ from typing import Any
 
 from tuner.optuna_internals import ARTIFACT_PREFIX
 
-SAMPLES = "tuner:samples"
+SAMPLES_ATTRIBUTE = "tuner:samples"
 """The system attribute of a trial that holds some of its texts: the dashboard lists user attributes, one by one."""
 
 
@@ -20,7 +20,7 @@ PROMPT_CHARACTERS, TEXT_CHARACTERS = 300, 1_000
 def samples_kept(samples: Sequence[dict[str, str]]) -> dict[str, Any]:
     """Returns the system attributes in which some texts of a completed trial are kept for its note."""
     short = [{"prompt": one["prompt"][-PROMPT_CHARACTERS:], "text": one["text"][:TEXT_CHARACTERS]} for one in samples]
-    return {SAMPLES: short} if short else {}
+    return {SAMPLES_ATTRIBUTE: short} if short else {}
 
 
 def attached(attachment: str, filename: str) -> dict[str, Any]:

@@ -58,7 +58,7 @@ ENTROPY_TOKENS = 128
 ORDER = ("temperature", "top_p", "min_p", "top_k", "repetition_penalty")
 """In which the parameters are chosen: what changes most comes first."""
 
-SAMPLES, SAMPLE_TOKENS = 3, 200
+SAMPLE_COUNT, SAMPLE_TOKENS = 3, 200
 """Texts that are kept for people, and their length."""
 
 MOST_LISTED = 10_000
@@ -320,7 +320,7 @@ def _evenly(points: Array, count: int) -> list[int]:
 def _samples(
     model: nn.Module, places: Continuations, config: Config, on_tokens: Callable[[], None]
 ) -> list[dict[str, str]]:
-    few = places.some(SAMPLES)
+    few = places.some(SAMPLE_COUNT)
     (texts,) = few.written(model, [config], config.seed + 2, on_tokens, tokens=SAMPLE_TOKENS)
     prompts = [few.tokenizer.decode(prompt.numpy()) for prompt in few.prompts]
     return [{"prompt": prompt, "text": text} for prompt, text in zip(prompts, texts, strict=True)]

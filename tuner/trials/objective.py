@@ -27,7 +27,7 @@ from models.training.failures import lost_device
 from models.training.loop import Evaluation, Trained, Training, train
 from models.training.observer import RunObserver, TrainingObserver
 from models.training.stopping import Stopped
-from tuner.artifacts.layout import SAMPLES
+from tuner.artifacts.layout import SAMPLES_FILE
 from tuner.artifacts.store import Artifacts
 from tuner.errors import StudyError
 from tuner.study.definition import Study
@@ -247,7 +247,7 @@ class Objective:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         write_start(folder, self.recipe(decoded.config), corpus.tokenizer)
-        (folder / SAMPLES).write_text(jsonl(decoded.samples), encoding="utf-8")
+        (folder / SAMPLES_FILE).write_text(jsonl(decoded.samples), encoding="utf-8")
         for evaluation in trained.evaluations:
             append_metrics(folder, evaluation)
         write_model(folder, trained.model)

@@ -34,7 +34,7 @@ PLAIN_SECONDS = 30.0
 BOARD_ROWS = 5
 """Trials on a board, unless there are two objectives."""
 
-REFRESH_SECONDS = 2.0
+REDRAW_SECONDS = 2.0
 """How often somebody who only watches looks again."""
 
 AWAY = "the database is away; waiting for it"
@@ -171,7 +171,7 @@ def follow(look: Callable[[], object], requested: threading.Event) -> None:
     """Looks again and again until that is no longer wanted."""
     while not requested.is_set():
         look()
-        requested.wait(REFRESH_SECONDS)
+        requested.wait(REDRAW_SECONDS)
 
 
 def _line(now: Snapshot) -> str:

@@ -16,7 +16,7 @@ from tuner.results.confirmation import lines
 from tuner.results.summary import NO_WORKER, Row, excess, front, quality
 from tuner.study.definition import Study
 from tuner.study.facts import is_told, trial_problem
-from tuner.trials.attachments import SAMPLES
+from tuner.trials.attachments import SAMPLES_ATTRIBUTE
 from tuner.watch.tables import activity, configured
 
 WIDTH = 100
@@ -66,7 +66,10 @@ def trial_note(study: Study, trial: FrozenTrial) -> str:
     parts = [_headline(study, trial), *_why(facts), *_facts(facts), *_configuration(trial), *_curve(study, trial)]
     traceback = str(facts.get("traceback", "")).strip()[-TRACEBACK_CHARACTERS:]
     parts += ["What its code said:", shown(traceback)] if traceback else []
-    parts += [*_measures(facts), *(part for sample in trial.system_attrs.get(SAMPLES, []) for part in _sample(sample))]
+    parts += [
+        *_measures(facts),
+        *(part for sample in trial.system_attrs.get(SAMPLES_ATTRIBUTE, []) for part in _sample(sample)),
+    ]
     return "\n\n".join(parts) + "\n"
 
 

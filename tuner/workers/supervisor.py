@@ -24,7 +24,7 @@ from tuner.workers.options import WorkerOptions, environment
 from tuner.workers.processes import Slot, WorkerExit, WorkerPool
 from tuner.workers.supervisor_watch import Lifeline
 
-REFRESH_SECONDS = 1.0
+CHECK_SECONDS = 1.0
 
 
 class Watcher(Protocol):
@@ -85,7 +85,7 @@ class Supervisor:
                         self.crew.beat()
                     else:
                         self._revive()
-                    requested.wait(REFRESH_SECONDS)
+                    requested.wait(CHECK_SECONDS)
                     if self.lifeline is not None and self.lifeline.is_cut:
                         requested.set()
                 if requested.is_set():

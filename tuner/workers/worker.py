@@ -33,7 +33,7 @@ from models.nn.network import generator_class
 from models.training.failures import lost_device, ran_out_of_memory
 from models.training.loop import Diverged, Evaluation, Training
 from models.training.stopping import Stopped
-from tuner.artifacts.layout import SAMPLES
+from tuner.artifacts.layout import SAMPLES_FILE
 from tuner.artifacts.store import Artifacts
 from tuner.errors import LostDeviceError, StorageError, WorkerError
 from tuner.optuna_internals import storage_of
@@ -329,7 +329,7 @@ class Worker:
             self.leases.note(id_of(trial), outcome.facts | {"configuration": outcome.config.model_dump(mode="json")})
             texts = attachments.samples_kept(outcome.samples)
             if outcome.attachment is not None:
-                texts |= attachments.attached(outcome.attachment, SAMPLES)
+                texts |= attachments.attached(outcome.attachment, SAMPLES_FILE)
             self.leases.note(id_of(trial), texts, "system")
             for name, searched in self.definition.space.decoding_parameters.items():
                 self._set_parameter(trial, name, getattr(outcome.config, name), searched.distribution())

@@ -29,7 +29,7 @@ from tuner.results import confirmation, queries, summary
 from tuner.results.export import chosen_trial, exported
 from tuner.storage.handle import StudyHandle, open_study
 from tuner.study.definition import Study, stored_study
-from tuner.trials.attachments import SAMPLES
+from tuner.trials.attachments import SAMPLES_ATTRIBUTE
 from tuner.watch import html_report, live, notes, prometheus, status_json, tables
 
 WRONG: list[Any] = [
@@ -76,7 +76,7 @@ def members(
             },
             intermediate_values={1: 3.0, 2: 2.5} if state.is_finished() else {},
             user_attrs=FACTS | {"configuration": config} | ({"reason": "x"} if state == TrialState.FAIL else {}),
-            system_attrs={SAMPLES: [{"prompt": "a", "text": "b"}], "fixed_params": {"learning_rate": 0.02}}
+            system_attrs={SAMPLES_ATTRIBUTE: [{"prompt": "a", "text": "b"}], "fixed_params": {"learning_rate": 0.02}}
             | {"completed_rung_0": 3.0, "constraints:memory": -0.5},
         )
         found.add_trial(made)

@@ -24,7 +24,7 @@ from tuner.results import queries
 from tuner.storage.handle import StudyHandle
 from tuner.storage.leases import Leases
 from tuner.study.definition import Study, stored_study
-from tuner.trials.attachments import SAMPLES
+from tuner.trials.attachments import SAMPLES_ATTRIBUTE
 from tuner.watch import html_report
 from tuner.watch.notes import BEGIN, END, joined
 
@@ -72,7 +72,7 @@ def hostile(
                 | {"reason": ALL, "traceback": ALL, "worker": PAYLOADS[0], "device": PAYLOADS[2], "machine": ALL}
                 | {"versions": {PAYLOADS[0]: PAYLOADS[1]}, "configuration": {PAYLOADS[2]: PAYLOADS[3]}}
                 | {PAYLOADS[1]: PAYLOADS[2], "mine": PAYLOADS[0]},
-                system_attrs={SAMPLES: [{"prompt": one, "text": one} for one in PAYLOADS]},
+                system_attrs={SAMPLES_ATTRIBUTE: [{"prompt": one, "text": one} for one in PAYLOADS]},
             )
         )
     save_note(found, ALL)

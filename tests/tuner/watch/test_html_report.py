@@ -22,7 +22,7 @@ from optuna.trial import TrialState, create_trial
 from models.config import Config
 from models.errors import RunError
 from tuner import cli
-from tuner.artifacts.layout import SAMPLES
+from tuner.artifacts.layout import SAMPLES_FILE
 from tuner.artifacts.store import Artifacts
 from tuner.errors import StudyError
 from tuner.results import analysis
@@ -112,7 +112,7 @@ class Desk:
     def _attached(self, samples: Sequence[dict[str, str]]) -> dict[str, str]:
         """Keeps texts as a worker does, and returns the attribute that says where."""
         name = self.kept.attach("".join(json.dumps(one) + "\n" for one in samples).encode())
-        meta = ArtifactMeta(name, SAMPLES, "application/jsonl", None)
+        meta = ArtifactMeta(name, SAMPLES_FILE, "application/jsonl", None)
         return {f"artifacts:{name}": json.dumps(asdict(meta))}
 
     def html(self) -> str:
@@ -245,13 +245,13 @@ def test_the_texts_of_the_best_trials_are_shown_or_why_not(desk: Callable[..., D
         made.add(COMPLETE, 4.0, 3.0, 2.0 + number / 10, samples=samples)
     folder = made.kept.run_folder(1)
     folder.mkdir(parents=True)
-    (folder / SAMPLES).write_text('{"prompt": "A", "text": "\\ud800 half"}\n')
+    (folder / SAMPLES_FILE).write_text('{"prompt": "A", "text": "\\ud800 half"}\n')
     text = made.text()
     assert "To be or not" in text
     assert "A ? half" in text
     assert "No texts: their file is damaged." in text
     assert "Trial 3:" not in text
-    (folder / SAMPLES).unlink()
+    (folder / SAMPLES_FILE).unlink()
     assert "No texts: they are not where the artifacts are looked for" in made.text()
 
 

@@ -17,7 +17,7 @@ from tests.tuner.conftest import WRITTEN
 from tuner.results.summary import Row
 from tuner.storage.leases import Counts, Leases, Worker
 from tuner.study.definition import Study
-from tuner.trials.attachments import SAMPLES, samples_kept
+from tuner.trials.attachments import SAMPLES_ATTRIBUTE, samples_kept
 from tuner.watch.notes import BEGIN, END, joined, shown, sparkline, study_note, trial_note
 
 EVIL = "`|` </td><script>alert(1)</script> [x](javascript:1) \x1b[2J **b** ![i](http://x/i.png)\n\n# title"
@@ -53,7 +53,7 @@ def html(note: str) -> str:
 
 def test_a_note_of_a_completed_trial_has_all_that_is_known(small: Callable[..., Study]) -> None:
     facts = FACTS | TEXTS | {"configuration": {"architecture": "gru", "hidden_size": 77, "seed": 0}}
-    page = html(trial_note(small(), made(**facts, system={SAMPLES: SAMPLE})))
+    page = html(trial_note(small(), made(**facts, system={SAMPLES_ATTRIBUTE: SAMPLE})))
     assert page.count("<table>") == 4  # facts, configuration, curve, measures
     for text in ("Complete: 2.5000", "12,345", "1,024 MiB", "678 tokens/s", "host cuda:1", "hidden_size", "4,096", "▁"):
         assert text in page
@@ -78,7 +78,7 @@ def test_what_did_not_fit_is_infeasible(small: Callable[..., Study]) -> None:
 
 def test_a_note_is_small_whatever_a_trial_did(small: Callable[..., Study]) -> None:
     facts = {"reason": "x" * 10**5, "traceback": "y" * 10**5, "worker": "h" * 10**4, "architecture": EVIL}
-    long = made(TrialState.FAIL, rungs=1000, **facts, **TEXTS, system={SAMPLES: SAMPLE})
+    long = made(TrialState.FAIL, rungs=1000, **facts, **TEXTS, system={SAMPLES_ATTRIBUTE: SAMPLE})
     note = trial_note(small(trial={"tokens": 10**6, "rungs": 1000}), long)
     assert len(note) < 15_000
     assert html(note).count("<tr>") < 40
@@ -88,7 +88,7 @@ def test_a_note_is_small_whatever_a_trial_did(small: Callable[..., Study]) -> No
 @pytest.mark.parametrize("place", ["reason", "traceback", "worker", "architecture", "prompt", "text", "limit", "name"])
 def test_nothing_in_a_note_is_markup(small: Callable[..., Study], place: str) -> None:
     facts: dict[str, Any] = {"reason": "r", "worker": "w"}
-    system: dict[str, Any] = {SAMPLES: [{"prompt": "p", "text": "t"} | {place: EVIL}]}
+    system: dict[str, Any] = {SAMPLES_ATTRIBUTE: [{"prompt": "p", "text": "t"} | {place: EVIL}]}
     system |= {f"constraints:{EVIL}": 1.0} if place == "limit" else {}
     facts |= {"configuration": {EVIL: EVIL}} if place == "name" else {}
     facts |= {place: EVIL} if place in ("reason", "traceback", "worker", "architecture") else {}
@@ -202,7 +202,7 @@ def test_samples_are_kept_short(
     for _ in range(2):  # a request may be done twice
         texts = samples_kept([{"prompt": "p" * 5000 + "end", "text": "begin" + "\x00" * 5000}])
         leases.note(trial._trial_id, texts, "system")
-    (kept,) = trial.storage.get_trial(trial._trial_id).system_attrs[SAMPLES]
+    (kept,) = trial.storage.get_trial(trial._trial_id).system_attrs[SAMPLES_ATTRIBUTE]
     assert kept["prompt"].endswith("end")
     assert kept["text"].startswith("begin")
     assert max(map(len, kept.values())) == 1000
