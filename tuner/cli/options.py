@@ -12,7 +12,7 @@ import click
 
 from models import __main__ as single
 from tuner.storage.locations import StorageOptions
-from tuner.workers.options import WorkerOptions
+from tuner.workers.options import CHECKPOINT_SECONDS, GRACE_SECONDS, WorkerOptions
 
 MOST_WORKERS = 1024
 """Processes of one command."""
@@ -94,7 +94,7 @@ _per_device = click.option(
 _grace = click.option(
     "--grace",
     type=single.Finite(0, single.LONGEST_SECONDS),
-    default=10.0,
+    default=GRACE_SECONDS,
     show_default=True,
     help="Seconds that workers get to save their trials when asked to stop.",
 )
@@ -108,7 +108,7 @@ checkpoint_seconds = click.option(
     "--checkpoint-seconds",
     type=single.Finite(0, single.LONGEST_SECONDS),
     envvar="TUNER_CHECKPOINT_SECONDS",
-    default=30.0,
+    default=CHECKPOINT_SECONDS,
     show_default=True,
     help="Save running trials this often, which is also the most a crash costs. [env: TUNER_CHECKPOINT_SECONDS]",
 )
