@@ -234,3 +234,13 @@ def test_the_version_is_the_same_wherever_it_stands() -> None:
     assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
     released = re.findall(r"^## \[?(\d[^\]\s]*)", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
     assert released[:1] in ([], [version])
+
+
+def test_the_diffs_of_first_changes_fit_the_code() -> None:
+    for diff in fenced(ROOT / "docs" / "first-changes.md", "diff"):
+        for change in diff.split("--- a/")[1:]:
+            name, *hunks = re.split(r"^@@\n", change, flags=re.MULTILINE)
+            text = (ROOT / name.splitlines()[0]).read_text(encoding="utf-8")
+            for hunk in hunks:
+                before = "".join(f"{line[1:]}\n" for line in hunk.splitlines() if not line.startswith("+"))
+                assert before.strip("\n") in text, f"{name}{before}"
