@@ -892,3 +892,12 @@ def test_what_is_logged_can_be_less_more_or_json(
     assert "Not confirmed" not in tuner("-q", "run", name, "-n", 1, "--confirm", 2).err
     assert "Not confirmed: " in tuner("run", name, "-n", 1, "--confirm", 2).err
     assert tuner("-q", "-v", "status").code == 2
+
+
+def test_help_has_a_whole_sentence_for_each_command_by_what_users_do(tuner: Command) -> None:
+    said = tuner("--help").out
+    titles = ["Search:", "Watch:", "Export and train:", "Steer a study:", "Look after studies:", "For programs:"]
+    assert [line for line in said.splitlines() if line in titles] == titles
+    for name, command in cli.commands.commands.items():
+        assert (f"\n  {name} " in said) is not command.hidden
+    assert "..." not in said.replace("[ARGS]...", "")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from itertools import chain
 
 import click
 
@@ -11,8 +12,28 @@ from models import __main__ as single
 from models import logs
 from tuner.cli import admin, control, dashboard, results, search, worker_processes
 
+SECTIONS: dict[str, tuple[click.Command, ...]] = {
+    "Search": (search.run, search.work, search.check, search.confirm),
+    "Watch": (results.status, dashboard.dashboard, results.write_report),
+    "Export and train": (results.export, single.train, single.generate, results.sample),
+    "Steer a study": (control.pause, control.resume, control.stop, control.retry, control.enqueue),
+    "Look after studies": (admin.backup, admin.restore, admin.upgrade, admin.grant, dashboard.password),
+    "For programs": (results.json_schema, worker_processes.worker, worker_processes.pace),
+}
+"""The commands as `tuner --help` lists them: the three things that users do first."""
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+
+class Sections(click.Group):
+    """A group whose help has a section for each of SECTIONS, with whole sentences."""
+
+    def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        for title, commands in SECTIONS.items():
+            with formatter.section(title):
+                rows = [(str(one.name), (one.help or "").partition("\n")[0]) for one in commands if not one.hidden]
+                formatter.write_dl(rows)
+
+
+@click.group(cls=Sections, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="textgen-tuner", prog_name="tuner")
 @click.option("-v", "--verbose", is_flag=True, help="Log details, too.")
 @click.option("-q", "--quiet", is_flag=True, help="Log errors only.")
@@ -32,15 +53,7 @@ def commands(verbose: bool, quiet: bool, log_format: str) -> None:
     logs.configure(level, log_format)
 
 
-for command in (
-    *(search.run, search.work, search.confirm, search.check),
-    *(results.status, results.export, results.json_schema, results.sample, results.write_report),
-    *(control.pause, control.resume, control.stop, control.retry, control.enqueue),
-    *(admin.backup, admin.restore, admin.grant, admin.upgrade),
-    *(dashboard.dashboard, dashboard.password),
-    *(worker_processes.worker, worker_processes.pace),
-    *(single.train, single.generate),
-):
+for command in chain.from_iterable(SECTIONS.values()):
     commands.add_command(command)
 
 

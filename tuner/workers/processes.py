@@ -18,9 +18,6 @@ from models.errors import DeviceError, UserError
 from tuner.errors import LostDeviceError, StorageError, WorkerError
 from tuner.workers import supervisor_watch
 
-GRACE_SECONDS = 10.0
-"""How long a worker has to save its trial when it is asked to stop."""
-
 MOST_BY_DEFAULT = 8
 """More workers than this make a search of a hundred trials mostly random."""
 
@@ -152,7 +149,7 @@ class WorkerPool:
         """Whether no worker ended as it should."""
         return all(member.given_up and not member.done for member in self._members)
 
-    def stop(self, grace: float = GRACE_SECONDS) -> int:
+    def stop(self, grace: float) -> int:
         """Asks all workers to save their trials and leave; after `grace` seconds they are killed, the trials freed.
 
         Returns how many were killed.

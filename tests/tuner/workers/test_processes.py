@@ -230,7 +230,7 @@ def test_a_worker_is_told_what_it_needs_and_keeps_out_of_the_terminals_way(theat
 def test_a_team_that_is_asked_to_stop_saves_and_leaves(theatre: Theatre) -> None:
     team = theatre.team("obey", count=3)
     pids = [each["pid"] for each in theatre.started(3)]
-    team.stop()
+    team.stop(10)
     assert not any(psutil.pid_exists(pid) for pid in pids)
     assert [log.read_text() for log in theatre.logs.iterdir()] == ["saved\n"] * 3
     assert theatre.dead == []
@@ -254,7 +254,7 @@ def test_a_worker_that_is_killed_is_replaced_at_once_and_its_trial_freed(theatre
     assert len(theatre.started(3)) == 3
     assert psutil.pid_exists(other["pid"])
     assert theatre.said[0].startswith("worker on cpu ended by SIGKILL, starting another: it said nothing (all of it: ")
-    team.stop()
+    team.stop(10)
 
 
 def test_a_worker_that_is_done_is_not_replaced(theatre: Theatre) -> None:
