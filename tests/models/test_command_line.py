@@ -36,7 +36,7 @@ class Finished(NamedTuple):
 
 def process(here: Path, *arguments: str, **options: Any) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "models", *arguments]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "encoding": "utf-8"}
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "encoding": "utf-8"}
     return subprocess.Popen(command, cwd=here, env=os.environ | {"OMP_NUM_THREADS": "1"}, **pipes, **options)
 
 
@@ -212,7 +212,7 @@ def test_options_go_before_the_file(here: Path, run_here: Callable[..., Finished
     options = ("--hours", "0.00001", "--rungs", "2", "--patience", "1", "--micro-batch", "3", "--threads", "1")
     assert run_here(here, "train", "recipe.yaml", "-o", "run", *options).code == 0
     kept = read_recipe(here / "run" / "config.yaml")
-    assert (kept.trial.seconds, kept.trial.rungs) == (pytest.approx(0.036), 2)
+    assert (kept.trial.seconds, kept.trial.rungs) == (pytest.approx(0.036), 2)  # type: ignore[comparison-overlap]
     assert (kept.parameters.patience, kept.micro_batch, kept.threads) == (1, 3, 1)
 
 

@@ -212,8 +212,8 @@ class WorkerOptions:
         """A worker with an objective: a function for an instant one, or the objective itself."""
         storage = stack.enter_context(open_storage(None, self.data_folder))
         found = Tuned(study.name, storage)
-        objective = Instant(study, self.folder, score) if isinstance(score, type(lambda: 0)) else score
-        return Worker(StudyHandle(storage, found, study), objective, 1, self.requested, worker_id)
+        objective = Instant(study, self.folder, score) if isinstance(score, type(lambda: 0)) else score  # type: ignore[arg-type]
+        return Worker(StudyHandle(storage, found, study), objective, 1, self.requested, worker_id)  # type: ignore[arg-type]
 
     def work(self, study: Study, score: Any, workers: int = 1) -> list[str]:
         """Lets workers work until each has stopped; returns why each did, or raises what one raised."""

@@ -656,7 +656,7 @@ def test_export_writes_the_best_few_beside_each_other(
     written = sorted(Path("a").iterdir())
     assert [path.name for path in written] == ["best-1.yaml", "best-2.yaml", "best-3.yaml"]
     values = [provenance(str(path))["value"] for path in written]
-    assert values == sorted(trial.value for trial in optuna.load_study(study_name=worked, storage=storage).trials)[:3]
+    assert values == sorted(trial.value for trial in optuna.load_study(study_name=worked, storage=storage).trials)[:3]  # type: ignore[type-var]
     assert "has 4 completed trials, not 5; give a smaller --top" in refused("export", worked, "--top", 5)
     Path("best-2.yaml").write_text("mine: true\n")
     assert refused("export", worked, "--top", 3).startswith("best-2.yaml: exists already")

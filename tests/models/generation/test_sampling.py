@@ -159,7 +159,7 @@ def test_a_penalty_makes_what_was_seen_less_probable() -> None:
 @given(data=st.data())
 @settings(max_examples=30, deadline=None)
 def test_a_library_keeps_the_same(data: st.DataObject) -> None:
-    from transformers.generation import (
+    from transformers.generation import (  # type: ignore[attr-defined]
         MinPLogitsWarper,
         RepetitionPenaltyLogitsProcessor,
         TopKLogitsWarper,
@@ -171,7 +171,7 @@ def test_a_library_keeps_the_same(data: st.DataObject) -> None:
     top_k, top_p, min_p = data.draw(st.integers(1, 12)), data.draw(st.floats(0.05, 0.99)), data.draw(st.floats(0, 1))
     assert torch.equal(keep_probable(logits, top_k, None), TopKLogitsWarper(top_k)(ids, logits))
     assert torch.equal(keep_probable(logits, None, top_p), TopPLogitsWarper(top_p)(ids, logits))
-    assert torch.equal(keep_probable(logits, None, None, min_p), MinPLogitsWarper(min_p)(ids, logits))
+    assert torch.equal(keep_probable(logits, None, None, min_p), MinPLogitsWarper(min_p)(ids, logits))  # type: ignore[arg-type]
     told = torch.tensor([[1, 2], [3, 3], [0, 10]])
     seen = torch.zeros(3, 11, dtype=torch.bool).scatter(1, told, True)
     assert torch.equal(penalise(logits, seen, 1.7), RepetitionPenaltyLogitsProcessor(1.7)(told, logits))
@@ -488,7 +488,7 @@ def test_beams_follow_a_state_of_any_shape(layers: int) -> None:
         def __init__(self) -> None:
             super().__init__()
             self.gru = nn.GRU(4, 4, layers)
-            nn.init.normal_(self.gru.weight_hh_l0, std=2)
+            nn.init.normal_(self.gru.weight_hh_l0, std=2)  # type: ignore[arg-type]
 
         def forward(self, tokens: Tensor, state: Any) -> tuple[Tensor, Any]:
             state, count = state or (None, torch.zeros(3))

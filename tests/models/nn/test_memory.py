@@ -17,7 +17,7 @@ V = 50
 
 
 def config_of(architecture: str, **given: Any) -> Config:
-    shape = {"hidden_size": 32, "heads": 4, "batch_size": 2, "layers": 2, "optimizer": "adamw"}
+    shape: dict[str, Any] = {"hidden_size": 32, "heads": 4, "batch_size": 2, "layers": 2, "optimizer": "adamw"}
     return Config(architecture=architecture, **shape | given)
 
 

@@ -31,7 +31,7 @@ def gradients(module: nn.Module, inputs: Tensor, start: Tensor, results: tuple[T
 
 @pytest.mark.parametrize("layers", [1, 2])
 @pytest.mark.parametrize("kind", [nn.RNN, nn.GRU])
-def test_a_recurrence_is_torchs_but_for_rounding(kind: type[nn.RNNBase], layers: int) -> None:
+def test_a_recurrence_is_torchs_but_for_rounding(kind: Any, layers: int) -> None:
     torch.manual_seed(1)
     module = kind(24, 32, layers)
     inputs = torch.randn(10, 4, 24, requires_grad=True)
@@ -48,7 +48,7 @@ def test_a_recurrence_is_torchs_but_for_rounding(kind: type[nn.RNNBase], layers:
 
 
 @pytest.mark.parametrize("kind", [nn.RNN, nn.GRU, nn.LSTM])
-def test_layer_by_layer_a_recurrence_is_torchs(kind: type[nn.RNNBase]) -> None:
+def test_layer_by_layer_a_recurrence_is_torchs(kind: Any) -> None:
     """As on a GPU, where it keeps cuDNN from drawing dropout that no checkpoint holds."""
     torch.manual_seed(1)
     module = kind(6, 8, 3)
@@ -218,7 +218,8 @@ def test_an_lstm_trains_in_bfloat16_on_a_processor_that_cannot_step_it_so(
 
 @pytest.mark.parametrize("given", [{}, {"architecture": "gru"}, {"precision": "float32"}])
 def test_the_format_that_was_trained_in_is_said(rhyme: EncodedCorpus, given: dict[str, Any]) -> None:
-    config = Config(**{"hidden_size": 8, "batch_size": 8, "sequence_length": 16, "precision": "bfloat16"} | given)
+    shape: dict[str, Any] = {"hidden_size": 8, "batch_size": 8, "sequence_length": 16, "precision": "bfloat16"}
+    config = Config(**shape | given)
     said = train(config, rhyme, Budget(tokens=4 * 8 * 16, rungs=2)).precision
     expected = "bfloat16" if config.architecture == "gru" or precision._lstm_takes_halves() else MIXED
     assert said == ("float32" if given == {"precision": "float32"} else expected)

@@ -34,7 +34,7 @@ def test_the_card_says_what_the_model_is_and_how_good(run: tuple[Path, Trained])
     assert card.startswith("# `my-run`\n\nA text generator (transformer)")
     assert trained.test is not None
     for split, score in {"validation": trained.best, "test": trained.test}.items():
-        assert f"| {split} | {score.bits_per_byte:.4f} | {score.nats_per_token:.4f} |" in card
+        assert f"| {split} | {score.bits_per_byte:.4f} | {score.nats_per_token:.4f} |" in card  # type: ignore[attr-defined]
     weights = sum(parameter.numel() for parameter in trained.model.parameters())
     fingerprint = load(folder).recipe.corpus.fingerprint
     for fact in (

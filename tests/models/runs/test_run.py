@@ -98,7 +98,7 @@ def folder(recipe: Recipe, tmp_path: Path) -> Path:
 def test_a_run_leaves_its_configuration_vocabulary_weights_and_metrics(recipe: Recipe, tmp_path: Path) -> None:
     told: list[Evaluation] = []
     observer = RunObserver()
-    observer.on_evaluation = told.append  # type: ignore[method-assign]
+    observer.on_evaluation = told.append  # type: ignore[method-assign, assignment]
     trained = train_run(recipe, tmp_path / "deep" / "run", observer=observer)
     folder = tmp_path / "deep" / "run"
     assert sorted(content(folder)) == FILES
@@ -369,7 +369,7 @@ def test_a_file_is_no_folder(recipe: Recipe, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("text")
     for options in ({}, {"force": True}, {"resume": True}):
         with pytest.raises(RunError, match="file: is not a folder; choose another -o"):
-            train_run(recipe, tmp_path / "file", **options)
+            train_run(recipe, tmp_path / "file", **options)  # type: ignore[arg-type]
     with pytest.raises(RunError, match=r"file/run: cannot be written \(Not a directory\)"):
         train_run(recipe, tmp_path / "file" / "run")
     assert (tmp_path / "file").read_text() == "text"

@@ -95,7 +95,7 @@ def test_a_saved_tokenizer_comes_back(kind: str, tmp_path: Path) -> None:
     [{"kind": "syllable"}, {"format": 2}, {"characters": 5}, {"words": [1]}, {"tokenizer": {}}, {"extra": 1}],
     ids=str,
 )
-def test_a_damaged_file_is_refused(kind: str, change: dict[str, object], tmp_path: Path) -> None:
+def test_a_damaged_file_is_refused(kind: str, change: dict[str, Any], tmp_path: Path) -> None:
     path = tmp_path / "tokenizer.json"
     save(learn(kind, FOX, 300), path)
     path.write_text(json.dumps({**json.loads(path.read_text(encoding="utf-8")), **change}), encoding="utf-8")

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -26,7 +27,7 @@ from tests.models.training.test_loop import ARCHITECTURES, assert_same, small
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 BUDGET = Budget(tokens=24 * 16 * 32, rungs=3)  # the rhyme has seven steps: some start anew
-RUNS = {
+RUNS: dict[str, Any] = {
     **{name: {"architecture": name} for name in ARCHITECTURES},
     "two layers, dropout": {"layers": 2, "dropout": 0.2, "optimizer": "adam"},
     "half precision": {"precision": "bfloat16", "dropout": 0.1},
@@ -94,7 +95,7 @@ def test_captured_steps_train_the_same_model(
     name: str, rhyme: EncodedCorpus, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:  # a learning rate in a tensor is rounded
-        patch.setattr(training, "build_optimizers", lambda *run: build_optimizers(*run[:3], captured=True))
+        patch.setattr(training, "build_optimizers", lambda *run: build_optimizers(*run[:3], captured=True))  # type: ignore[misc]
         plain = train(config_of(name), rhyme, BUDGET)
     request.getfixturevalue("stand_in")
     assert_same(train(config_of(name), rhyme, BUDGET), plain)

@@ -38,7 +38,7 @@ def here(rhyme_file: Path, tmp_path: Path) -> Path:
 def torchrun(here: Path, *arguments: str, **options: Any) -> subprocess.Popen[str]:
     """Starts two processes that train together."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "encoding": "utf-8"}
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "encoding": "utf-8"}
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[3])}
     command = [*launcher, "--no-python", sys.executable, "-m", "tuner", "train", *arguments]
     return subprocess.Popen(command, cwd=here, env=environment, **pipes, **options)

@@ -63,7 +63,7 @@ def test_time_in_which_the_process_was_stopped_is_not_training(
     rhyme: EncodedCorpus, monkeypatch: pytest.MonkeyPatch, sent: signal.Signals | None
 ) -> None:
     """Ctrl-Z for an hour, in the third of four steps; what a process hears of it is that it goes on."""
-    clock = SimpleNamespace(now=0.0, perf_counter=lambda: clock.now)
+    clock: Any = SimpleNamespace(now=0.0, perf_counter=lambda: clock.now)
     monkeypatch.setattr(stopwatch, "time", clock)
     learn = Training._move
 

@@ -34,7 +34,7 @@ class Guess(nn.Module):
 
     def forward(self, tokens: Tensor, state: Any = None) -> tuple[Tensor, Any]:
         assert not self.training
-        self.calls.append(tuple(tokens.shape))
+        self.calls.append(tuple(tokens.shape))  # type: ignore[arg-type]
         return self.table[tokens], tokens[:, -1:] if self.carries_state else None
 
 

@@ -44,7 +44,7 @@ Small = Callable[..., Study]
 Enter = Callable[[Study], optuna.Study]
 
 
-def places(folder: Path) -> Callable[[str], Artifacts]:
+def places(folder: Path) -> Callable[[Any], Artifacts]:
     return lambda name: artifacts_of(str(folder), name, folder)
 
 

@@ -84,7 +84,7 @@ def served(storage: RDBStorage, folder: Path, context: ssl.SSLContext | None = N
     thread = threading.Thread(target=made.serve)
     thread.start()
     try:
-        yield Client(*made.bind_addr, said, context)
+        yield Client(*made.bind_addr, said, context)  # type: ignore[call-arg]
     finally:
         made.stop()
         thread.join()

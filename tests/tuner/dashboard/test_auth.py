@@ -17,6 +17,7 @@ from typing import Any
 import optuna
 import pytest
 from click.testing import CliRunner, Result
+from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 from optuna_dashboard import wsgi
@@ -402,7 +403,7 @@ def test_what_workers_alone_do_is_closed_to_operators_too(
 
 
 def test_every_change_that_optunas_dashboard_offers_is_decided_on(storage: RDBStorage) -> None:
-    offered = {(route.method, route.rule) for route in wsgi(storage).routes if route.method in CHANGES}  # type: ignore[attr-defined]
+    offered = {(route.method, route.rule) for route in wsgi(storage).routes if route.method in CHANGES}
     names = {"study_id:int": "1", "trial_id:int": "2", "history_id": "x", "artifact_id:re:[0-9a-fA-F-]+": "0a-1"}
     served = set()
     for method, rule in offered:
@@ -783,7 +784,7 @@ def test_the_page_shows_the_best_trials_and_the_workers(
     small: Small, enter: Enter, locked: Client, reader: str, storage: RDBStorage
 ) -> None:
     found = enter(small())
-    rates = {"learning_rate": optuna.distributions.FloatDistribution(1e-3, 1e-1, log=True)}
+    rates: dict[str, BaseDistribution] = {"learning_rate": FloatDistribution(1e-3, 1e-1, log=True)}
     found.add_trial(
         optuna.trial.create_trial(params={"learning_rate": 0.003}, distributions=rates, value=1.25, user_attrs=WRITTEN)
     )

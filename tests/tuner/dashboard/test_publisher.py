@@ -9,7 +9,7 @@ from typing import Any
 
 import optuna
 import pytest
-from optuna.distributions import FloatDistribution
+from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.storages import RDBStorage
 from optuna_dashboard import save_note, wsgi
 from werkzeug.test import Client
@@ -23,7 +23,7 @@ from tuner.study.limits import mark
 from tuner.watch import plots
 from tuner.watch.notes import BEGIN
 
-LEARNING_RATE = {"learning_rate": FloatDistribution(1e-3, 1e-1, log=True)}
+LEARNING_RATE: dict[str, BaseDistribution] = {"learning_rate": FloatDistribution(1e-3, 1e-1, log=True)}
 
 
 @pytest.fixture

@@ -123,8 +123,9 @@ def document() -> dict[str, Any]:
     return {"openapi": "3.0.2", "info": {"title": "dashboard", "version": "1"}, "paths": paths}
 
 
-OPERATIONS: list[APIOperation] = [
-    found.ok() for found in schemathesis.openapi.from_dict(document()).get_all_operations()
+OPERATIONS: list[APIOperation[Any, Any, Any, Any]] = [
+    found.ok()  # type: ignore[union-attr]
+    for found in schemathesis.openapi.from_dict(document()).get_all_operations()
 ]
 
 
@@ -160,21 +161,21 @@ def leaver(client: Client) -> str:
     return client.cookie("olga")
 
 
-def cases(operation: APIOperation) -> Any:
+def cases(operation: APIOperation[Any, Any, Any, Any]) -> Any:
     """Requests as they should be, and where something can be wrong with them, also as they should not."""
     fine = operation.as_strategy(generation_mode=GenerationMode.POSITIVE)
     wrong = operation.as_strategy(generation_mode=GenerationMode.NEGATIVE)
     return fine | wrong if "{" in operation.path or operation.body else fine
 
 
-def named(operation: APIOperation) -> str:
+def named(operation: APIOperation[Any, Any, Any, Any]) -> str:
     return operation.label
 
 
 @pytest.mark.parametrize("operation", OPERATIONS, ids=named)
 @pytest.mark.filterwarnings("ignore::hypothesis.errors.NonInteractiveExampleWarning")
 def test_no_request_breaks_a_route_and_none_is_served_without_a_login(
-    client: Client, operator: str, leaver: str, operation: APIOperation
+    client: Client, operator: str, leaver: str, operation: APIOperation[Any, Any, Any, Any]
 ) -> None:
     login = {"Cookie": leaver if operation.path == "/logout" else operator}
 

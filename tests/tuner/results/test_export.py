@@ -10,6 +10,7 @@ import subprocess
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
@@ -40,7 +41,7 @@ from tuner.watch import html_report
 
 STORED = Config(architecture="gru", learning_rate=0.0123456789012345, hidden_size=8, batch_size=8, sequence_length=16)
 DOCUMENT = Path(__file__).parents[3] / "docs" / "export.md"
-FACTS = {
+FACTS: dict[str, Any] = {
     "configuration": STORED.model_dump(mode="json"),
     "threads": 3,
     "tokens": 4096,

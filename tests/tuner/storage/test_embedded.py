@@ -311,7 +311,7 @@ class StandingStill(Client):
 
     def __init__(self, folder: Path, at: str) -> None:
         command = [sys.executable, "-c", STANDS_STILL, folder, at]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # type: ignore[arg-type]
         self.wait_until_attached()
         os.waitid(os.P_PID, self.process.pid, os.WSTOPPED | os.WNOWAIT)
 

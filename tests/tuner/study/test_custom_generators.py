@@ -77,7 +77,7 @@ def space_of(text: str) -> Space:
 )
 def test_what_a_class_takes_counts_with_that_class_alone(given: dict[str, Any], expected: Config) -> None:
     trial = FixedTrial(given)
-    assert space_of(TWO).suggest(trial) == expected
+    assert space_of(TWO).suggest(trial) == expected  # type: ignore[arg-type]
     assert trial.params == given
 
 
@@ -213,7 +213,7 @@ def test_a_convolution_is_searched_exported_trained_again_and_written_with(
     assert (first.params["own.kernel_size"], second.params["own.kernel_size"]) == (3, 5)
     own = {"activation": "gelu", "kernel_size": 3}
     assert first.user_attrs["configuration"]["own"] == own
-    assert first.value < 2.45  # who looks back once gets 3.4, and the entropy of the source is 2.1
+    assert (first.value or 9) < 2.45  # who looks back once gets 3.4, and the entropy of the source is 2.1
 
     assert "own.kernel_size=3" in tables.configured(first)
     assert "`own.kernel_size` | `3` | searched" in notes.trial_note(study, first)

@@ -274,7 +274,7 @@ def test_an_end_that_no_worker_wrote_is_named_and_never_a_result(
     assert listed["trials"]["ended_by_no_worker"] == int(is_complete)
     done = tuner("export", study.name, "-o", str(output))
     assert ("trial 0, 2.0000" if results else "has no completed trial") in said_by(done)
-    for command in ("export", "sample"):
+    for command in ("export", "sample"):  # type: ignore[assignment]
         said = said_by(tuner(command, study.name, "--trial", str(told.number)))
         assert ("no worker wrote this end" if is_complete else "only a complete one") in said
     assert "give a smaller --top" in (said := said_by(tuner("confirm", study.name, "--top", "2"))) or not results, said

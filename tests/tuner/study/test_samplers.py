@@ -18,7 +18,7 @@ PARAMETERS = {
     "heads": {"type": "categorical", "choices": [2, 4], "when": {"architecture": "transformer"}},
     "temperature": {"type": "float", "low": 0.5, "high": 1.5},
 }
-STEPPED = PARAMETERS | {"learning_rate": {"type": "float", "low": 0.25, "high": 0.75, "step": 0.25}}
+STEPPED: dict[str, Any] = PARAMETERS | {"learning_rate": {"type": "float", "low": 0.25, "high": 0.75, "step": 0.25}}
 OPTIONS: dict[str, dict[str, Any]] = {
     "tpe": {"n_startup_trials": 2, "multivariate": False},
     "gp": {"n_startup_trials": 2, "deterministic_objective": True},

@@ -145,8 +145,8 @@ def test_the_values_of_a_range(searched: Any, values: list[Any]) -> None:
 def test_every_value_of_a_stepped_range_is_one_that_optuna_takes() -> None:
     for low, high, step in ((0.0, 0.3, 0.1), (0.05, 0.95, 0.15), (1e-3, 1e-2, 1e-3)):
         searched = Float(type="float", low=low, high=high, step=step)
-        assert all(searched.low <= value <= searched.high for value in searched.values())
-        assert searched.values() == [searched.distribution().to_external_repr(value) for value in searched.values()]
+        assert all(searched.low <= value <= searched.high for value in searched.values())  # type: ignore[operator]
+        assert searched.values() == [searched.distribution().to_external_repr(value) for value in searched.values()]  # type: ignore[arg-type]
 
 
 def test_the_largest_value_of_a_parameter() -> None:
@@ -166,7 +166,7 @@ def test_a_trial_can_be_given_what_could_be_proposed_and_nothing_else() -> None:
     )
     fine = [("hidden_size", 128), ("dropout", 0), ("dropout", 0.25), ("tied_embeddings", True)]
     wrong = [("hidden_size", 100), ("hidden_size", 128.0), ("hidden_size", 512), ("dropout", True), ("dropout", 0.6)]
-    wrong += [("tied_embeddings", "yes"), ("layers", 2), ("top_k", 5), ("momentum", 0.9)]
+    wrong += [("tied_embeddings", "yes"), ("layers", 2), ("top_k", 5), ("momentum", 0.9)]  # type: ignore[list-item]
     assert [chosen_problem(space, *one) for one in fine] == [None] * 4
     assert all(chosen_problem(space, *one) for one in wrong)
 

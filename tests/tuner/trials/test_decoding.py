@@ -102,7 +102,7 @@ def test_the_temperature_is_one_that_the_study_allows(
 def test_what_only_cuts_off_cuts_off_least(
     corpus: EncodedCorpus, name: str, searched: dict[str, Any], value: Any
 ) -> None:
-    assert getattr(chosen(corpus, **{name: searched}), name) == value
+    assert getattr(chosen(corpus, **{name: searched}), name) == value  # type: ignore[arg-type]
 
 
 def test_what_is_not_searched_stays_as_it_is(corpus: EncodedCorpus) -> None:

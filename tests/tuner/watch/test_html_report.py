@@ -42,7 +42,7 @@ PARAMETERS: dict[str, Any] = {
     "batch_size": 8,
     "sequence_length": 16,
 }
-FACTS = {
+FACTS: dict[str, Any] = {
     "tokens_per_second": 1000,
     "training_seconds": 4.1,
     "parameter_count": 12345,
@@ -61,7 +61,7 @@ class Desk:
     def __init__(self, storage: RDBStorage, study: Study, folder: Path) -> None:
         self.storage, self.study, self.kept = storage, study, Artifacts(folder / study.name)
         directions = ["minimize"] * len(study.objectives)
-        self.found = optuna.create_study(study_name=study.name, storage=storage, directions=directions)
+        self.found = optuna.create_study(study_name=study.name, storage=storage, directions=directions)  # type: ignore[arg-type]
         self.found.set_user_attr("study", study.stored())
         self.found.set_user_attr("fingerprint", "sha256:12")
         Leases(storage, self.found._study_id).open()

@@ -21,7 +21,7 @@ from tuner.trials.attachments import SAMPLES_ATTRIBUTE, samples_kept
 from tuner.watch.notes import BEGIN, END, joined, shown, sparkline, study_note, trial_note
 
 EVIL = "`|` </td><script>alert(1)</script> [x](javascript:1) \x1b[2J **b** ![i](http://x/i.png)\n\n# title"
-TEXTS = {
+TEXTS: dict[str, Any] = {
     "text_divergence": 0.0812,
     "text": {"bleu": 9.5, "self_bleu": 7.4, "rouge_l": 0.07, "distinct_1": 0.6, "distinct_2": 0.9, "distinct_3": 1.0}
     | {"repetition": 0.01, "zipf": 0.8},
@@ -29,7 +29,12 @@ TEXTS = {
     | {"distinct_3": 1.0, "repetition": 0.0, "zipf": 0.9},
 }
 SAMPLE = [{"prompt": "Once upon", "text": " a time, there"}, {"prompt": "In", "text": "deed"}]
-FACTS = {"parameter_count": 12345, "tokens_per_second": 678, "peak_memory_bytes": 2**30, "worker": "host cuda:1"}
+FACTS: dict[str, Any] = {
+    "parameter_count": 12345,
+    "tokens_per_second": 678,
+    "peak_memory_bytes": 2**30,
+    "worker": "host cuda:1",
+}
 
 
 def made(state: TrialState = TrialState.COMPLETE, rungs: int = 3, **facts: Any) -> FrozenTrial:
@@ -144,7 +149,7 @@ WORKER = Worker(3, EVIL, 17, "cuda:0", 2, 1.0, 6, "gru", 0.5, 65432.1, 3 * 2**20
 
 def row(study: Study, **changes: Any) -> Row:
     counts = Counts(complete=3, pruned=2, running=1, waiting=1, fail=2)
-    values = {"counts": counts, "workers": [WORKER], "active_seconds": 50.0, "study_id": 7, "best": 2.5}
+    values: dict[str, Any] = {"counts": counts, "workers": [WORKER], "active_seconds": 50.0, "study_id": 7, "best": 2.5}
     return Row(study, **(values | {"best_trial": 0} | changes))
 
 

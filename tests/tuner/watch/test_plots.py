@@ -82,7 +82,9 @@ def test_nothing_is_drawn_of_a_study_that_has_just_begun(study: Study) -> None:
 
 def test_learning_curves_are_over_tokens_by_architecture_the_best_strong_and_the_pruned_thin(study: Study) -> None:
     trials = [trial(study, number, rungs=(4.0, 3.0, 2.0 + number / 10)) for number in range(8)]
-    figure = plots.learning_curves(study, [*trials, trial(study, 8, PRUNED, (5.0,)), trial(study, 9, RUNNING, (5.0,))])
+    figure: Any = plots.learning_curves(
+        study, [*trials, trial(study, 8, PRUNED, (5.0,)), trial(study, 9, RUNNING, (5.0,))]
+    )
     strong = [trace for trace in figure.data if trace.line.width > 3]
     assert [one for trace in strong for one in trace.x if one] == pytest.approx([1365.333, 2730.667, 4096] * 3)
     assert sorted(one for trace in strong for one in trace.y if one and one < 3) == [2.0, 2.1, 2.2]
@@ -96,7 +98,7 @@ def test_learning_curves_are_over_tokens_by_architecture_the_best_strong_and_the
 
 def test_learning_curves_of_a_budget_in_seconds_are_over_seconds(small: Small) -> None:
     study = searching(small, trial={"seconds": 30, "rungs": 3})
-    figure = plots.learning_curves(study, [trial(study, 0)])
+    figure: Any = plots.learning_curves(study, [trial(study, 0)])
     assert figure.data[0].x == (10, 20, 30, None)
     assert figure.layout.xaxis.title.text == "seconds of training"
     assert set(plots.costs(study, [trial(study, 0, tokens=5000)])) == {"tokens", "tokens_per_second", "parameter_count"}
@@ -136,7 +138,7 @@ def test_a_choice_has_a_place_each_and_a_conditional_parameter_only_the_trials_t
 
 def test_a_few_terrible_values_do_not_hide_the_differences_between_the_others(study: Study) -> None:
     trials = [trial(study, number, rungs=(2.0 + number / 100,)) for number in range(60)]
-    figure = plots.history(study, [*trials, trial(study, 60, rungs=(900.0,))])
+    figure: Any = plots.history(study, [*trials, trial(study, 60, rungs=(900.0,))])
     assert figure.layout.yaxis.range[1] < 3
     assert "1 above the axis" in figure.layout.title.subtitle.text
 
@@ -179,7 +181,7 @@ def test_two_objectives_have_a_figure_with_their_front(small: Small) -> None:
 
 
 def test_parallel_coordinates_have_a_line_for_each_trial_and_a_foot_for_what_does_not_count(study: Study) -> None:
-    figure = plots.parallel_coordinates(study, [trial(study, 0), trial(study, 1, PRUNED, (4.0,))])
+    figure: Any = plots.parallel_coordinates(study, [trial(study, 0), trial(study, 1, PRUNED, (4.0,))])
     assert [len(trace.x) for trace in figure.data] == [4, 0, 4]
     assert plots.FOOT in figure.data[0].y  # trial 1 has no layers
     assert all(0 <= y <= 1 for y in figure.data[2].y if y is not None)
@@ -203,10 +205,10 @@ def test_names_in_figures_are_text(study: Study) -> None:
     curve = [{"temperature": 1.0, "divergence": 0.1, "bleu": 1.0, "self_bleu": 2.0}]
     text = {"bleu": 1.0, "self_bleu": 2.0}
     configuration = Config().model_dump(mode="json")
-    facts = {"decoding_curve": curve, "text": text, "human_text": text, "configuration": configuration}
+    facts: dict[str, Any] = {"decoding_curve": curve, "text": text, "human_text": text, "configuration": configuration}
     trials = [trial(study, number, **facts) for number in range(12)]
     figures = plots.dashboard_figures(study, trials)
-    drawn = [*figures.values(), plots.history(study, trials), plots.parallel_coordinates(study, trials)]
+    drawn: list[Any] = [*figures.values(), plots.history(study, trials), plots.parallel_coordinates(study, trials)]
     assert "quality-and-diversity" in figures
     for figure in drawn:
         assert "<script" not in json.dumps(json.loads(figure.to_json()))

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import optuna
 import pytest
+from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_open
@@ -17,7 +18,7 @@ from tuner.watch import prometheus
 
 Small = Callable[..., Study]
 Enter = Callable[[Study], optuna.Study]
-RATES = {"learning_rate": optuna.distributions.FloatDistribution(1e-3, 1e-1, log=True)}
+RATES: dict[str, BaseDistribution] = {"learning_rate": FloatDistribution(1e-3, 1e-1, log=True)}
 
 
 def ended(found: optuna.Study, value: float, **constraints: float) -> None:

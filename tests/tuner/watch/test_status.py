@@ -19,7 +19,7 @@ from typing import Any
 import optuna
 import pytest
 import sqlalchemy
-from optuna.distributions import FloatDistribution
+from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 from sqlalchemy import event
@@ -38,7 +38,7 @@ from tuner.watch.live import AWAY, StudiesWatcher, Watcher
 from tuner.watch.tables import failed_lines
 
 TUNER = Path(sysconfig.get_path("scripts")) / "tuner"
-LEARNING_RATE = {"learning_rate": FloatDistribution(1e-3, 1e-1, log=True)}
+LEARNING_RATE: dict[str, BaseDistribution] = {"learning_rate": FloatDistribution(1e-3, 1e-1, log=True)}
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from tuner.study.definition import Study
 from tuner.watch import live, plots, tables
 from tuner.watch.live import Watcher
 
-FACTS = {"parameter_count": 12345, "tokens_per_second": 67890}
+FACTS: dict[str, Any] = {"parameter_count": 12345, "tokens_per_second": 67890}
 LEARNING_RATE = optuna.distributions.FloatDistribution(1e-4, 1e-1, log=True)
 
 
@@ -57,7 +57,13 @@ WORKER = Worker(3, "host", 17, "cuda:0", 2, 1.0, 6, "gru", 0.5, 65432.1, 3 * 2**
 
 def snapshot(study: Study, **changes: Any) -> Snapshot:
     counts = Counts(complete=3, pruned=2, running=1, waiting=1, fail=1)
-    values = {"counts": counts, "best": TRIALS[1], "workers": [WORKER], "active_seconds": 50.0, "trials": TRIALS}
+    values: dict[str, Any] = {
+        "counts": counts,
+        "best": TRIALS[1],
+        "workers": [WORKER],
+        "active_seconds": 50.0,
+        "trials": TRIALS,
+    }
     return Snapshot(study, **(values | changes))
 
 

@@ -21,7 +21,8 @@ class Database:
     """Is away for the next `away` calls, and writes down those that it answers."""
 
     def __init__(self) -> None:
-        self.away, self.answered = 0, []
+        self.away = 0
+        self.answered: list[Any] = []
         self.refusals = threading.Semaphore(0)
 
     def request(self, name: Any) -> Callable[[], Any]:
@@ -146,8 +147,8 @@ def test_the_heart_beats_while_there_is_always_something_to_do(monkeypatch: pyte
     beaten = threading.Event()
 
     def busy() -> None:
-        if not beaten.wait(0.005) and not database_thread._leaving.is_set():
-            database_thread.submit(busy)
+        if not beaten.wait(0.005) and not database_thread._leaving.is_set():  # type: ignore[attr-defined]
+            database_thread.submit(busy)  # type: ignore[attr-defined]
 
     def beat() -> None:
         beats.release()

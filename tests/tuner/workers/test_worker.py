@@ -239,7 +239,7 @@ def test_every_sampler_works_off_a_study(crew: Any, small: Small, enter: Enter, 
 @pytest.mark.parametrize("name", samplers.PRUNERS)
 def test_every_pruner_works_off_a_study(crew: Any, small: Small, enter: Enter, storage: RDBStorage, name: str) -> None:
     options = {"threshold": {"upper": 1.5}, "median": {"n_startup_trials": 1}}.get(name, {})
-    study = small(8, pruner={"type": name} | options)
+    study = small(8, pruner={"type": name} | options)  # type: ignore[operator]
     found = enter(study)
     crew.work(study, lambda number, config, rung: float(number), workers=2)
     assert counts(found, storage).finished == 8
@@ -1038,7 +1038,7 @@ def test_two_objectives_are_searched_and_pruned_by_the_first(
         14,
         objective=["bits_per_byte", "text_divergence"],
         sampler={"type": sampler, "seed": 2},
-        pruner={"type": pruner} | options.get(pruner, {}),
+        pruner={"type": pruner} | options.get(pruner, {}),  # type: ignore[operator]
     )
     found = enter(study)
 
