@@ -50,7 +50,7 @@ def test_artifacts_where_no_folder_can_be(
 
 @pytest.mark.parametrize(("free", "result"), [(2**20, "failed"), (2**29, "warning"), (2**33, "ok")])
 def test_a_disk_with_little_room(free: int, result: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(2**40, 2**40 - free, free))  # type: ignore[attr-defined]
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(2**40, 2**40 - free, free))
     assert service_checks._disk(tmp_path, "artifacts").result == result
 
 
