@@ -425,7 +425,8 @@ def test_a_run_says_what_came_out_and_what_is_next(
     assert recipe.provenance is not None
     assert (recipe.provenance["trial"], recipe.provenance["value"]) == (best.number, best.value)
     assert recipe.parameters == Config.model_validate(best.user_attrs["configuration"])
-    assert set(workers.environment) == {"TUNER_DATA", "TUNER_ARTIFACTS", "TUNER_CHECKPOINT_SECONDS"}
+    told = {"TUNER_DATA", "TUNER_ARTIFACTS", "TUNER_CHECKPOINT_SECONDS", "TUNER_LOG_LEVEL", "TUNER_LOG_FORMAT"}
+    assert set(workers.environment) == told
 
 
 def test_a_run_again_replaces_its_own_export_and_no_other(
