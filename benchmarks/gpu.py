@@ -22,12 +22,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional
 
 from models.config import Budget, Config, Corpus
+from models.device_checks import first_step
 from models.nn.memory import training_bytes
-from models.nn.network import build
-from models.nn.precision import autocast, set_precision
 from models.text.corpus import EncodedCorpus, load_corpus
 from models.training import cuda_graphs
 from models.training.loop import Training, train
@@ -78,26 +76,11 @@ def agree(device: torch.device, corpus: EncodedCorpus, tokens: int) -> Iterator[
     for name, config in SHAPES.items():
         if config.dropout:
             continue
-        loss, gradient = _step(config.model_copy(update={"precision": "float32"}), corpus, torch.device("cpu"))
+        loss, gradient = first_step(config.model_copy(update={"precision": "float32"}), corpus, torch.device("cpu"))
         for precision in ("float32", "auto", "bfloat16"):
-            other, theirs = _step(config.model_copy(update={"precision": precision}), corpus, device)
+            other, theirs = first_step(config.model_copy(update={"precision": precision}), corpus, device)
             error = ((theirs - gradient).norm() / gradient.norm()).item()
             yield {"shape": name, "precision": precision, "loss": abs(other / loss - 1), "gradient": error}
-
-
-def _step(config: Config, corpus: EncodedCorpus, device: torch.device) -> tuple[float, torch.Tensor]:
-    torch.manual_seed(0)
-    model = build(config, corpus.tokenizer.vocabulary_size)
-    model = model.to(device)
-    half, _ = set_precision(model, config, device)
-    rows, length = config.batch_size, config.sequence_length + 1
-    data = torch.from_numpy(corpus.train[: rows * length].astype("int64")).view(rows, length).to(device)
-    with autocast(device, half):
-        logits, _ = model(data[:, :-1], None)
-        loss = functional.cross_entropy(logits.flatten(0, 1), data[:, 1:].flatten())
-    loss.backward()
-    gradient = torch.cat([each.grad.flatten().float().cpu() for each in model.parameters() if each.grad is not None])
-    return loss.item(), gradient
 
 
 def truth(device: torch.device, corpus: EncodedCorpus, tokens: int) -> Iterator[dict[str, Any]]:

@@ -33,6 +33,7 @@ from models.config import Budget, Config
 from models.nn.network import build
 from models.nn.precision import autocast, set_precision
 from models.text.corpus import EncodedCorpus, load_corpus
+from models.training.cuda_graphs import SWITCH
 from models.training.failures import lost_device, ran_out_of_memory
 from models.training.loop import Trained, Training, train, usable_device
 
@@ -45,8 +46,6 @@ TOLERANCES = {"float32": 1e-4, "auto": 0.03, "bfloat16": 0.03}
 """Relative error of all gradients of one step. Measured on an H200: 3e-6, 5e-3 and 5e-3 at most."""
 
 DONE = "done"
-
-GRAPHS = "TUNER_CUDA_GRAPHS"
 
 SHORT = Budget(tokens=8 * 32 * 16, rungs=1)
 """The short training of several checks: 16 steps."""
@@ -228,7 +227,7 @@ def _captured(device: torch.device) -> Iterator[Check]:
             yield Check("captured steps", "warning", f"{architecture}: {said[0]}", "nothing: training is only slower")
         elif values[0] != values[1]:
             text = f"{architecture}: captured steps train to {values[1]}, others to {values[0]}"
-            yield Check("captured steps", "failed", text, f"set {GRAPHS}=0, and report it")
+            yield Check("captured steps", "failed", text, f"set {SWITCH}=0, and report it")
         else:
             yield Check("captured steps", "ok", f"{architecture}: the same value, {times:.1f} times the tokens/s")
 
@@ -358,9 +357,12 @@ def _train(config: Config, device: torch.device) -> Trained:
 
 
 def _gradients(config: Config, device: torch.device) -> Tensor:
-    """All gradients of one step from the same weights on the same text, as one vector on the CPU."""
+    return first_step(config, _corpus(), device)[1]
+
+
+def first_step(config: Config, corpus: EncodedCorpus, device: torch.device) -> tuple[float, Tensor]:
+    """Returns the loss of one step, from the same weights on the same text, and all its gradients as one CPU vector."""
     torch.manual_seed(0)
-    corpus = _corpus()
     model = build(config, corpus.tokenizer.vocabulary_size).to(device)
     half, _ = set_precision(model, config, device)
     rows, length = config.batch_size, config.sequence_length + 1
@@ -369,7 +371,8 @@ def _gradients(config: Config, device: torch.device) -> Tensor:
         logits, _ = model(text[:, :-1], None)
         loss = functional.cross_entropy(logits.flatten(0, 1), text[:, 1:].flatten())
     torch.autograd.backward(loss)
-    return torch.cat([each.grad.flatten().float().cpu() for each in model.parameters() if each.grad is not None])
+    gradients = [each.grad.flatten().float().cpu() for each in model.parameters() if each.grad is not None]
+    return loss.item(), torch.cat(gradients)
 
 
 def _started(*arguments: str) -> subprocess.Popen[str]:
@@ -398,14 +401,14 @@ def _said(error: BaseException) -> str:
 
 @contextmanager
 def _switched(value: str) -> Iterator[None]:
-    before = os.environ.get(GRAPHS)
-    os.environ[GRAPHS] = value
+    before = os.environ.get(SWITCH)
+    os.environ[SWITCH] = value
     try:
         yield
     finally:
-        os.environ.pop(GRAPHS)
+        os.environ.pop(SWITCH)
         if before is not None:
-            os.environ[GRAPHS] = before
+            os.environ[SWITCH] = before
 
 
 @contextmanager

@@ -1,3 +1,3 @@
 """Training: the loop, checkpoints, optimizers, metrics, several processes."""
 
-__all__ = ["checkpoint", "distributed", "failures", "loop", "metrics", "observer", "scoring", "stopping"]
+__all__ = ["checkpoint", "cuda_graphs", "distributed", "failures", "loop", "metrics", "observer", "scoring", "stopping"]

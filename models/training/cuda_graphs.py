@@ -24,6 +24,7 @@ from models.text.batches import Batch
 from models.training.checkpoint import filled, flat
 from models.training.distributed import Team
 from models.training.failures import OutOfMemoryInCapture, ran_out_of_memory
+from models.training.snapshot import moments
 
 if TYPE_CHECKING:
     from models.training.loop import Training
@@ -160,7 +161,7 @@ class _Kept:
 
     def __init__(self, training: Training) -> None:
         self.training = training
-        self.places = [*training.parameters, *_moments(training)]
+        self.places = [*training.parameters, *moments(training.optimizers).values()]
         self.values = [place.detach().clone() for place in self.places]
         self.states = [filled(state, (part.clone() for part in flat(state))) for state in training.states]
         self.random = _random_state(training.device)
@@ -174,16 +175,6 @@ class _Kept:
             optimizer.zero_grad()
         self.training.states = [filled(state, (part.clone() for part in flat(state))) for state in self.states]
         _set_random_state(self.training.device, self.random)
-
-
-def _moments(training: Training) -> list[Tensor]:
-    return [
-        moment
-        for optimizer in training.optimizers
-        for moments in optimizer.state.values()
-        for moment in moments.values()
-        if isinstance(moment, Tensor)
-    ]
 
 
 @torch.no_grad()

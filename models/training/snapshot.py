@@ -19,7 +19,7 @@ def tensors_of(training: Training) -> dict[str, Tensor]:
     team = training.team
     loss_sum = torch.tensor(team.total(training.loss_sum.item()) / team.size, dtype=torch.float64)
     tensors = {f"model.{name}": tensor for name, tensor in weights(training.model).items()}
-    tensors |= _moments(training.optimizers)
+    tensors |= moments(training.optimizers)
     tensors |= {f"best.{name}": weight for name, weight in (training.best_weights or {}).items()}
     # A state may hold a tensor twice; a file may not.
     tensors |= {f"state.{index}": tensor.clone() for index, tensor in enumerate(_whole_state(training))}
@@ -55,7 +55,8 @@ def are_moments_of(optimizers: list[torch.optim.Optimizer], tensors: dict[str, T
     return True
 
 
-def _moments(optimizers: list[torch.optim.Optimizer]) -> dict[str, Tensor]:
+def moments(optimizers: list[torch.optim.Optimizer]) -> dict[str, Tensor]:
+    """Returns what optimizers keep for each weight, by its name in a checkpoint; the tensors themselves, no copies."""
     return {
         f"optimizer.{number}.{index}.{name}": moment
         for number, optimizer in enumerate(optimizers)

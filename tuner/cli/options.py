@@ -101,6 +101,9 @@ _grace = click.option(
 corpus = click.option(
     "--corpus", "corpus_path", type=Folder(path_type=Path), help="Text to use (overrides the study file)."
 )
+corpus_elsewhere = click.option(
+    "--corpus", "corpus_path", type=Folder(), help="Where the study's text is on this machine, if elsewhere."
+)
 force = click.option("--force", is_flag=True, help="Replace existing output.")
 
 

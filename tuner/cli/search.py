@@ -106,12 +106,7 @@ def run(
     type=options.Folder(path_type=Path),
     help="File to touch every few seconds while the database answers, for a health check.",
 )
-@click.option(
-    "--corpus",
-    "corpus_path",
-    type=options.Folder(),
-    help="Where the study's text is on this machine, if elsewhere.",
-)
+@options.corpus_elsewhere
 def work(
     study_name: str | None,
     places: StorageOptions,
@@ -148,12 +143,7 @@ def work(
     show_default=True,
     help="Fresh seeds per trial.",
 )
-@click.option(
-    "--corpus",
-    "corpus_path",
-    type=options.Folder(),
-    help="Where the study's text is on this machine, if elsewhere.",
-)
+@options.corpus_elsewhere
 def confirm(
     study_name: str,
     places: StorageOptions,

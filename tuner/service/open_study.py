@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 from models.training.stopping import stop_requests
 from tuner.control import steering
 from tuner.errors import StudyError
-from tuner.results import confirmation, export, summary
+from tuner.results import analysis, confirmation, export, summary
 from tuner.results.kept_runs import require_run
 from tuner.results.records import TrialRecord, frame
 from tuner.service.search import Search
@@ -90,10 +90,8 @@ class OpenStudy:
     @property
     def best(self) -> TrialRecord | None:
         """The trial that `export` writes: the confirmed one, or else the first of the leaderboard; None before one."""
-        board = summary.leaderboard(self._handle.trials())
-        if not board:
-            return None
-        return TrialRecord.of(confirmation.confirmed_trial(self.optuna, board) or board[0])
+        best = analysis.best(self.optuna, self._handle.trials())
+        return None if best is None else TrialRecord.of(best.trial)
 
     def curves(self) -> dict[int, dict[int, float]]:
         """Returns the bits per byte at each rung, from 1, of each trial by its number."""

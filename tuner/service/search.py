@@ -47,7 +47,9 @@ class Search:
         Raises what `Supervisor.supervise` raises.
         """
         if begins is None:
-            begins = f"{self._workers()} on {', '.join(sorted({slot.device for slot in self.slots}))}"
+            begins = (
+                f"{counted(len(self.slots), 'worker')} on {', '.join(sorted({slot.device for slot in self.slots}))}"
+            )
         return self._supervise(study, self.slots, begins)
 
     def confirm(self, study: StudyHandle, chosen: Sequence[FrozenTrial], seeds: int) -> confirmation.Result:
@@ -84,9 +86,6 @@ class Search:
         kept = self.supervisor.places.writable_artifacts_of(study.optuna_study)
         arguments = [study.name, *(["--corpus", str(self.corpus_path)] if self.corpus_path else [])]
         return self.supervisor.supervise(study, kept, slots, begins, arguments, self.view(study))
-
-    def _workers(self) -> str:
-        return counted(len(self.slots), "worker")
 
 
 def _tested(device: str, run_folder: Path) -> Score | None:

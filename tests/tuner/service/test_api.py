@@ -7,7 +7,6 @@ import re
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -34,7 +33,7 @@ def places(data_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     return {"data_folder": data_folder, "artifacts": str(tmp_path / "artifacts")}
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny(text_file: Path) -> Callable[..., Mapping]:
     def make(name: str, **sections: Any) -> Mapping:
         values: Mapping = {
@@ -51,19 +50,18 @@ def tiny(text_file: Path) -> Callable[..., Mapping]:
     return make
 
 
+def trains(study: tuner.OpenStudy) -> bool:
+    """Whether a worker is in the middle of a trial."""
+    return any(worker["progress"] for worker in study.status()["workers"])
+
+
 @pytest.fixture(scope="module")
-def searched(data_folder: Path, text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuner.OpenStudy]:
+def searched(
+    data_folder: Path, tiny: Callable[..., Mapping], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuner.OpenStudy]:
     """A study that a worker in the background has searched and confirmed."""
     artifacts = str(tmp_path_factory.mktemp("api"))
-    study = {
-        "name": "api-searched",
-        "corpus": {"path": str(text_file)},
-        "trial": {"tokens": 4_096, "rungs": 3},
-        "budget": {"trials": 3},
-        "sampler": {"type": "random", "seed": 1},
-        "pruner": "none",
-        "parameters": PARAMETERS,
-    }
+    study = tiny("api-searched")
     with tuner.run(study, workers=1, confirm=1, wait=False, data_folder=data_folder, artifacts=artifacts) as opened:
         assert opened.is_searching
         with pytest.raises(tuner.StudyError, match="a search is running in this process"):
@@ -128,10 +126,8 @@ def test_a_study_that_was_closed_in_the_middle_continues_with_the_same_call(
 ) -> None:
     study = tiny("api-closed", trial={"tokens": 200_000, "rungs": 3}, budget={"trials": 2})
     opened = tuner.run(study, workers=1, confirm=0, wait=False, **places)
-    begun = threading.Event()
-    while not begun.wait(0.05):
-        if any(worker["progress"] for worker in opened.status()["workers"]):
-            begun.set()
+    while not trains(opened):
+        pass
     opened.close()
     assert opened.wait() is not None
     assert opened.wait().startswith("stopped; nothing is lost")  # type: ignore[union-attr]
@@ -156,7 +152,7 @@ def test_ctrl_c_saves_the_trials_and_reaches_the_script(
     )
     with process:
         opened = None
-        while opened is None or not any(worker["progress"] for worker in opened.status()["workers"]):
+        while opened is None or not trains(opened):
             try:
                 opened = opened or tuner.load_study("api-interrupted", **places)
             except tuner.StudyError:
