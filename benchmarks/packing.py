@@ -79,7 +79,7 @@ def main() -> None:
                 [trials_per_hour(study, workers, options.devices) for workers in options.workers]
                 for _ in range(options.rounds)
             ]
-            chosen = workers_per_device(read_study(study), options.devices, None, lambda text: None)
+            chosen = workers_per_device(read_study(study), options.devices, None)
             medians = [round(statistics.median(column)) for column in zip(*rates, strict=True)]
             named = {f"{workers} workers": rate for workers, rate in zip(options.workers, medians, strict=True)}
             rows.append({"trials per hour": shape, **named, "auto chooses": chosen})

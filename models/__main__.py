@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
+from models import logs
 from models.errors import ConfigError, UserError
 
 if TYPE_CHECKING:
@@ -92,9 +93,39 @@ def _require_texts(context: click.Context, option: click.Parameter, values: tupl
     return tuple(_require_text(context, option, value) for value in values)
 
 
+def logging_options(command: Command) -> Command:
+    """Adds the options of a group of commands about what is logged, those of `configure_logging`."""
+    for option in (
+        click.option(
+            "--log-format",
+            type=click.Choice(["text", "json"]),
+            envvar=logs.FORMAT,
+            default="text",
+            show_default=True,
+            help=f"How what is logged looks; workers follow. [env: {logs.FORMAT}]",
+        ),
+        click.option("-q", "--quiet", is_flag=True, help="Log errors only."),
+        click.option("-v", "--verbose", is_flag=True, help="Log details, too."),
+    ):
+        command = option(command)
+    return command
+
+
+def configure_logging(verbose: bool, quiet: bool, log_format: str) -> None:
+    """Logs to standard error from here on; without an option, at the level that the environment says."""
+    if verbose and quiet:
+        raise click.UsageError("--verbose and --quiet exclude each other")
+    level = "DEBUG" if verbose else "ERROR" if quiet else os.environ.get(logs.LEVEL, "INFO")
+    if level not in logs.LEVELS:
+        raise click.UsageError(f"{logs.LEVEL}={level}: no such level; write {', '.join(logs.LEVELS)}")
+    logs.configure(level, log_format)
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
-def commands() -> None:
+@logging_options
+def commands(verbose: bool, quiet: bool, log_format: str) -> None:
     """Train a text generator, and write with it."""
+    configure_logging(verbose, quiet, log_format)
 
 
 @commands.command()
@@ -186,7 +217,7 @@ def _train_one(
     from models.runs.run import train_run
 
     observer = Progress(recipe, requested) if team.is_main_process else Requests(requested)
-    trained = train_run(recipe, folder, team=team, observer=observer, say=_say, **options)
+    trained = train_run(recipe, folder, team=team, observer=observer, **options)
     if team.is_main_process:
         with optional("not compared with the value in the file"):
             comparison = None if options["allow_changed_corpus"] else compared(promised, recipe, trained, team)
@@ -195,12 +226,6 @@ def _train_one(
         test = "" if trained.test is None else f", {trained.test.bits_per_byte:.4f} on the test split"
         speed = f"{trained.tokens_per_second:,.0f} tokens/s"
         click.echo(f"{trained.best.bits_per_byte:.4f} bits per byte{test} ({speed}) in {folder}")
-
-
-def _say(text: str) -> None:
-    from models.safe_text.terminal import line
-
-    click.echo(line(text), err=True)
 
 
 def _mention_threads(recipe: Recipe, path: Path, given: int | None, device: str, team: Team) -> None:

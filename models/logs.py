@@ -1,6 +1,6 @@
 """How logs look: one line on the terminal, one with its place in a worker's file, or one JSON object.
 
-Modules log to `logging.getLogger(__name__)`; only the command line calls `configure`, so that `import models` and
+Modules log to `logging.getLogger(__name__)`; only a command line calls `configure`, so that `import models` and
 `import tuner` say nothing by themselves.
 """
 
@@ -14,6 +14,8 @@ from typing import Any, TextIO
 
 LEVEL, FORMAT = "TUNER_LOG_LEVEL", "TUNER_LOG_FORMAT"
 """The environment variables by which a command tells its worker processes how to log."""
+
+LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 
 PLACE: dict[str, Any] = {}
 """What this process is at work on: study, worker and trial, where there are any. It stands in each line of a worker."""

@@ -1,5 +1,6 @@
 """What all tests share: caches out of the user's own, and a browser."""
 
+import logging
 import os
 import shutil
 from collections.abc import Iterator
@@ -7,12 +8,27 @@ from typing import Any
 
 import pytest
 
+from models import logs
+
 
 @pytest.fixture(autouse=True, scope="session")
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture
+def logging_as_before() -> Iterator[None]:
+    """Undoes what a command line has configured."""
+    root, levels = logging.getLogger(), {name: logging.getLogger(name).level for name in ("tuner", "models")}
+    handlers = list(root.handlers)
+    yield
+    root.handlers[:] = handlers
+    for name, level in levels.items():
+        logging.getLogger(name).setLevel(level)
+    logs.PLACE.clear()
+    logs.settings.clear()
 
 
 @pytest.fixture(scope="session")

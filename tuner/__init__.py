@@ -1,5 +1,6 @@
 """Tunes text generators: `tuner.run("study.yaml")` and `tuner.load_study(NAME)` do what the commands do."""
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 from models.errors import ConfigError, CorpusError, DeviceError, RunError, UserError
@@ -24,6 +25,8 @@ __all__ = [
     "load_study",
     "run",
 ]
+
+logging.getLogger(__name__).addHandler(logging.NullHandler())  # who imports it decides what is heard
 
 _LATER = {
     "run": "tuner.service.api",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import time
 import warnings
@@ -37,6 +38,8 @@ from models.training.observer import UNOBSERVED, RunObserver, TrainingObserver
 from models.training.scoring import Scorer, held_out
 from models.training.stopping import Stopped
 
+logger = logging.getLogger(__name__)
+
 CONFIG, TOKENIZER, MODEL, METRICS = "config.yaml", "tokenizer.json", "model.safetensors", "metrics.jsonl"
 CHECKPOINT = "checkpoint.safetensors"
 OF_A_TRIAL = ("samples.jsonl", "decoding.svg")
@@ -70,20 +73,19 @@ def train_run(
     tensorboard: bool = False,
     team: Team = ALONE,
     observer: RunObserver = UNOBSERVED,
-    say: Callable[[str], None] = lambda text: None,
 ) -> Trained:
     """Trains `recipe` into a run folder, with a checkpoint there every minute.
 
     Raises RunError when the folder is in the way (`force` replaces a run, `resume` goes on with the same one) or the
     loss diverges, and Stopped when `observer` asked for it; what else a user can do wrong is found before the folder is
-    touched. `say` is told how far a long encoding of the text is, and which files of a folder were read. A `team`
-    trains one run together: its main process writes the folder, and each process has an observer.
+    touched. A `team` trains one run together: its main process writes the folder, and each process has an
+    observer.
     """
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
-    corpus = team.main_process_first(lambda: _checked(recipe, device, allow_changed_corpus, tensorboard, team, say))
+    corpus = team.main_process_first(lambda: _checked(recipe, device, allow_changed_corpus, tensorboard, team))
     if team.is_main_process and corpus.files:
-        say(f"corpus {corpus.name}: {corpus.files}")
+        logger.info("corpus %s: %s", corpus.name, corpus.files)
     recipe = with_facts(recipe, corpus.fingerprint)
     checkpoint = folder / CHECKPOINT
     team.main_process_only(lambda: _prepare(folder, recipe, corpus.tokenizer, resume, force))
@@ -162,31 +164,29 @@ def _write_end(folder: Path, trained: Trained) -> None:
     write_result(folder, trained)
 
 
-def _checked(
-    recipe: Recipe, device: str, allow_changed_corpus: bool, tensorboard: bool, team: Team, say: Callable[[str], None]
-) -> EncodedCorpus:
+def _checked(recipe: Recipe, device: str, allow_changed_corpus: bool, tensorboard: bool, team: Team) -> EncodedCorpus:
     """Returns the corpus; raises what a user has to know before a run begins."""
     usable_device(device)
     generator_class(recipe.parameters)
     team.rows(recipe.parameters.batch_size)
     if tensorboard:
         require_tensorboard()
-    corpus = _corpus(recipe, allow_changed_corpus, say)
+    corpus = _corpus(recipe, allow_changed_corpus)
     require_room(corpus, recipe.parameters.batch_size, recipe.parameters.sequence_length)
     if recipe.parameters.architecture not in ARCHITECTURES:
         rehearse_apart([recipe.parameters], corpus.tokenizer.vocabulary_size)
     return corpus
 
 
-def _corpus(recipe: Recipe, allow_changed: bool, say: Callable[[str], None]) -> EncodedCorpus:
+def _corpus(recipe: Recipe, allow_changed: bool) -> EncodedCorpus:
     source, config = recipe.corpus, recipe.parameters
     try:
-        return load_corpus(source, config.tokenizer, config.vocabulary_size, say=say)
+        return load_corpus(source, config.tokenizer, config.vocabulary_size)
     except ChangedCorpusError as error:
         if not allow_changed:
             raise ChangedCorpusError(f"{error}, or go on with it by --allow-changed-corpus") from error
     source_now = source.model_copy(update={"fingerprint": None})
-    corpus = load_corpus(source_now, config.tokenizer, config.vocabulary_size, say=say)
+    corpus = load_corpus(source_now, config.tokenizer, config.vocabulary_size)
     warnings.warn(
         f"corpus {corpus.name}: the text is {corpus.fingerprint}, not {source.fingerprint} that the configuration "
         "was made for; its scores do not compare",

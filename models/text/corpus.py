@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import random
 import shutil
 import time
 from bisect import bisect
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import accumulate, chain
@@ -26,8 +27,10 @@ from models.errors import ChangedCorpusError, CorpusError, RunError
 from models.files import ABANDONED_SECONDS
 from models.text import tokenizers
 from models.text.documents import documents_of, refuse_key
-from models.text.shared_work import Meter, alone
+from models.text.shared_work import Meter, Report, alone
 from models.text.tokenizers import Tokenizer
+
+logger = logging.getLogger(__name__)
 
 FORMAT = 1
 SPLITS = ("train", "validation", "test")
@@ -84,13 +87,14 @@ def load_corpus(
     tokenizer_kind: str,
     vocabulary_size: int,
     cache: Path | None = None,
-    say: Callable[[str], None] = lambda text: None,
+    on_progress: Report = lambda text: None,
 ) -> EncodedCorpus:
     """Reads, splits and encodes a corpus, or maps what an earlier call left in the folder `cache`.
 
     The tokenizer is learned from the train split alone. Without `cache` the user's own cache folder is used; if it
     cannot be written, the arrays stay in memory. Of several processes that want the same, one encodes while the
-    others wait; `say` is told of the waiting, and of how far a long encoding is.
+    others wait; `on_progress` gets a line about the waiting, and about how far
+    a long encoding is; the same is logged.
 
     CorpusError if the text is missing, unreadable, not the one that `source.fingerprint` asks for
     (ChangedCorpusError), or too short to split.
@@ -103,7 +107,13 @@ def load_corpus(
     facts = _facts(fingerprint, source.split, tokenizer_kind, vocabulary_size)
     cache = cache or _users_cache()
     sizes = {split: len(part.replace(BREAK, "").encode()) for split, part in parts.items()}
-    tokenizer, arrays = _encode_cached(parts, facts, cache, lambda told: say(f"corpus {read.name}: {told}"))
+
+    def report(text: str) -> None:
+        line = f"corpus {read.name}: {text}"
+        logger.info("%s", line)
+        on_progress(line)
+
+    tokenizer, arrays = _encode_cached(parts, facts, cache, report)
     return EncodedCorpus(
         name=read.name,
         fingerprint=fingerprint,
@@ -271,22 +281,20 @@ def _facts(fingerprint: str, split: tuple[float, float, float], kind: str, vocab
 
 
 def _encode_cached(
-    parts: dict[str, str], facts: dict[str, Any], cache: Path, say: Callable[[str], None]
+    parts: dict[str, str], facts: dict[str, Any], cache: Path, report: Report
 ) -> tuple[Tokenizer, Arrays]:
     folder = cache / hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
     found = _open(folder)
     if found is None:
-        with alone(folder.with_name(f"{folder.name}.lock"), say, "encodes the same text"):
-            found = _open(folder) or _make(folder, parts, facts, say)
+        with alone(folder.with_name(f"{folder.name}.lock"), report, "encodes the same text"):
+            found = _open(folder) or _make(folder, parts, facts, report)
     return found
 
 
-def _make(
-    folder: Path, parts: dict[str, str], facts: dict[str, Any], say: Callable[[str], None]
-) -> tuple[Tokenizer, Arrays]:
+def _make(folder: Path, parts: dict[str, str], facts: dict[str, Any], report: Report) -> tuple[Tokenizer, Arrays]:
     for draft in folder.parent.glob(f"{folder.name}.{'[0-9a-f]' * 32}"):  # of processes that were killed
         shutil.rmtree(draft, ignore_errors=True)
-    with Meter(say).running() as meter:
+    with Meter(report).running() as meter:
         made = _encode(parts, facts["tokenizer"], facts["vocabulary_size"], meter)
     _store(folder, facts, *made)
     return _open(folder) or made

@@ -12,23 +12,23 @@ from itertools import count
 from pathlib import Path
 from typing import IO
 
-SAY_SECONDS = 10.0
-"""How often long work says how far it is; what takes less says nothing."""
+REPORT_SECONDS = 10.0
+"""How often long work reports how far it is; what takes less reports nothing."""
 
 POLL_SECONDS = 0.2
 """How often a waiting process looks whether the work is done."""
 
-Say = Callable[[str], None]
+Report = Callable[[str], None]
 
 
 @contextmanager
-def alone(path: Path, say: Say, what: str) -> Iterator[None]:
-    """Lets one process of this machine at a time do what `path` stands for; the others wait, and say so.
+def alone(path: Path, report: Report, what: str) -> Iterator[None]:
+    """Lets one process of this machine at a time do what `path` stands for; the others wait, and report it.
 
     The file at `path` is the lock, and gone afterwards. A process that dies lets go of it. Where no file can be made,
     nobody waits.
     """
-    file = _locked(path, say, what)
+    file = _locked(path, report, what)
     try:
         yield
     finally:
@@ -37,7 +37,7 @@ def alone(path: Path, say: Say, what: str) -> Iterator[None]:
             file.close()
 
 
-def _locked(path: Path, say: Say, what: str) -> IO[str] | None:
+def _locked(path: Path, report: Report, what: str) -> IO[str] | None:
     for tried in count():
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -48,7 +48,7 @@ def _locked(path: Path, say: Say, what: str) -> IO[str] | None:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             if tried == 1:
-                say(f"waits for {_holder(file)}, which {what}")
+                report(f"waits for {_holder(file)}, which {what}")
             file.close()
             time.sleep(POLL_SECONDS)
             continue
@@ -77,16 +77,16 @@ def _holder(file: IO[str]) -> str:
 
 
 class Meter:
-    """Says every SAY_SECONDS how far some work on a text is, from a thread of its own."""
+    """Reports every `seconds` how far some work on a text is, from a thread of its own."""
 
-    def __init__(self, say: Say) -> None:
-        self.say = say
+    def __init__(self, report: Report, seconds: float = REPORT_SECONDS) -> None:
+        self.report, self.seconds = report, seconds
         self.begin("", 0)
         self.ended = threading.Event()
 
     @contextmanager
     def running(self) -> Iterator[Meter]:
-        """Says how far the work inside is."""
+        """Reports how far the work inside is."""
         thread = threading.Thread(target=self._run, daemon=True)
         thread.start()
         try:
@@ -108,7 +108,7 @@ class Meter:
             self.bytes += len(block.encode())
 
     def _run(self) -> None:
-        while not self.ended.wait(SAY_SECONDS):
+        while not self.ended.wait(self.seconds):
             if self.done:
                 speed = self.bytes / 1e6 / (time.monotonic() - self.begun)
-                self.say(f"{self.what}: {self.done / self.characters:.0%}, {speed:.2g} MB/s")
+                self.report(f"{self.what}: {self.done / self.characters:.0%}, {speed:.2g} MB/s")

@@ -195,6 +195,33 @@ def test_a_models_py_in_the_working_folder_is_not_run_instead(start: tuple[str, 
     assert (done.returncode, done.stderr) == (0, "")
 
 
+# Logs.
+
+
+def test_a_folder_of_texts_is_logged_as_it_is_asked_for(
+    here: Path, run_here: Callable[..., Finished], monkeypatch: pytest.MonkeyPatch, logging_as_before: None
+) -> None:
+    (here / "texts").mkdir()
+    (here / "rhyme.txt").rename(here / "texts" / "rhyme.txt")
+    recipe = (here / "recipe.yaml").read_text().replace("rhyme.txt", "texts")
+    (here / "recipe.yaml").write_text(recipe)
+
+    def logged(*options: str) -> str:
+        done = run_here(here, *options, "train", "recipe.yaml", "-o", "run", "--rungs", "1", "--force")
+        assert done.code == 0, done.error
+        return done.error
+
+    assert re.fullmatch(r"[\d:]{8} corpus texts: 1 file\n", logged())
+    assert logged("-q") == ""
+    (line,) = logged("--log-format", "json").splitlines()
+    assert (json.loads(line)["level"], json.loads(line)["logger"]) == ("INFO", "models.runs.run")
+    monkeypatch.setenv("TUNER_LOG_LEVEL", "WARNING")
+    assert logged() == ""
+    monkeypatch.setenv("TUNER_LOG_LEVEL", "LOUD")
+    refused = run_here(here, "generate", "run")
+    assert (refused.code, "TUNER_LOG_LEVEL=LOUD: no such level" in refused.error) == (2, True)
+
+
 # A trainer one keeps.
 
 

@@ -5,22 +5,12 @@ import logging
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 
 import pytest
 
 from models import logs
 
-
-@pytest.fixture(autouse=True)
-def _as_before() -> Iterator[None]:
-    root, level = logging.getLogger(), logging.getLogger("models").level
-    handlers = list(root.handlers)
-    yield
-    root.handlers[:] = handlers
-    logging.getLogger("models").setLevel(level)
-    logs.PLACE.clear()
-    logs.settings.clear()
+pytestmark = pytest.mark.usefixtures("logging_as_before")
 
 
 def test_a_line_for_people_has_the_time_and_nothing_that_acts(capsys: pytest.CaptureFixture[str]) -> None:
@@ -55,6 +45,11 @@ def test_json_has_one_object_a_line_with_tracebacks_in_it(capsys: pytest.Capture
 
 
 def test_who_imports_the_packages_hears_nothing() -> None:
-    program = "import logging, models, tuner; logging.getLogger('tuner').info('x'); print(logging.getLogger().handlers)"
+    program = """
+import logging, models, tuner
+for name in ("models.some", "tuner.some"):
+    logging.getLogger(name).error("too hot")
+print(logging.getLogger().handlers)
+"""
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("[]\n", "")

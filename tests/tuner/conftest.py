@@ -156,7 +156,6 @@ class Instant:
         attempt: int,
         config: Config,
         observer: TrialObserver,
-        warn: Callable[[str], None],
     ) -> Outcome:
         self.calls.append((number, attempt))
         value = 0.0
@@ -182,23 +181,27 @@ class Instant:
 
 
 class Heard(logging.Handler):
-    """Keeps what workers log, while the block runs."""
+    """Keeps what the tuner and its models log, while the block runs."""
 
     def __init__(self) -> None:
         super().__init__(logging.INFO)
         self.said: list[str] = []
+        self.loggers = [logging.getLogger(name) for name in ("tuner", "models")]
+        self.levels = [logger.level for logger in self.loggers]
 
     def emit(self, record: logging.LogRecord) -> None:
         self.said.append(record.getMessage())
 
     def __enter__(self) -> list[str]:
-        logger = logging.getLogger("tuner.workers")
-        logger.addHandler(self)
-        logger.setLevel(logging.INFO)
+        for logger in self.loggers:
+            logger.addHandler(self)
+            logger.setLevel(logging.INFO)
         return self.said
 
     def __exit__(self, *exception: object) -> None:
-        logging.getLogger("tuner.workers").removeHandler(self)
+        for logger, level in zip(self.loggers, self.levels, strict=True):
+            logger.removeHandler(self)
+            logger.setLevel(level)
 
 
 class WorkerOptions:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from itertools import chain
 
 import click
 
 from models import __main__ as single
-from models import logs
 from tuner.cli import admin, control, dashboard, doctor, results, search, worker_processes
 
 SECTIONS: dict[str, tuple[click.Command, ...]] = {
@@ -35,22 +33,10 @@ class Sections(click.Group):
 
 @click.group(cls=Sections, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="textgen-tuner", prog_name="tuner")
-@click.option("-v", "--verbose", is_flag=True, help="Log details, too.")
-@click.option("-q", "--quiet", is_flag=True, help="Log errors only.")
-@click.option(
-    "--log-format",
-    type=click.Choice(["text", "json"]),
-    envvar=logs.FORMAT,
-    default="text",
-    show_default=True,
-    help=f"How what is logged looks; workers follow. [env: {logs.FORMAT}]",
-)
+@single.logging_options
 def commands(verbose: bool, quiet: bool, log_format: str) -> None:
     """Tune text generators: search with parallel workers, watch, export the best configuration."""
-    if verbose and quiet:
-        raise click.UsageError("--verbose and --quiet exclude each other")
-    level = "DEBUG" if verbose else "ERROR" if quiet else os.environ.get(logs.LEVEL, "INFO")
-    logs.configure(level, log_format)
+    single.configure_logging(verbose, quiet, log_format)
 
 
 for command in chain.from_iterable(SECTIONS.values()):

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from tuner.cli import options
-from tuner.cli.shared import find, say
+from tuner.cli.shared import find
 from tuner.storage.locations import StorageOptions
 
 _secret = partial(click.option, type=options.Folder(path_type=Path))
@@ -59,7 +59,7 @@ def dashboard(study_name: str | None, places: StorageOptions, **door: Any) -> No
             click.echo(f"Dashboard: {found_door.address}{page}   (Ctrl-C ends it)")
             click.echo(f"To steer:  {found_door.address}/tuner/")
 
-        serve(opened, attachments, found_door, tell, say)
+        serve(opened, attachments, found_door, tell)
 
 
 @click.command()

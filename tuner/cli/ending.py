@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import logging
 import shlex
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     from tuner.artifacts.store import Artifacts
     from tuner.storage.handle import StudyHandle
+
+logger = logging.getLogger(__name__)
 
 
 def show_ending(
@@ -71,10 +73,10 @@ def _show_run(trial: FrozenTrial, kept: Path, run_folder: Path) -> Path:
     try:
         copy_run(trial, kept, run_folder, force=True)
     except RunError as error:
-        click.echo(str(error), err=True)
+        logger.warning("%s", error)
         run_folder = kept
     click.echo(f"Its trained model:  {run_folder}")
-    with optional("it writes nothing", partial(click.echo, err=True)):
+    with optional("it writes nothing", logger.warning):
         text = load(run_folder, "cpu").generate("The ", 300, seed=1)
         click.echo(f"\nIt writes:\n\n{printed(_indented(text))}")
     return run_folder

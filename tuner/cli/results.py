@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
     from tuner.artifacts.store import Artifacts
     from tuner.storage.handle import StudyHandle
+
+logger = logging.getLogger(__name__)
 
 
 @click.command()
@@ -246,5 +249,5 @@ def _readable_artifacts(places: StorageOptions, found: optuna.Study) -> Artifact
     try:
         return places.artifacts_of(found)
     except WorkerError as error:
-        click.echo(f"Without the models' texts: {error}", err=True)
+        logger.warning("Without the models' texts: %s", error)
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
@@ -15,7 +16,7 @@ from models import __main__ as single
 from models.wording import counted
 from tuner.cli import options
 from tuner.cli.ending import show_ending
-from tuner.cli.shared import find, same_command, say
+from tuner.cli.shared import find, same_command
 from tuner.cli.worker_processes import supervisor_of_this
 from tuner.errors import StorageError
 from tuner.storage.locations import StorageOptions
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from tuner.service.search import Search
     from tuner.study.definition import Study
     from tuner.workers.processes import Slot
+
+logger = logging.getLogger(__name__)
 
 
 @click.command()
@@ -89,7 +92,7 @@ def run(
     slots = crew.slots(study)
     places.require_usable()
     with places.opened() as opened:
-        entered = enter(opened, study, say)
+        entered = enter(opened, study)
         search = _search(opened, places, crew, slots)
         with _resumable():
             reason = search.run(entered)
@@ -183,7 +186,7 @@ def check(study_file: str, places: StorageOptions, corpus_path: Path | None) -> 
 
     path = study_path(study_file)
     study = changed(read_study(path), corpus_path)
-    _compare(places, study, require_sound(study, say).fingerprint)
+    _compare(places, study, require_sound(study).fingerprint)
     searched, fixed = len(study.space.searched), len(study.space.fixed)
     click.echo(f"{path}: fine; study {study.name} searches {searched} parameters and fixes {fixed}")
 
@@ -197,7 +200,7 @@ def _compare(places: StorageOptions, study: Study, fingerprint: str) -> None:
             if opened is not None:
                 require_unchanged(opened, study, fingerprint)
     except StorageError as error:
-        click.echo(f"Not compared with the studies that there are: {error}", err=True)
+        logger.warning("Not compared with the studies that there are: %s", error)
 
 
 def _stand_by(places: StorageOptions, crew: WorkerOptions) -> None:

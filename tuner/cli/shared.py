@@ -1,24 +1,17 @@
-"""What several commands do: find a study, show tables, say what happens."""
+"""What several commands do: find a study, show tables, describe the database."""
 
 from __future__ import annotations
 
-import logging
 import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-logger = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from optuna.storages import RDBStorage
 
     from tuner.storage.handle import StudyHandle
     from tuner.storage.locations import StorageOptions
-
-
-def say(text: str) -> None:
-    logger.info("%s", text)
 
 
 def find(storage: RDBStorage, name: str) -> StudyHandle:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import optuna
@@ -25,14 +25,15 @@ if TYPE_CHECKING:
 
     from models.text.corpus import EncodedCorpus
 
+logger = logging.getLogger(__name__)
 
-def enter(storage: RDBStorage, study: Study, say: Callable[[str], None] = lambda text: None) -> StudyHandle:
+
+def enter(storage: RDBStorage, study: Study) -> StudyHandle:
     """Creates the study, or finds it and requires that neither its file nor its corpus has changed.
 
-    `say` is told how far a long encoding of the text is, and which files of a folder were read. Raises StudyError,
-    ConfigError or CorpusError.
+    Raises StudyError, ConfigError or CorpusError.
     """
-    corpus = require_sound(study, say)
+    corpus = require_sound(study)
     make_tables(storage.engine)
     forget_deleted(storage.engine)  # with no worker at work, nobody else does
     with transaction(storage):  # a study that is half there could never be entered again
@@ -79,14 +80,14 @@ def _require_same(found: optuna.Study, study: Study, fingerprint: str) -> None:
         )
 
 
-def require_sound(study: Study, say: Callable[[str], None] = lambda text: None) -> EncodedCorpus:
+def require_sound(study: Study) -> EncodedCorpus:
     """Returns the study's text; raises ConfigError or CorpusError when it or a generator is not as it should be."""
     own = {name: study.space.examples(name) for name in study.space.own_architectures}
     for name, examples in own.items():
         _require_classes(name, examples)
-    corpus = _corpus(study, say)
+    corpus = _corpus(study)
     if corpus.files:
-        say(f"corpus {corpus.name}: {corpus.files}")
+        logger.info("corpus %s: %s", corpus.name, corpus.files)
     if own:
         from models.runs.rehearsal import rehearse_apart
 
@@ -103,11 +104,11 @@ def _require_classes(name: str, examples: Sequence[Config]) -> None:
         require_takes(found, name, config.own)
 
 
-def _corpus(study: Study, say: Callable[[str], None]) -> EncodedCorpus:
+def _corpus(study: Study) -> EncodedCorpus:
     """Reads the study's corpus in every tokenizer of the search, and requires room in it for the largest batch."""
     space = study.space
     searched = space.searched.get("tokenizer")
     for tokenizer in searched.values() if searched else [space.fixed.get("tokenizer", Config().tokenizer)]:
-        corpus = load_corpus(study.corpus, str(tokenizer), space.largest("vocabulary_size"), say=say)
+        corpus = load_corpus(study.corpus, str(tokenizer), space.largest("vocabulary_size"))
         require_room(corpus, space.largest("batch_size"), space.largest("sequence_length"))
     return corpus

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
 
     from tuner.optuna_internals import ArtifactStore
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -71,43 +74,39 @@ class ServerConfig:
         scheme = "http" if self.certificate is None else "https"
         return f"{scheme}://{f'[{host}]' if ':' in host else host}:{self.port}"
 
-    def users(self, say: Callable[[str], None]) -> Users:
+    def users(self) -> Users:
         """All users that may enter. Raises ServerConfigError."""
         sources: list[Callable[[], dict[str, User]]] = []
         if self.users_file is not None:
-            sources.append(ReloadingFile(self.users_file, parse_users, say).current)
+            sources.append(ReloadingFile(self.users_file, parse_users).current)
         if self.operator_password_file is not None:
-            sources.append(ReloadingFile(self.operator_password_file, parse_password, say).current)
+            sources.append(ReloadingFile(self.operator_password_file, parse_password).current)
         if self.login:
             given = parse_users(self.login, "TUNER_LOGIN")
             sources.append(lambda: given)
         return Users(sources)
 
 
-def guarded(
-    storage: RDBStorage, attachments: ArtifactStore, door: ServerConfig, say: Callable[[str], None] = lambda words: None
-) -> WSGIApplication:
+def guarded(storage: RDBStorage, attachments: ArtifactStore, door: ServerConfig) -> WSGIApplication:
     """Returns the whole application: Optuna's dashboard and our pages, behind the door. Raises ServerConfigError."""
     door.require_safe()
     key = session_key(door.session_key_file)
-    lock = Authenticator(Sessions(key, door.users(say)), RateLimiter(), say) if door.is_locked else None
+    lock = Authenticator(Sessions(key, door.users()), RateLimiter()) if door.is_locked else None
     optunas = CompressionMiddleware(
         ErrorMiddleware(wsgi(storage, artifact_store=attachments), partial(is_away, storage))
     )
-    gate = AuthMiddleware(application(storage, lock, key, say), optunas, lock)
+    gate = AuthMiddleware(application(storage, lock, key), optunas, lock)
     return ProxyFix(gate, x_for=1, x_proto=1) if door.behind_proxy else gate
 
 
-def server(
-    storage: RDBStorage, attachments: ArtifactStore, door: ServerConfig, say: Callable[[str], None] = lambda words: None
-) -> Server:
+def server(storage: RDBStorage, attachments: ArtifactStore, door: ServerConfig) -> Server:
     """Returns a server of the whole application. Raises ServerConfigError."""
-    made = Server(door.host, door.port, guarded(storage, attachments, door, say), MOST_BYTES)
+    made = Server(door.host, door.port, guarded(storage, attachments, door), MOST_BYTES)
     if door.certificate is not None and door.key is not None:
         made.certify(door.certificate, door.key)
-        warn_if_open(door.key, say)
+        warn_if_open(door.key)
     elif door.is_locked and not door.behind_proxy and not is_loopback(door.host):
-        say("passwords travel in clear text: give --certificate and --key, or put a proxy with TLS in front")
+        logger.warning("passwords travel in clear text: give --certificate and --key, or put a proxy with TLS in front")
     return made
 
 
@@ -116,10 +115,9 @@ def serve(
     attachments: ArtifactStore,
     door: ServerConfig,
     on_ready: Callable[[], None],
-    say: Callable[[str], None],
 ) -> None:
     """Serves until Ctrl-C. Raises ServerConfigError, and WorkerError when the port is taken."""
-    made = server(storage, attachments, door, say)
+    made = server(storage, attachments, door)
     made.prepare()
     publisher = Publisher(storage)
     publisher.start()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,8 @@ from tuner.dashboard.users import ANYBODY, User
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication
+
+logger = logging.getLogger(__name__)
 
 USER = "tuner.user"
 """Where a request that came through carries who asks."""
@@ -99,8 +102,8 @@ class AuthMiddleware:
 class Authenticator:
     """Finds out who asks: by the cookie of a session, or for programs by name and password."""
 
-    def __init__(self, sessions: Sessions, attempts: RateLimiter, say: Callable[[str], None]) -> None:
-        self.sessions, self.attempts, self.say = sessions, attempts, say
+    def __init__(self, sessions: Sessions, attempts: RateLimiter) -> None:
+        self.sessions, self.attempts = sessions, attempts
 
     def user(self, request: Request) -> User | Response | None:
         """Returns who asks, None if nobody we know, or what to answer those who guess too much."""
@@ -121,7 +124,7 @@ class Authenticator:
             return refused
         user = self.sessions.users.verified(name, password)
         if user is None:
-            self.say(f"a wrong login from {address}")
+            logger.warning("a wrong login from %s", address)
         else:
             self.attempts.give_back(address, name)
         return user

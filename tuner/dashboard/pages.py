@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shlex
 from collections.abc import Callable
 from functools import partial
@@ -31,6 +32,8 @@ from tuner.storage.outages import is_outage
 from tuner.study.definition import is_ours
 from tuner.watch import prometheus, tables
 
+logger = logging.getLogger(__name__)
+
 Said = Response | str | tuple[str, int]
 
 ROWS = 5
@@ -41,11 +44,11 @@ STYLE = "style.css"
 pages = Blueprint("pages", __name__)
 
 
-def application(storage: RDBStorage, lock: Authenticator | None, key: str, say: Callable[[str], None]) -> Flask:
+def application(storage: RDBStorage, lock: Authenticator | None, key: str) -> Flask:
     """Returns the WSGI application of our pages; without a lock nobody has to log in."""
     app = Flask(__name__, static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = FORM_BYTES
-    app.extensions["tuner"] = Service(storage, lock, key, say)
+    app.extensions["tuner"] = Service(storage, lock, key)
     app.register_blueprint(pages)
     app.register_error_handler(Exception, _unless_away)
     app.jinja_env.filters.update(duration=duration, quoted=shlex.quote)
@@ -56,8 +59,8 @@ def application(storage: RDBStorage, lock: Authenticator | None, key: str, say: 
 class Service:
     """What the pages need."""
 
-    def __init__(self, storage: RDBStorage, lock: Authenticator | None, key: str, say: Callable[[str], None]) -> None:
-        self.storage, self.lock, self.say = storage, lock, say
+    def __init__(self, storage: RDBStorage, lock: Authenticator | None, key: str) -> None:
+        self.storage, self.lock = storage, lock
         self.signer = URLSafeTimedSerializer(key, salt="said")
 
     def study(self, study_id: int) -> StudyHandle:
@@ -174,7 +177,7 @@ def steer(study_id: int, what: str) -> Said:
         said = STEERING[what](study)
     except UserError as error:
         return _shown(study_id, problem=str(error), written=request.form), 400
-    service.say(f"{_user().name or 'somebody'}: {what} {study.name}: {said}")
+    logger.info("%s: %s %s: %s", _user().name or "somebody", what, study.name, said)
     return redirect(url_for("pages.study", study_id=study_id, said=service.signer.dumps(said)), 303)
 
 

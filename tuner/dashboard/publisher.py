@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 import math
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -34,6 +34,8 @@ from tuner.watch import notes, plots
 
 if TYPE_CHECKING:
     from tuner.optuna_internals import FrozenStudy
+
+logger = logging.getLogger(__name__)
 
 PUBLISH_SECONDS = 5.0
 """How often studies are looked after."""
@@ -157,7 +159,7 @@ class Publisher(threading.Thread):
             if not _is_refused(error):
                 raise
             self.may_write = False
-            print("The dashboard may not write to this database: figures are not drawn.", file=sys.stderr)
+            logger.warning("The dashboard may not write to this database: figures are not drawn.")
 
 
 def _presentable(trial: FrozenTrial) -> FrozenTrial:

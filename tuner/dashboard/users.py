@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import secrets
@@ -13,6 +14,8 @@ from pathlib import Path
 from werkzeug.security import check_password_hash, generate_password_hash
 
 from tuner.errors import ServerConfigError
+
+logger = logging.getLogger(__name__)
 
 READER, OPERATOR = "reader", "operator"
 NAME = r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}"
@@ -95,11 +98,11 @@ def parse_password(text: str, where: str) -> dict[str, User]:
 class ReloadingFile:
     """A file of users; it is read again when it has changed, and a bad change is told and leaves things as they are."""
 
-    def __init__(self, path: Path, parse: Callable[[str, str], dict[str, User]], say: Callable[[str], None]) -> None:
-        self.path, self.parse, self.say = path, parse, say
+    def __init__(self, path: Path, parse: Callable[[str, str], dict[str, User]]) -> None:
+        self.path, self.parse = path, parse
         self.stamp: object = None
         self.stamp, self.users = self._stamp(), self._read()
-        warn_if_open(path, say)
+        warn_if_open(path)
 
     def current(self) -> dict[str, User]:
         """Returns the users as the file has them now."""
@@ -109,7 +112,7 @@ class ReloadingFile:
             try:
                 self.users = self._read()
             except ServerConfigError as error:
-                self.say(f"{error}; the users stay as they were")
+                logger.warning("%s; the users stay as they were", error)
         return self.users
 
     def _stamp(self) -> object:
@@ -133,10 +136,10 @@ def read_text(path: Path) -> str:
         raise ServerConfigError(f"{path}: not UTF-8 text") from error
 
 
-def warn_if_open(path: Path, say: Callable[[str], None]) -> None:
+def warn_if_open(path: Path) -> None:
     """Warns of a file of secrets that every user of this machine may read; of a container's, its host takes care."""
     if os.name == "posix" and path.parent != MOUNTED and path.stat().st_mode & 0o004:
-        say(f"{path}: every user of this machine may read it; chmod 640 keeps it to you and your group")
+        logger.warning("%s: every user of this machine may read it; chmod 640 keeps it to you and your group", path)
 
 
 class Users:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -11,12 +11,14 @@ from models.training.loop import Training
 from tuner.artifacts.layout import checkpoint_name
 from tuner.artifacts.store import Artifacts
 
+logger = logging.getLogger(__name__)
+
 
 class Checkpoints:
     """The checkpoints of one trial, each attempt with a file of its own, so that no worker spoils another's."""
 
-    def __init__(self, artifacts: Artifacts, number: int, attempt: int, warn: Callable[[str], None]) -> None:
-        self.artifacts, self.number, self.attempt, self.warn = artifacts, number, attempt, warn
+    def __init__(self, artifacts: Artifacts, number: int, attempt: int) -> None:
+        self.artifacts, self.number, self.attempt = artifacts, number, attempt
         self.saved = time.monotonic()
 
     def newest_first(self) -> list[Path]:
@@ -27,7 +29,7 @@ class Checkpoints:
                 self.artifacts.remove_drafts(checkpoint_name(self.number, attempt))
                 self.artifacts.fetch(checkpoint_name(self.number, attempt))
             except OSError as error:
-                self.warn(f"a checkpoint of trial {self.number} cannot be read: {error.strerror}")
+                logger.warning("a checkpoint of trial %d cannot be read: %s", self.number, error.strerror)
             path = self.artifacts.folder / checkpoint_name(self.number, attempt)
             found += [path] if path.exists() else []
         return found
@@ -45,7 +47,9 @@ class Checkpoints:
             training.save(path)
             self.artifacts.share(checkpoint_name(self.number, self.attempt))
         except OSError as error:
-            self.warn(f"no checkpoint of trial {self.number}: {error.strerror} ({path.parent}); training goes on")
+            logger.warning(
+                "no checkpoint of trial %d: %s (%s); training goes on", self.number, error.strerror, path.parent
+            )
         self.saved = time.monotonic()
 
     def delete(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import statistics
 import time
@@ -35,6 +36,8 @@ from tuner.study.limits import DoesNotFit
 from tuner.trials.checkpoints import Checkpoints
 from tuner.trials.decoding import Decoded, calibrate, decode
 from tuner.trials.provenance import origin
+
+logger = logging.getLogger(__name__)
 
 CHECKPOINT_SECONDS = 30.0
 TIMED_TOKENS = 32
@@ -117,7 +120,7 @@ class Objective:
         artifacts: Artifacts,
         checkpoint_seconds: float = CHECKPOINT_SECONDS,
     ) -> None:
-        self.say: Callable[[str], None] = lambda text: None
+        self.on_progress: Callable[[str], None] = lambda text: None
         self.study, self.fingerprint, self.device, self.artifacts = study, fingerprint, device, artifacts
         self.checkpoint_seconds = checkpoint_seconds
         self._corpora: dict[tuple[str, int], EncodedCorpus] = {}
@@ -126,7 +129,7 @@ class Objective:
         """Returns the study's text in the tokens of `config`; raises StudyError when the text is another one."""
         key = (config.tokenizer, config.vocabulary_size)
         if key not in self._corpora:
-            found = corpora.load_corpus(self.study.corpus, *key, say=self.say)
+            found = corpora.load_corpus(self.study.corpus, *key, on_progress=self.on_progress)
             if found.fingerprint != self.fingerprint:
                 raise StudyError(
                     f"the corpus {found.name} differs from the one study {self.study.name} searches on: "
@@ -141,7 +144,6 @@ class Objective:
         attempt: int,
         config: Config,
         observer: TrialObserver,
-        warn: Callable[[str], None],
     ) -> Outcome:
         """Trains a trial from its last checkpoint, if there is one, and writes its run folder.
 
@@ -149,7 +151,7 @@ class Objective:
         """
         corpus = self.corpus(config)
         _reset_peak_memory(self.device)
-        checkpoints = Checkpoints(self.artifacts, number, attempt, warn)
+        checkpoints = Checkpoints(self.artifacts, number, attempt)
         keeper = _Keeper(checkpoints, self.checkpoint_seconds, observer)
         trained = train(
             config,
@@ -161,15 +163,17 @@ class Objective:
             whole=self.study.confirms is not None,
         )
         keeper.on_writing()
-        decoded = self._decode(trained, corpus, config, keeper, warn)
+        decoded = self._decode(trained, corpus, config, keeper)
         attachment = None
         # Neither a full disk nor anything else that goes wrong from here on takes a trial's result away.
         try:
             self._write_run(number, decoded, corpus, trained)
         except Exception as error:
             self.forget_run(number)
-            warn(f"the weights of trial {number} are not kept: {reason(error)} ({self.artifacts.folder})")
-        with optional(f"the samples of trial {number} are not kept for the dashboard", warn):
+            logger.warning(
+                "the weights of trial %d are not kept: %s (%s)", number, reason(error), self.artifacts.folder
+            )
+        with optional(f"the samples of trial {number} are not kept for the dashboard", logger.warning):
             attachment = self.artifacts.attach(jsonl(decoded.samples).encode())
         values = [trained.best.bits_per_byte, decoded.divergence][: len(self.study.objectives)]
         facts = self._facts(config, corpus, trained) | decoded.facts
@@ -181,7 +185,6 @@ class Objective:
         corpus: EncodedCorpus,
         config: Config,
         keeper: _Keeper,
-        warn: Callable[[str], None],
     ) -> Decoded:
         cost = (trained.tokens, trained.seconds)
         space = self.study.space
@@ -191,8 +194,9 @@ class Objective:
         except Exception as error:
             if required or error is keeper.raised or lost_device(error):
                 raise
-            warn(f"no texts were written ({type(error).__name__}: {reason(error)}); calibrated without")
-        with optional("the temperature is not calibrated", warn):
+            kind = type(error).__name__
+            logger.warning("no texts were written (%s: %s); calibrated without", kind, reason(error))
+        with optional("the temperature is not calibrated", logger.warning):
             config = calibrate(trained.model, corpus, config, space)
         return Decoded(config, None, {}, [])
 
@@ -231,7 +235,7 @@ class Objective:
 
     def forget(self, number: int, attempts: int) -> None:
         """Deletes the checkpoints of a trial that ended in that attempt."""
-        Checkpoints(self.artifacts, number, attempts, lambda text: None).delete()
+        Checkpoints(self.artifacts, number, attempts).delete()
 
     def forget_run(self, number: int) -> None:
         """Deletes the run of a completed trial."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -45,7 +46,12 @@ class View:
 
     def __init__(self, transient: bool) -> None:
         self.console = Console(highlight=False, markup=False, emoji=False)
-        self.live = Live(console=self.console, auto_refresh=False, transient=transient)
+        self.live = Live(
+            console=self.console,
+            auto_refresh=False,
+            transient=transient,
+            redirect_stderr=sys.stderr.isatty(),  # what is logged stands above the view, unless it goes to a file
+        )
         self.is_live = self.console.is_terminal and not self.console.is_dumb_terminal
         self.away = False
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +13,6 @@ from tuner.storage.locations import StorageOptions
 if TYPE_CHECKING:
     from tuner.study.definition import Study
     from tuner.workers.processes import Slot
-logger = logging.getLogger(__name__)
 
 GRACE_SECONDS, CHECKPOINT_SECONDS = 10.0, 30.0
 """How long workers have to save their trials when they are asked to stop, and how often they do so anyway."""
@@ -49,7 +47,7 @@ class WorkerOptions:
         if per_device == "auto" and self.workers is None:
             from tuner.workers.oversubscription import workers_per_device
 
-            per_device = workers_per_device(study, self.devices, threads, logger.info)
+            per_device = workers_per_device(study, self.devices, threads)
         return slots(self.workers, self.devices, threads, per_device if isinstance(per_device, int) else None)
 
 

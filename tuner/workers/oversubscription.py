@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import select
 import statistics
 import subprocess
@@ -21,6 +22,8 @@ from tuner.workers.processes import Slot, cores, slots, variables
 if TYPE_CHECKING:
     from models.config import Config
 
+logger = logging.getLogger(__name__)
+
 SECONDS = 3.0
 """How long a number of workers is looked at, once all of them train."""
 
@@ -34,7 +37,7 @@ DRAWN = 15
 WARM_UP_STEPS = 3
 
 
-def workers_per_device(study: Study, devices: str, threads: int | None, say: Callable[[str], None]) -> int:
+def workers_per_device(study: Study, devices: str, threads: int | None) -> int:
     """Returns how many workers on a device train the most together: 1, 2, 4, ... as long as it is worth while.
 
     They train a typical configuration of the study, for some seconds each time, on the first of `devices`. Raises
@@ -45,7 +48,10 @@ def workers_per_device(study: Study, devices: str, threads: int | None, say: Cal
     count, most = 1, 0.0
     while count <= (2 * cores() if first == "cpu" else MOST):
         rate = _together(job, slots(None, first, threads, count))
-        say(f"{count} on a device: {rate:,.0f} tokens/s" if rate else f"{count} on a device: too many")
+        if rate:
+            logger.info("%d on a device: %s tokens/s", count, f"{rate:,.0f}")
+        else:
+            logger.info("%d on a device: too many", count)
         if not rate or rate < most * WORTHWHILE:
             break
         most, count = rate, 2 * count

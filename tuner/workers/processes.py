@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import socket
@@ -17,6 +18,8 @@ from pathlib import Path
 from models.errors import DeviceError, UserError
 from tuner.errors import LostDeviceError, StorageError, WorkerError
 from tuner.workers import supervisor_watch
+
+logger = logging.getLogger(__name__)
 
 MOST_BY_DEFAULT = 8
 """More workers than this make a search of a hundred trials mostly random."""
@@ -123,12 +126,11 @@ class WorkerPool:
         environment: Mapping[str, str],
         logs: Path,
         on_exit: Callable[[WorkerExit], bool],
-        say: Callable[[str], None],
     ) -> None:
         """`on_exit` frees the trial of a worker and returns whether it had one."""
         logs.mkdir(parents=True, exist_ok=True)
         self._arguments, self._environment = arguments, environment
-        self._on_exit, self._say = on_exit, say
+        self._on_exit = on_exit
         us = f"{socket.gethostname()}-{os.getpid()}"  # a number alone is not enough where containers share a folder
         names = [logs / f"worker-{us}-{index + 1}.log" for index in range(len(places))]
         self._members = [_Member(place, log) for place, log in zip(places, names, strict=True)]
@@ -203,7 +205,8 @@ class WorkerPool:
         member.restart_at = now + pause
         then = "giving up" if member.given_up else "starting another" + (f" in {pause:.0f} s" if pause else "")
         where = f"(all of it: {member.log})"
-        self._say(f"worker on {member.place.device} ended {death.how}, {then}: {death.error_line} {where}")
+        ended = f"worker on {member.place.device} ended {death.how}, {then}"
+        logger.warning("%s: %s %s", ended, death.error_line, where)
 
     def _exit_of(self, member: _Member, code: int) -> WorkerExit:
         before, self._oom_kills = self._oom_kills, oom_kills()

@@ -78,7 +78,7 @@ class Supervisor:
         with self.stop() as requested, view as watcher:
             watcher.say(f"study {study.name}: {begins}")
             arguments = [*arguments, "--study-id", str(study.id)]
-            team = WorkerPool(slots, arguments, told, logs, _exit_handler(study), watcher.say)
+            team = WorkerPool(slots, arguments, told, logs, _exit_handler(study))
             try:
                 while team.watch() and not requested.is_set():
                     if watcher.look():

@@ -165,12 +165,11 @@ class Worker:
         self.failures: list[str] = []
         self.lost_device: BaseException | None = None
         self.lifeline = lifeline or Lifeline()
-        objective.say = self._say_of_text
+        objective.on_progress = self._show_progress
 
-    def _say_of_text(self, text: str) -> None:
-        """Says what the objective says while it reads the text, here and in the status of the study."""
+    def _show_progress(self, text: str) -> None:
+        """Shows in the status of the study how far a long encoding of its text is."""
         self.activity = Activity(self.activity.trial, text)
-        logger.info("%s", text)
 
     def run(self) -> str:
         """Takes trials until there is nothing more to do; returns why."""
@@ -269,7 +268,7 @@ class Worker:
         self.objective.require_fit(config)
         observer = _Observer(self, trial)
         with observer.watched():
-            outcome = self.objective(trial.number, claim.attempt, config, observer, logger.warning)
+            outcome = self.objective(trial.number, claim.attempt, config, observer)
         observer.settle()
         self.database_thread.call(lambda: self._complete(trial, outcome))
         self._keep_best()

@@ -371,16 +371,21 @@ def test_a_text_is_encoded_in_blocks_as_it_is_in_one(
     assert all(np.array_equal(getattr(blocks, split), getattr(whole, split)) for split in SPLITS)
 
 
-def test_a_long_encoding_says_how_far_it_is(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_encoding_logs_how_far_it_is(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     """The clock is as fast as the work: each block waits until something has been said."""
     said: list[str] = []
     more = threading.Event()
 
-    def say(text: str) -> None:
+    def hear(text: str) -> None:
         said.append(text)
         more.set()
 
     class Slow(shared_work.Meter):
+        def __init__(self, report: shared_work.Report) -> None:
+            super().__init__(report, seconds=0.001)
+
         def passing(self, blocks: Iterable[str]) -> Iterator[str]:
             for block in super().passing(blocks):
                 yield block
@@ -389,10 +394,11 @@ def test_a_long_encoding_says_how_far_it_is(file: Path, tmp_path: Path, monkeypa
                     assert more.wait(30)
 
     file.write_text(TEXT.replace("\r", ""), encoding="utf-8")
-    monkeypatch.setattr(shared_work, "SAY_SECONDS", 0.001)
     monkeypatch.setattr(corpora, "Meter", Slow)
     monkeypatch.setattr(corpora, "BLOCK", 2500)
-    load_corpus(config.Corpus(path=str(file)), "byte-pair", 300, tmp_path / "cache", say)
+    caplog.set_level("INFO", "models")
+    load_corpus(config.Corpus(path=str(file)), "byte-pair", 300, tmp_path / "cache", hear)
+    assert [record.getMessage() for record in caplog.records if record.name == "models.text.corpus"] == said
     patterns = [r"learning the byte-pair vocabulary: [1-9]\d%", r"encoding in byte-pair tokens: [1-9]\d%"]
     for pattern in patterns:
         assert any(re.fullmatch(rf"corpus text\.txt: {pattern}, [\d.e+-]+ MB/s", text) for text in said), said

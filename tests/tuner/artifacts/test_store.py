@@ -13,7 +13,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from tests.tuner.conftest import Following
+from tests.tuner.conftest import Following, Heard
 from tuner.artifacts import layout
 from tuner.artifacts.store import Artifacts, Owner, artifacts_of
 from tuner.errors import WorkerError
@@ -84,12 +84,12 @@ def test_a_trial_goes_on_on_another_machine_from_a_checkpoint_in_the_bucket(
         def __getattr__(self, name: str) -> Any:
             return getattr(machines[0], name)
 
-        def __call__(self, number: int, attempt: int, config: Any, observer: Any, say: Any) -> Any:
+        def __call__(self, number: int, attempt: int, config: Any, observer: Any) -> Any:
             def leave(training: Any) -> None:
                 if training.step == 20:
                     crew.requested.set()
 
-            return machines[0](number, attempt, config, Following(observer, leave), say)
+            return machines[0](number, attempt, config, Following(observer, leave))
 
     crew.work(study, Leaving())
     assert [trial.state for trial in found.trials] == [TrialState.WAITING]
@@ -271,11 +271,12 @@ def test_what_is_left_of_trials_that_ended_is_swept_and_nothing_else(tmp_path: P
 
 
 def test_a_trial_that_goes_on_sweeps_what_its_earlier_attempts_left_half_written(tmp_path: Path) -> None:
-    kept, said = Artifacts(tmp_path), list[str]()
+    kept = Artifacts(tmp_path)
     own, earlier, other = (f"checkpoints/.trial-{name}.safetensors.host-7" for name in ("1.3", "1.2", "11.2"))
     leave(kept, own, earlier, other, "checkpoints/trial-1.1.safetensors")
-    checkpoints = Checkpoints(kept, 1, 3, said.append)
-    assert [path.name for path in checkpoints.newest_first()] == ["trial-1.1.safetensors"]
+    checkpoints = Checkpoints(kept, 1, 3)
+    with Heard() as said:
+        assert [path.name for path in checkpoints.newest_first()] == ["trial-1.1.safetensors"]
     assert kept.leftovers() == {f"checkpoints/trial-{name}.safetensors" for name in ("1.1", "1.3", "11.2")}
     checkpoints.delete()
     assert kept.leftovers() == {"checkpoints/trial-11.2.safetensors"}
@@ -333,7 +334,7 @@ def test_two_users_share_a_folder_or_are_told_what_it_takes(open_folder: Path, u
                 require_writable(kept.folder)
                 kept.put(f"checkpoints/trial-0.{attempt}.safetensors", io.BytesIO(b"x"))
                 kept.put("trial-0/config.yaml", io.BytesIO(b"x"))
-                Checkpoints(kept, 0, attempt, lambda text: None).delete()
+                Checkpoints(kept, 0, attempt).delete()
                 kept.remove_run(0)
                 os._exit(0 if kept.leftovers() == {"owner.json"} else 1)
             except WorkerError as error:

@@ -17,6 +17,7 @@ from optuna.storages import RDBStorage
 from werkzeug.datastructures import Headers
 from werkzeug.security import generate_password_hash
 
+from tests.tuner.conftest import Heard
 from tuner.artifacts.store import Artifacts
 from tuner.dashboard.app import ServerConfig, server
 
@@ -78,13 +79,13 @@ class Client:
 @contextmanager
 def served(storage: RDBStorage, folder: Path, context: ssl.SSLContext | None = None, **door: Any) -> Iterator[Client]:
     """Serves a dashboard at a free port of this machine, with this door."""
-    said: list[str] = []
-    made = server(storage, Artifacts(folder / "study").attachments(), ServerConfig(port=0, **door), said.append)
+    made = server(storage, Artifacts(folder / "study").attachments(), ServerConfig(port=0, **door))
     made.prepare()
     thread = threading.Thread(target=made.serve)
     thread.start()
     try:
-        yield Client(*made.bind_addr, said, context)  # type: ignore[call-arg]
+        with Heard() as said:
+            yield Client(*made.bind_addr, said, context)  # type: ignore[call-arg]
     finally:
         made.stop()
         thread.join()

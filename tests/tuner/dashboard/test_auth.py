@@ -23,7 +23,7 @@ from optuna.trial import TrialState
 from optuna_dashboard import wsgi
 from werkzeug.wrappers import Request
 
-from tests.tuner.conftest import WRITTEN
+from tests.tuner.conftest import WRITTEN, Heard
 from tests.tuner.dashboard.serving import PASSWORD, QUICK, USERS, Answer, Client, said_on, served, written
 from tuner import cli
 from tuner.artifacts.store import Artifacts
@@ -243,17 +243,20 @@ def test_a_file_without_users_is_refused() -> None:
 
 
 def test_a_file_that_others_may_read_is_warned_of(tmp_path: Path) -> None:
-    said: list[str] = []
-    ServerConfig(users_file=written(tmp_path / "users", USERS, 0o644)).users(said.append)
+    with Heard() as said:
+        ServerConfig(users_file=written(tmp_path / "users", USERS, 0o640)).users()
+        assert said == []
+        ServerConfig(users_file=written(tmp_path / "users", USERS, 0o644)).users()
     assert said == [
         f"{tmp_path / 'users'}: every user of this machine may read it; chmod 640 keeps it to you and your group"
     ]
-    ServerConfig(users_file=written(tmp_path / "users", USERS, 0o640)).users(pytest.fail)
 
 
 def test_a_secret_of_a_container_is_as_open_as_it_must_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tuner.dashboard.users.MOUNTED", tmp_path)
-    ServerConfig(users_file=written(tmp_path / "users", USERS, 0o644)).users(pytest.fail)
+    with Heard() as said:
+        ServerConfig(users_file=written(tmp_path / "users", USERS, 0o644)).users()
+    assert said == []
 
 
 def test_users_come_from_a_file_the_environment_and_a_secret_together(tmp_path: Path) -> None:
@@ -262,21 +265,21 @@ def test_users_come_from_a_file_the_environment_and_a_secret_together(tmp_path: 
         login=f"eva:reader:{QUICK}\nuwe:reader:{QUICK}",
         operator_password_file=written(tmp_path / "secret", "from a secret\n"),
     )
-    some = door.users(pytest.fail)
+    some = door.users()
     assert [user.role for name in ("olga", "rolf", "eva", "uwe", "operator") if (user := some.find(name))] == [
         *("operator", "reader", "reader", "reader", "operator")
     ]
     assert some.verified("operator", "from a secret") == some.find("operator")
     assert some.verified("operator", "from a secret\n") is None
     with pytest.raises(ServerConfigError, match="in several places: olga"):
-        ServerConfig(users_file=door.users_file, login=f"olga:reader:{QUICK}").users(pytest.fail)
+        ServerConfig(users_file=door.users_file, login=f"olga:reader:{QUICK}").users()
 
 
 def test_a_short_or_missing_secret_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ServerConfigError, match="shorter than 8 characters"):
         parse_password("1234567\n", "secret")
     with pytest.raises(ServerConfigError, match=r"none: No such file or directory"):
-        ServerConfig(users_file=tmp_path / "none").users(pytest.fail)
+        ServerConfig(users_file=tmp_path / "none").users()
 
 
 # Sessions.
@@ -636,9 +639,9 @@ def test_this_machine_needs_no_users(host: str) -> None:
 
 
 def test_passwords_in_clear_text_are_warned_of(storage: RDBStorage, tmp_path: Path) -> None:
-    said: list[str] = []
     attachments = Artifacts(tmp_path / "study").attachments()
-    app.server(storage, attachments, ServerConfig(host="0.0.0.0", login=USERS), said.append)
+    with Heard() as said:
+        app.server(storage, attachments, ServerConfig(host="0.0.0.0", login=USERS))
     assert said == ["passwords travel in clear text: give --certificate and --key, or put a proxy with TLS in front"]
 
 

@@ -292,7 +292,7 @@ def test_an_end_that_no_worker_wrote_is_named_and_never_a_result(
         html = (tmp_path / "report.html").read_text()
         assert "no worker wrote this end" in html
         assert " of which 1 ended by no worker" in tuner("status", study.name).output
-    application(storage, None, "k" * 32, print).test_client().get(f"/tuner/{found._study_id}").get_data(as_text=True)
+    application(storage, None, "k" * 32).test_client().get(f"/tuner/{found._study_id}").get_data(as_text=True)
 
 
 @pytest.mark.parametrize("end", ENDS)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from models.config import Config
-from tests.tuner.conftest import PARAMETERS, TEXT
+from tests.tuner.conftest import PARAMETERS, TEXT, Heard
 from tuner.errors import WorkerError
 from tuner.study.definition import Study, parse_study
 from tuner.workers import oversubscription
@@ -25,8 +25,8 @@ def test_workers_are_added_while_that_is_worth_while(study: Study, monkeypatch: 
     together = {1: 100.0, 2: 190.0, 4: 260.0, 8: 265.0}
     monkeypatch.setattr(oversubscription, "cores", lambda: 16)
     monkeypatch.setattr(oversubscription, "_together", lambda job, places: together[len(places)])
-    said: list[str] = []
-    assert workers_per_device(study, "cpu", None, said.append) == 4
+    with Heard() as said:
+        assert workers_per_device(study, "cpu", None) == 4
     assert said[-1] == "8 on a device: 265 tokens/s"
 
 
@@ -35,20 +35,20 @@ def test_a_number_of_workers_that_does_not_fit_ends_the_search(study: Study, mon
     monkeypatch.setattr(
         oversubscription, "_together", lambda job, places: 100.0 * len(places) if len(places) < 4 else 0.0
     )
-    assert workers_per_device(study, "cpu", None, lambda text: None) == 2
+    assert workers_per_device(study, "cpu", None) == 2
 
 
 def test_real_processes_are_measured_together(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(oversubscription, "cores", lambda: 1)
-    said: list[str] = []
-    assert workers_per_device(study, "cpu", 1, said.append) in (1, 2)
+    with Heard() as said:
+        assert workers_per_device(study, "cpu", 1) in (1, 2)
     assert [line.split(":")[0] for line in said] == ["1 on a device", "2 on a device"]
 
 
 def test_a_device_on_which_nothing_trains_is_said(study: Study) -> None:
     lost = study.model_copy(update={"corpus": study.corpus.model_copy(update={"path": "/nowhere.txt"})})
     with pytest.raises(WorkerError, match="no worker could train"):
-        workers_per_device(lost, "cpu", 1, lambda text: None)
+        workers_per_device(lost, "cpu", 1)
 
 
 def test_a_typical_configuration_is_the_same_each_time(study: Study) -> None:
@@ -83,7 +83,7 @@ def test_a_worker_that_dies_while_it_is_timed_is_no_success(
 
     monkeypatch.setattr(oversubscription, "cores", lambda: 1)
     monkeypatch.setattr(oversubscription, "_started", start)
-    assert workers_per_device(study, "cpu", 1, lambda text: None) == chosen
+    assert workers_per_device(study, "cpu", 1) == chosen
 
 
 @pytest.mark.parametrize("end", ["sleep 60", "exit 1", "echo 0"])
@@ -96,9 +96,8 @@ def test_a_device_on_which_not_even_one_worker_gets_done_is_said_at_once(
         "_started",
         lambda place: subprocess.Popen(["/bin/sh", "-c", PACE % end], stdin=pipe, stdout=pipe, text=True),
     )
-    said: list[str] = []
-    with pytest.raises(WorkerError, match="no worker could train"):
-        workers_per_device(study.model_copy(update={"timeout": 0.2}), "cpu", 1, said.append)
+    with Heard() as said, pytest.raises(WorkerError, match="no worker could train"):
+        workers_per_device(study.model_copy(update={"timeout": 0.2}), "cpu", 1)
     assert said == ["1 on a device: too many"]
 
 

@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 from models.errors import DeviceError
+from tests.tuner.conftest import Heard
 from tuner.workers import processes
 from tuner.workers.processes import (
     AWAY_PAUSE,
@@ -62,18 +63,18 @@ class Clock:
 class Theatre:
     """Teams of stand-ins, and all that is heard of them."""
 
-    def __init__(self, place: Path) -> None:
+    def __init__(self, place: Path, said: list[str]) -> None:
         self.notes, self.logs = place / "notes", place / "logs"
         self.notes.mkdir()
         self.deaths: list[WorkerExit] = []
         self.had_trial = False
-        self.said: list[str] = []
+        self.said = said
         self.teams: list[WorkerPool] = []
 
     def team(self, behaviour: str, count: int = 1, **environment: str) -> WorkerPool:
         environment = {"BEHAVIOUR": behaviour, "NOTES": str(self.notes), **environment}
         places = [Slot("cpu", 3, "")] * count
-        team = WorkerPool(places, ["my-study"], environment, self.logs, self.bury, self.said.append)
+        team = WorkerPool(places, ["my-study"], environment, self.logs, self.bury)
         self.teams.append(team)
         return team
 
@@ -111,8 +112,9 @@ def theatre(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Theatre
     script.write_text(WORKER)
     script.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(script))
-    theatre = Theatre(tmp_path)
-    yield theatre
+    with Heard() as said:
+        theatre = Theatre(tmp_path, said)
+        yield theatre
     for team in theatre.teams:
         team.kill()
         for member in team._members:

@@ -68,7 +68,7 @@ def test_workers_are_told_who_watches_over_them(tmp_path: Path, monkeypatch: pyt
     script.write_text(f"#!/bin/sh\necho ${SUPERVISOR} > {tmp_path / 'told'}\n")
     script.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(script))
-    team = WorkerPool([Slot("cpu", 1)], ["study"], {}, tmp_path / "logs", lambda death: False, lambda text: None)
+    team = WorkerPool([Slot("cpu", 1)], ["study"], {}, tmp_path / "logs", lambda death: False)
     assert read(tmp_path / "told") == f"{os.getpid()}\n"
     team.kill()
 

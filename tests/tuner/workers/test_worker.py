@@ -603,13 +603,13 @@ class Interrupted:
         self.forget, self.forget_run = self.objective.forget, self.objective.forget_run
         self.require_fit = self.objective.require_fit
 
-    def __call__(self, number: int, attempt: int, config: Config, observer: Any, say: Any) -> Any:
+    def __call__(self, number: int, attempt: int, config: Config, observer: Any) -> Any:
         def count(training: Training) -> None:
             self.steps.append(training.step)
             if len(self.steps) == self.after:
                 self.what()
 
-        return self.objective(number, attempt, config, Following(observer, count), say)
+        return self.objective(number, attempt, config, Following(observer, count))
 
 
 @pytest.fixture
@@ -771,7 +771,7 @@ def test_a_takeover_is_noticed_by_the_next_beat(
     class Long:
         device = "cpu"
 
-        def __call__(self, number: int, attempt: int, config: Config, observer: Any, say: Any) -> Any:
+        def __call__(self, number: int, attempt: int, config: Config, observer: Any) -> Any:
             while True:
                 looks.append(attempt)
                 if len(looks) == 3:
@@ -814,7 +814,7 @@ def test_a_worker_asked_to_stop_whose_trial_is_gone_leaves_quietly(
         def require_fit(self, config: Config) -> None:
             pass
 
-        def __call__(self, number: int, attempt: int, config: Config, observer: Any, say: Any) -> Any:
+        def __call__(self, number: int, attempt: int, config: Config, observer: Any) -> Any:
             if lost == "before":
                 steal(storage, found, f"{study.name}-0")
             crew.requested.set()
@@ -1238,11 +1238,11 @@ def test_a_process_that_was_stopped_is_known() -> None:
 
 
 def test_how_far_an_encoding_is_stands_in_the_status(
-    crew: Any, small: Small, enter: Enter, storage: RDBStorage, tmp_path: Path
+    small: Small, enter: Enter, storage: RDBStorage, tmp_path: Path
 ) -> None:
     study = small(1)
     found = enter(study)
     objective = Objective(study, found.user_attrs["fingerprint"], "cpu", Artifacts(tmp_path))
     one = Worker(StudyHandle(storage, found, study), objective, 1, threading.Event(), "one")
-    objective.say("corpus squares.txt: encoding in word tokens: 12%, 1.5 MB/s")
-    assert one.activity.doing == crew.said[0] == "corpus squares.txt: encoding in word tokens: 12%, 1.5 MB/s"
+    objective.on_progress("corpus squares.txt: encoding in word tokens: 12%, 1.5 MB/s")
+    assert one.activity.doing == "corpus squares.txt: encoding in word tokens: 12%, 1.5 MB/s"
