@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -227,8 +227,18 @@ def _why_ended(line: _Line, counts: Counts, trials: int | None, hours: float | N
 class Leases:
     """The books of one study."""
 
-    def __init__(self, storage: RDBStorage, study_id: int) -> None:
+    def __init__(
+        self,
+        storage: RDBStorage,
+        study_id: int,
+        *,
+        lease_seconds: float = LEASE_SECONDS,
+        observed_seconds: float = OBSERVED_SECONDS,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`clock` is the one by which expired leases are watched."""
         self.storage, self.engine, self.study_id = storage, storage.engine, study_id
+        self.lease_seconds, self.observed_seconds, self.clock = lease_seconds, observed_seconds, clock
         self._suspects: dict[tuple[int, str], float] = {}  # leases as they were first seen, and when to take each over
 
     def open(self) -> bool:
@@ -305,7 +315,7 @@ class Leases:
             line = connection.execute(tick.returning(studies.c.state, studies.c.active_seconds)).one()
             if trial_id is not None:
                 renewal = leases.update().where(leases.c.trial_id == trial_id, leases.c.worker_id == worker_id)
-                if connection.execute(renewal.values(expires_at=_soon())).rowcount == 0:
+                if connection.execute(renewal.values(expires_at=self._expiry())).rowcount == 0:
                     raise LostLease(f"trial {activity.trial} was taken over")
         return str(line.state), float(line.active_seconds)
 
@@ -431,7 +441,8 @@ class Leases:
     def alive(self) -> list[Worker]:
         """Returns the workers whose last heartbeat is no older than a lease, in the order they joined."""
         with self.engine.begin() as connection:
-            return [worker for _, worker in living(connection, workers.c.study_id == self.study_id)]
+            own = workers.c.study_id == self.study_id
+            return [worker for _, worker in living(connection, own, seconds=self.lease_seconds)]
 
     def attempts(self) -> dict[int, int]:
         """Returns how many workers have had each trial, by trial id."""
@@ -469,21 +480,21 @@ class Leases:
                 expiry,
                 expiry.is_(None) | (expiry == sql.text("'-infinity'")),
                 expiry < _clock(),
-                expiry > _soon() + sql.text("interval '1 second'"),
+                expiry > self._expiry() + sql.text("interval '1 second'"),
             )
             .select_from(_trials.outerjoin(leases, leases.c.trial_id == _trials.c.trial_id))
             .where(_trials.c.study_id == self.study_id, _is_running())
             .order_by(_trials.c.number)
         )
-        now, before, self._suspects = time.monotonic(), self._suspects, {}
+        now, before, self._suspects = self.clock(), self._suspects, {}
         for trial, at, free, expired, absurd in connection.execute(query).all():
             lease = trial, str(at)
             if lease in before:
                 self._suspects[lease] = before[lease]
             elif free or expired:
-                self._suspects[lease] = now if free else now + OBSERVED_SECONDS
+                self._suspects[lease] = now if free else now + self.observed_seconds
             elif absurd:  # nobody is given so long: the database's clock was set back since
-                self._suspects[lease] = now + LEASE_SECONDS + OBSERVED_SECONDS
+                self._suspects[lease] = now + self.lease_seconds + self.observed_seconds
         for (trial, at), end in self._suspects.items():
             if end <= now and self._is_still(connection, trial, at):
                 return int(trial)
@@ -500,21 +511,25 @@ class Leases:
         found = [str(at) for at in locked] or [str(None)]
         return found == [expiry] and connection.execute(running).scalar() is not None
 
+    def _expiry(self) -> Any:
+        """When a lease that begins at this moment runs out."""
+        return _clock() + sql.text(f"interval '{self.lease_seconds} seconds'")
+
     def _lease(self, connection: Connection, trial_id: int, worker_id: str) -> int:
         entry = _insert(leases).values(
-            trial_id=trial_id, study_id=self.study_id, worker_id=worker_id, attempt=1, expires_at=_soon()
+            trial_id=trial_id, study_id=self.study_id, worker_id=worker_id, attempt=1, expires_at=self._expiry()
         )
-        taken = {"worker_id": worker_id, "attempt": leases.c.attempt + 1, "expires_at": _soon()}
+        taken = {"worker_id": worker_id, "attempt": leases.c.attempt + 1, "expires_at": self._expiry()}
         upsert = entry.on_conflict_do_update(index_elements=[leases.c.trial_id], set_=taken)
         return int(connection.execute(upsert.returning(leases.c.attempt)).scalar_one())
 
 
-def living(connection: Connection, *which: Any) -> list[tuple[int, Worker]]:
-    """Returns the workers whose last heartbeat is no older than a lease, as they joined, each with its study."""
+def living(connection: Connection, *which: Any, seconds: float = LEASE_SECONDS) -> list[tuple[int, Worker]]:
+    """Returns the workers whose last heartbeat is no older than `seconds`, as they joined, each with its study."""
     seen = func.extract("epoch", _clock() - workers.c.seen_at).label("seen")
     names = [name for name in Worker.__dataclass_fields__ if name != "seen"]
     query = sql.select(workers.c.study_id, seen, *(workers.c[name] for name in names)).where(*which)
-    recently = seen.between(-LEASE_SECONDS, LEASE_SECONDS)  # before zero where the clock was set back since
+    recently = seen.between(-seconds, seconds)  # before zero where the clock was set back since
     rows = connection.execute(query.where(recently).order_by(workers.c.number)).mappings()
     return [(row["study_id"], Worker(seen=float(row["seen"]), **{name: row[name] for name in names})) for row in rows]
 
@@ -548,10 +563,6 @@ def _is_running() -> Any:
 def _clock() -> Any:
     """The database's time at this moment; now() is when the transaction began, and it may have waited for a lock."""
     return func.clock_timestamp()
-
-
-def _soon() -> Any:
-    return _clock() + sql.text(f"interval '{LEASE_SECONDS} seconds'")
 
 
 def _lock(connection: Connection, kind: int, number: int) -> None:

@@ -31,11 +31,12 @@ class DatabaseThread:
     """Runs requests to the database one after the other, so that training goes on when it is slow or away.
 
     A request that finds no database is tried again until it does, before any later one; it must therefore bear
-    to be run twice. Any other exception is the request's answer. `beat` runs every few seconds as one more request.
+    to be run twice. Any other exception is the request's answer. `beat` runs every `heartbeat_seconds` as one
+    more request.
     """
 
-    def __init__(self, beat: Callable[[], None]) -> None:
-        self._heartbeat = beat
+    def __init__(self, beat: Callable[[], None], heartbeat_seconds: float = HEARTBEAT_SECONDS) -> None:
+        self._heartbeat, self._heartbeat_seconds = beat, heartbeat_seconds
         self._errands: queue.Queue[_Request | None] = queue.Queue()
         self._leaving = threading.Event()
         self._away_since: float | None = None
@@ -48,7 +49,7 @@ class DatabaseThread:
     def __exit__(self, *exception: object) -> None:
         self._leaving.set()
         self._errands.put(None)
-        self._thread.join(HEARTBEAT_SECONDS)
+        self._thread.join(self._heartbeat_seconds)
 
     def submit(self, request: Callable[[], Result]) -> Future[Result]:
         """Queues a request and returns at once; the future gets its answer."""
@@ -68,7 +69,7 @@ class DatabaseThread:
         while True:
             if time.monotonic() >= next_beat:  # even when there is always a request
                 self._persist(self._heartbeat, Future())
-                next_beat = time.monotonic() + HEARTBEAT_SECONDS
+                next_beat = time.monotonic() + self._heartbeat_seconds
             try:
                 request = self._errands.get(timeout=max(0.0, next_beat - time.monotonic()))
             except queue.Empty:
@@ -83,7 +84,7 @@ class DatabaseThread:
             if self._leaving.wait(pause):
                 answer.set_exception(DatabaseUnavailable("the database did not come back in time"))
                 return
-            pause = min(pause * 2, HEARTBEAT_SECONDS)
+            pause = min(pause * 2, self._heartbeat_seconds)
 
     def _attempt(self, request: Callable[[], Any], answer: Future[Any]) -> bool:
         """Tries a request; False means that the database is away."""

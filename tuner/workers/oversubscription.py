@@ -33,21 +33,33 @@ WORTHWHILE = 1.05
 MOST = 32
 """Workers on a GPU that are tried; on a CPU, twice as many as it has cores."""
 
+Job = dict[str, Any]
+"""What the workers of a measurement train: a study and a configuration, as they are stored."""
+
 DRAWN = 15
 WARM_UP_STEPS = 3
 
 
-def workers_per_device(study: Study, devices: str, threads: int | None) -> int:
+def workers_per_device(
+    study: Study,
+    devices: str,
+    threads: int | None,
+    *,
+    most_workers: int | None = None,
+    rate_of: Callable[[Job, list[Slot]], float] | None = None,
+) -> int:
     """Returns how many workers on a device train the most together: 1, 2, 4, ... as long as it is worth while.
 
-    They train a typical configuration of the study, for some seconds each time, on the first of `devices`. Raises
-    DeviceError when a device is not there, WorkerError when not even one worker can train.
+    They train a typical configuration of the study, for some seconds each time, on the first of `devices`; `rate_of`
+    measures them, and at most `most_workers` are tried. Raises DeviceError when a device is not there, WorkerError when
+    not even one worker can train.
     """
+    measure = rate_of or tokens_per_second
     first = slots(1, devices, threads)[0].device if devices == "auto" else devices.split(",")[0]
     job = {"study": study.stored(), "configuration": typical(study).model_dump(mode="json")}
     count, most = 1, 0.0
-    while count <= (2 * cores() if first == "cpu" else MOST):
-        rate = _together(job, slots(None, first, threads, count))
+    while count <= (most_workers or (2 * cores() if first == "cpu" else MOST)):
+        rate = measure(job, slots(None, first, threads, count))
         if rate:
             logger.info("%d on a device: %s tokens/s", count, f"{rate:,.0f}")
         else:
@@ -85,11 +97,20 @@ def _vocabularies(study: Study, drawn: list[Config]) -> dict[str, int]:
     return {}
 
 
-def _together(job: dict[str, Any], places: list[Slot]) -> float:
-    """Tokens per second of a worker in each place, all at the same time; 0 when one of them could not."""
+def start_measured(place: Slot) -> subprocess.Popen[str]:
+    """Starts a worker of a measurement, which runs `pace` on its standard input and output."""
+    command = [sys.executable, "-P", "-m", "tuner", "_pace"]
+    environment, pipe = variables(place) | supervisor_watch.told(), subprocess.PIPE
+    return subprocess.Popen(command, env=environment, stdin=pipe, stdout=pipe, text=True, start_new_session=True)
+
+
+def tokens_per_second(
+    job: Job, places: list[Slot], start: Callable[[Slot], subprocess.Popen[str]] = start_measured
+) -> float:
+    """Returns what a worker in each place does, all at the same time; 0 when one of them could not."""
     patience = job["study"]["timeout"]
     with ExitStack() as stack:
-        processes = [stack.enter_context(_started(place)) for place in places]
+        processes = [stack.enter_context(start(place)) for place in places]
         try:
             for process, place in zip(processes, places, strict=True):
                 _tell(process, json.dumps(job | {"device": place.device, "threads": place.threads}))
@@ -104,12 +125,6 @@ def _together(job: dict[str, Any], places: list[Slot]) -> float:
         finally:
             for process in processes:
                 process.kill()
-
-
-def _started(place: Slot) -> subprocess.Popen[str]:
-    command = [sys.executable, "-P", "-m", "tuner", "_pace"]
-    environment, pipe = variables(place) | supervisor_watch.told(), subprocess.PIPE
-    return subprocess.Popen(command, env=environment, stdin=pipe, stdout=pipe, text=True, start_new_session=True)
 
 
 def _tell(process: subprocess.Popen[str], text: str) -> None:

@@ -33,22 +33,23 @@ def serve(
     command: Sequence[str],
     requested: threading.Event,
     seen: Callable[[], None] = lambda: None,
+    look_seconds: float = LOOK_SECONDS,
 ) -> None:
     """Joins studies until `requested` is set: runs `command` with each one's name, in a process of its own.
 
-    While there is none, `seen` is called whenever the database has answered.
+    While there is none, it looks every `look_seconds`, and calls `seen` whenever the database has answered.
     """
     rested: dict[str, float] = {}
     logger.info("waiting for a study")
     while not requested.is_set():
         name = _next_study(storage, rested, seen)
         if name is None:
-            requested.wait(LOOK_SECONDS)
+            requested.wait(look_seconds)
             continue
-        logger.info(f"joining study {name}")
+        logger.info("joining study %s", name)
         code = _run([*command, "--", name], requested)
         if code != 0 and not requested.is_set():
-            logger.info(f"study {name}: ended with exit code {code}; it is left alone for {REST_SECONDS:.0f} s")
+            logger.info("study %s: ended with exit code %d; it is left alone for %.0f s", name, code, REST_SECONDS)
             rested[name] = time.monotonic() + REST_SECONDS
 
 

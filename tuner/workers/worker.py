@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NoAnswer
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import optuna
@@ -40,7 +40,19 @@ from tuner.optuna_internals import storage_of
 from tuner.optuna_internals import trial_id as id_of
 from tuner.results.summary import leaderboard
 from tuner.storage.handle import StudyHandle, open_study
-from tuner.storage.leases import GONE, PAUSED, STOPPED, Activity, Claim, Ended, Gone, Leases, LostLease, forget_deleted
+from tuner.storage.leases import (
+    GONE,
+    HEARTBEAT_SECONDS,
+    PAUSED,
+    STOPPED,
+    Activity,
+    Claim,
+    Ended,
+    Gone,
+    Leases,
+    LostLease,
+    forget_deleted,
+)
 from tuner.study import samplers
 from tuner.study.definition import Study
 from tuner.study.limits import OUT_OF_MEMORY, DoesNotFit, mark
@@ -65,12 +77,6 @@ logger = logging.getLogger(__name__)
 KEPT = 3
 """How many of the best trials keep their weights."""
 
-ANSWER_SECONDS = 10.0
-"""How long training waits for the verdict on a rung before it goes on without."""
-
-SHUTDOWN_SECONDS = 5.0
-"""How long a worker that leaves waits for the database; then its lease runs out by itself."""
-
 MOST_FAILURES = 10
 """Trials that may fail in a row before a worker gives up: they are no part of the budget, so it would never end."""
 
@@ -79,12 +85,26 @@ STDERR = 2
 BESIDE_STEPS = 10
 """How many times as long as a step a piece of held-out text may take to be read, or some tokens to be written."""
 
-POLL_SECONDS = 0.5
-"""How often a worker that has nothing to do looks again."""
-
 
 PRUNED_AT = "tuner:pruned"
 """The system attribute that keeps a verdict with its rung: pruners answer once, and the answer may get lost."""
+
+
+@dataclass(frozen=True)
+class WorkerTimings:
+    """How often a worker does something, and how long it waits, in seconds."""
+
+    heartbeat: float = HEARTBEAT_SECONDS
+    """How often it shows that it lives."""
+
+    poll: float = 0.5
+    """How often it looks again when it has nothing to do."""
+
+    answer: float = 10.0
+    """How long training waits for the verdict on a rung before it goes on without."""
+
+    shutdown: float = 5.0
+    """How long it waits for the database when it leaves; then its lease runs out by itself."""
 
 
 class Unbuildable(Exception):
@@ -149,13 +169,14 @@ class Worker:
         requested: threading.Event,
         worker_id: str,
         lifeline: Lifeline | None = None,
+        timings: WorkerTimings = WorkerTimings(),
     ) -> None:
         self.study, self.definition, self.storage = study.optuna_study, study.definition, study.storage
         self.objective = objective
         self.threads, self.requested = threads, requested
-        self.id = worker_id
+        self.id, self.timings = worker_id, timings
         self.leases = study.leases
-        self.database_thread = DatabaseThread(self._heartbeat)
+        self.database_thread = DatabaseThread(self._heartbeat, timings.heartbeat)
         self.activity = Activity()
         self.trial_id: int | None = None
         self.lost, self.gone = threading.Event(), threading.Event()
@@ -188,7 +209,7 @@ class Worker:
                 raise StorageError(f"{error}; the trial goes on from its checkpoint when a worker is back") from error
             finally:
                 with suppress(DatabaseUnavailable):  # without the database the lease runs out by itself
-                    self.database_thread.call(self._leave, SHUTDOWN_SECONDS)
+                    self.database_thread.call(self._leave, self.timings.shutdown)
 
     def _join(self) -> int:
         place = (socket.gethostname(), os.getpid(), self.objective.device, self.threads)
@@ -204,7 +225,7 @@ class Worker:
         while not self.requested.is_set():
             if self.lifeline.stands_still:
                 self.activity = Activity(doing="waiting for its command, which was stopped (Ctrl-Z)")
-                self.requested.wait(POLL_SECONDS)
+                self.requested.wait(self.timings.poll)
                 continue
             claim = self.database_thread.call(self._take)
             if isinstance(claim, Ended):
@@ -215,7 +236,7 @@ class Worker:
                 self._require_success()
             else:
                 self.activity = Activity(doing=claim.reason)
-                self.requested.wait(POLL_SECONDS)
+                self.requested.wait(self.timings.poll)
         return GONE if self.gone.is_set() else "asked to stop"
 
     def _require_success(self) -> None:
@@ -339,7 +360,7 @@ class Worker:
             self.storage.set_trial_param(id_of(trial), name, distribution.to_internal_repr(value), distribution)
 
     def _hand_back(self, trial: optuna.Trial) -> None:
-        self._if_held(lambda: self.leases.release(id_of(trial), self.id), SHUTDOWN_SECONDS)
+        self._if_held(lambda: self.leases.release(id_of(trial), self.id), self.timings.shutdown)
 
     def _fail(self, trial: optuna.Trial, reason: str) -> bool:
         """Fails a trial that can be trained nowhere, at once; returns whether it was this worker's to say."""
@@ -504,7 +525,7 @@ class _Observer(TrialObserver):
             return  # by an earlier attempt
         self.verdicts.append(self.worker.database_thread.submit(lambda: self._write(evaluation)))
         with suppress(NoAnswer):
-            self.verdicts[-1].result(timeout=ANSWER_SECONDS)
+            self.verdicts[-1].result(timeout=self.worker.timings.answer)
         self._heed()
         self._wind_up()
 

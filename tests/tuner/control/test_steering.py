@@ -17,15 +17,16 @@ from tuner.errors import StudyError
 from tuner.storage.handle import StudyHandle
 from tuner.storage.leases import Leases
 from tuner.study.definition import Study
-from tuner.workers import database_thread
+from tuner.workers.worker import WorkerTimings
 
 Small = Callable[..., Study]
 Enter = Callable[[Study], optuna.Study]
 
 
-@pytest.fixture(autouse=True)
-def _quick_beat(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(database_thread, "HEARTBEAT_SECONDS", 0.01)
+@pytest.fixture
+def crew(crew: Any) -> Any:
+    crew.timings = WorkerTimings(heartbeat=0.01, poll=0.01)
+    return crew
 
 
 def enqueue(study: StudyHandle, assignments: list[str]) -> str:

@@ -28,23 +28,17 @@ class Clock:
         return self.now
 
 
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
-    monkeypatch.setattr(books, "time", clock)
-    return clock
-
-
 class Desk:
     """A study and its books, and what a worker called `who` does with them."""
 
     def __init__(self, storage: RDBStorage, study: optuna.Study) -> None:
         self.storage, self.study = storage, study
         self.books: dict[str, Leases] = {}
+        self.timings: dict[str, Any] = {}
 
     def of(self, who: str) -> Leases:
         if who not in self.books:
-            self.books[who] = Leases(self.storage, self.study._study_id)
+            self.books[who] = Leases(self.storage, self.study._study_id, **self.timings)
             self.books[who].join(self.id(who), "host", 1, "cpu", 1)
         return self.books[who]
 
@@ -76,6 +70,13 @@ def desk(storage: RDBStorage, small: Callable[..., Study], enter: Callable[[Stud
     return Desk(storage, enter(small()))
 
 
+@pytest.fixture
+def clock(desk: Desk) -> Clock:
+    clock = Clock()
+    desk.timings["clock"] = clock.monotonic
+    return clock
+
+
 def test_two_workers_have_two_trials(desk: Desk) -> None:
     assert [desk.take_trial(who).trial.number for who in ("ada", "bob", "ada")] == [0, 1, 2]
 
@@ -88,10 +89,8 @@ def test_whoever_holds_a_trial_may_write_to_it_and_nobody_else(desk: Desk) -> No
     assert desk.storage.get_trial(claim.trial._trial_id).user_attrs == {"by": "ada"}
 
 
-def test_an_expired_lease_is_watched_before_it_is_taken_over(
-    desk: Desk, clock: Clock, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(books, "LEASE_SECONDS", 0)
+def test_an_expired_lease_is_watched_before_it_is_taken_over(desk: Desk, clock: Clock) -> None:
+    desk.timings["lease_seconds"] = 0
     first = desk.take_trial("ada")
     assert desk.take_trial("bob").trial.number == 1
     clock.now += books.OBSERVED_SECONDS - 1
@@ -109,9 +108,9 @@ def test_an_expired_lease_is_watched_before_it_is_taken_over(
     desk.write("bob", taken)
 
 
-def test_a_worker_that_only_slept_keeps_its_trial(desk: Desk, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_that_only_slept_keeps_its_trial(desk: Desk, clock: Clock) -> None:
     """As after an outage of the database: every lease has expired, and the living renew theirs first."""
-    monkeypatch.setattr(books, "LEASE_SECONDS", 0)
+    desk.timings["lease_seconds"] = 0
     claim = desk.take_trial("ada")
     assert desk.take_trial("bob").trial.number == 1
     clock.now += books.OBSERVED_SECONDS - 1
@@ -304,7 +303,7 @@ def test_one_finished_trial_lets_a_study_with_failed_ones_go_on(desk: Desk) -> N
     assert isinstance(desk.take("ada", 100), Claim)
 
 
-def test_who_is_at_work_and_on_what(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_is_at_work_and_on_what(desk: Desk) -> None:
     claim = desk.take_trial("ada")
     doing = Activity(claim.trial.number, "gru", 0.25, 1234.5, 2**33)
     desk.of("ada").heartbeat(desk.id("ada"), claim.trial._trial_id, doing)
@@ -317,8 +316,7 @@ def test_who_is_at_work_and_on_what(desk: Desk, monkeypatch: pytest.MonkeyPatch)
     assert 0 <= ada.seen < 30
     desk.of("ada").leave(desk.id("ada"))
     assert [worker.number for worker in desk.of("bob").alive()] == [bob.number]
-    monkeypatch.setattr(books, "LEASE_SECONDS", 0)
-    assert desk.of("bob").alive() == []
+    assert Leases(desk.storage, desk.study._study_id, lease_seconds=0).alive() == []
 
 
 def test_studies_of_one_database_do_not_mix(
@@ -413,18 +411,17 @@ def test_eight_threads_race_for_the_last_trials(desk: Desk, data_folder: Path, s
 
 
 def test_a_trial_that_its_slow_owner_completes_in_this_moment_is_not_taken_over(
-    desk: Desk, ask: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch
+    desk: Desk, ask: Callable[[str], Any]
 ) -> None:
-    monkeypatch.setattr(books, "LEASE_SECONDS", 0)
-    monkeypatch.setattr(books, "OBSERVED_SECONDS", -1)
-    look_again = Leases._is_still
+    desk.timings = {"lease_seconds": 0, "observed_seconds": -1}
 
-    def complete_it(leases: Leases, connection: Any, trial_id: int, expiry: str) -> bool:
-        ask(f"update trials set state = 'COMPLETE' where trial_id = {trial_id}")
-        return look_again(leases, connection, trial_id, expiry)
+    class Unlucky(Leases):
+        def _is_still(self, connection: Any, trial_id: int, expiry: str) -> bool:
+            ask(f"update trials set state = 'COMPLETE' where trial_id = {trial_id}")
+            return super()._is_still(connection, trial_id, expiry)
 
     slow = desk.take_trial("ada")
-    monkeypatch.setattr(Leases, "_is_still", complete_it)
+    desk.books["bob"] = Unlucky(desk.storage, desk.study._study_id, **desk.timings)
     assert desk.take_trial("bob").trial.number == 1
     assert desk.of("ada").attempts()[slow.trial._trial_id] == 1
 

@@ -38,7 +38,6 @@ from tuner.workers.database_thread import DatabaseThread
 
 folder, name, action, word = sys.argv[1:]
 storages.PATIENCE["idle_in_transaction_session_timeout"] = "500ms"
-books.LEASE_SECONDS = 0
 
 def ask():
     if action == "claim":
@@ -59,7 +58,7 @@ def halt(connection, cursor, statement, *more):
 
 with storages.open_storage(None, Path(folder)) as storage:
     study = optuna.load_study(study_name=name, storage=storage)
-    leases = books.Leases(storage, study._study_id)
+    leases = books.Leases(storage, study._study_id, lease_seconds=0)
     leases.join("halting", "host", os.getpid(), "cpu", 1)
     claim = leases.claim(study, "halting", None, None) if action == "write" else None
     halting = [True]
@@ -98,10 +97,9 @@ def study(small: Callable[..., Study], enter: Callable[[Study], optuna.Study]) -
 
 
 @pytest.fixture
-def ours(storage: RDBStorage, study: optuna.Study, monkeypatch: pytest.MonkeyPatch) -> Leases:
+def ours(storage: RDBStorage, study: optuna.Study) -> Leases:
     """The books as a worker keeps them that goes on, and is as patient as a test."""
-    monkeypatch.setattr(books, "OBSERVED_SECONDS", 0)
-    leases = Leases(storage, study._study_id)
+    leases = Leases(storage, study._study_id, observed_seconds=0)
     leases.join(f"{study.study_name}-ours", "host", 1, "cpu", 1)
     return leases
 
@@ -177,17 +175,20 @@ def test_a_block_whose_connection_is_lost_counts_not_at_all(
 
 
 def test_a_claim_whose_connection_is_lost_leaves_no_trial_behind(
-    storage: RDBStorage, study: optuna.Study, ours: Leases, ask: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch
+    storage: RDBStorage, study: optuna.Study, ask: Callable[[str], Any]
 ) -> None:
-    lease = Leases._lease
+    class Losing(Leases):
+        lost = False
 
-    def lose(leases: Leases, connection: sql.Connection, trial_id: int, worker_id: str) -> int:
-        monkeypatch.setattr(Leases, "_lease", lease)
-        ask(f"select pg_terminate_backend({connection.scalar(sql.text('select pg_backend_pid()'))})")
-        return lease(leases, connection, trial_id, worker_id)
+        def _lease(self, connection: sql.Connection, trial_id: int, worker_id: str) -> int:
+            if not self.lost:
+                self.lost = True
+                ask(f"select pg_terminate_backend({connection.scalar(sql.text('select pg_backend_pid()'))})")
+            return super()._lease(connection, trial_id, worker_id)
 
-    monkeypatch.setattr(Leases, "_lease", lose)
-    claim = answer(lambda: ours.claim(study, "ours", None, None))
+    losing = Losing(storage, study._study_id, observed_seconds=0)
+    claim = answer(lambda: losing.claim(study, "ours", None, None))
+    assert losing.lost
     assert claim.trial.number == 0
     assert [trial.state for trial in study.trials] == [TrialState.RUNNING]
 

@@ -11,8 +11,10 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from tests.tuner.conftest import Heard
 from tuner.storage.outages import is_outage
-from tuner.workers import database_thread as couriers
 from tuner.workers.database_thread import DatabaseThread, DatabaseUnavailable
+
+RARELY, OFTEN = 60.0, 0.01
+"""Seconds between two beats."""
 
 AWAY = OperationalError("select 1", {}, ConnectionRefusedError("connection refused\nis the server running?"))
 
@@ -48,14 +50,9 @@ def said() -> Iterator[list[str]]:
         yield said
 
 
-@pytest.fixture(autouse=True)
-def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(couriers, "HEARTBEAT_SECONDS", 60.0)
-
-
 @pytest.fixture
 def database_thread(said: list[str]) -> Iterator[DatabaseThread]:
-    with DatabaseThread(lambda: None) as database_thread:
+    with DatabaseThread(lambda: None, RARELY) as database_thread:
         yield database_thread
 
 
@@ -109,7 +106,7 @@ def test_any_other_error_is_an_answer(database_thread: DatabaseThread, said: lis
 
 def test_leaving_while_the_database_is_away_does_not_wait_for_it(database: Database, said: list[str]) -> None:
     database.away = 10**9
-    with DatabaseThread(lambda: None) as database_thread:
+    with DatabaseThread(lambda: None, RARELY) as database_thread:
         answers = [database_thread.submit(database.request(number)) for number in range(3)]
         database.refusals.acquire()
     assert not database_thread._thread.is_alive()
@@ -126,23 +123,21 @@ def test_who_asks_does_not_wait_for_ever(database_thread: DatabaseThread, databa
 
 
 def test_leaving_runs_what_was_sent_before(database: Database) -> None:
-    with DatabaseThread(lambda: None) as database_thread:
+    with DatabaseThread(lambda: None, RARELY) as database_thread:
         for number in range(20):
             database_thread.submit(database.request(number))
     assert database.answered == list(range(20))
 
 
-def test_the_heart_beats_while_there_is_nothing_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(couriers, "HEARTBEAT_SECONDS", 0.01)
+def test_the_heart_beats_while_there_is_nothing_to_do() -> None:
     beats = threading.Semaphore(0)
-    with DatabaseThread(beats.release):
+    with DatabaseThread(beats.release, OFTEN):
         for _ in range(3):
             assert beats.acquire(timeout=30)
 
 
-def test_the_heart_beats_while_there_is_always_something_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_heart_beats_while_there_is_always_something_to_do() -> None:
     """Otherwise the lease of the busiest worker would be the first to run out."""
-    monkeypatch.setattr(couriers, "HEARTBEAT_SECONDS", 0.01)
     beats = threading.Semaphore(0)
     beaten = threading.Event()
 
@@ -153,7 +148,7 @@ def test_the_heart_beats_while_there_is_always_something_to_do(monkeypatch: pyte
     def beat() -> None:
         beats.release()
 
-    with DatabaseThread(beat) as database_thread:
+    with DatabaseThread(beat, OFTEN) as database_thread:
         for _ in range(4):
             database_thread.submit(busy)
         for _ in range(4):
@@ -161,12 +156,9 @@ def test_the_heart_beats_while_there_is_always_something_to_do(monkeypatch: pyte
         beaten.set()
 
 
-def test_an_outage_is_met_by_the_beat_as_by_any_errand(
-    database: Database, said: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(couriers, "HEARTBEAT_SECONDS", 0.01)
+def test_an_outage_is_met_by_the_beat_as_by_any_errand(database: Database, said: list[str]) -> None:
     database.away = 2
-    with DatabaseThread(database.request("beat")) as database_thread:
+    with DatabaseThread(database.request("beat"), OFTEN) as database_thread:
         assert database.refusals.acquire(timeout=30)
         database_thread.call(database.request("request"))
     assert database.answered[0] == "beat"

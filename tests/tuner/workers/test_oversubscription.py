@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,8 @@ from models.config import Config
 from tests.tuner.conftest import PARAMETERS, TEXT, Heard
 from tuner.errors import WorkerError
 from tuner.study.definition import Study, parse_study
-from tuner.workers import oversubscription
-from tuner.workers.oversubscription import typical, workers_per_device
+from tuner.workers.oversubscription import Job, tokens_per_second, typical, workers_per_device
+from tuner.workers.processes import Slot
 
 
 @pytest.fixture
@@ -21,27 +22,27 @@ def study(tmp_path: Path) -> Study:
     return parse_study(json.dumps(given), "study.yaml", "packed")
 
 
-def test_workers_are_added_while_that_is_worth_while(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_are_added_while_that_is_worth_while(study: Study) -> None:
     together = {1: 100.0, 2: 190.0, 4: 260.0, 8: 265.0}
-    monkeypatch.setattr(oversubscription, "cores", lambda: 16)
-    monkeypatch.setattr(oversubscription, "_together", lambda job, places: together[len(places)])
+
+    def rate_of(job: Job, places: list[Slot]) -> float:
+        return together[len(places)]
+
     with Heard() as said:
-        assert workers_per_device(study, "cpu", None) == 4
+        assert workers_per_device(study, "cpu", None, most_workers=32, rate_of=rate_of) == 4
     assert said[-1] == "8 on a device: 265 tokens/s"
 
 
-def test_a_number_of_workers_that_does_not_fit_ends_the_search(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(oversubscription, "cores", lambda: 16)
-    monkeypatch.setattr(
-        oversubscription, "_together", lambda job, places: 100.0 * len(places) if len(places) < 4 else 0.0
-    )
-    assert workers_per_device(study, "cpu", None) == 2
+def test_a_number_of_workers_that_does_not_fit_ends_the_search(study: Study) -> None:
+    def rate_of(job: Job, places: list[Slot]) -> float:
+        return 100.0 * len(places) if len(places) < 4 else 0.0
+
+    assert workers_per_device(study, "cpu", None, most_workers=32, rate_of=rate_of) == 2
 
 
-def test_real_processes_are_measured_together(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(oversubscription, "cores", lambda: 1)
+def test_real_processes_are_measured_together(study: Study) -> None:
     with Heard() as said:
-        assert workers_per_device(study, "cpu", 1) in (1, 2)
+        assert workers_per_device(study, "cpu", 1, most_workers=2) in (1, 2)
     assert [line.split(":")[0] for line in said] == ["1 on a device", "2 on a device"]
 
 
@@ -68,7 +69,7 @@ read -r go
     ("ends", "chosen"), [(["echo 100"], 2), (["echo 100", "exit 1"], 1), (["echo 100", "echo nan"], 1)]
 )
 def test_a_worker_that_dies_while_it_is_timed_is_no_success(
-    study: Study, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ends: list[str], chosen: int
+    study: Study, tmp_path: Path, ends: list[str], chosen: int
 ) -> None:
     script = tmp_path / "pace"
     started: list[int] = []
@@ -81,23 +82,20 @@ def test_a_worker_that_dies_while_it_is_timed_is_no_success(
         pipe = subprocess.PIPE
         return subprocess.Popen(["/bin/sh", "-c", script.read_text()], stdin=pipe, stdout=pipe, text=True)
 
-    monkeypatch.setattr(oversubscription, "cores", lambda: 1)
-    monkeypatch.setattr(oversubscription, "_started", start)
-    assert workers_per_device(study, "cpu", 1) == chosen
+    rate_of = partial(tokens_per_second, start=start)
+    assert workers_per_device(study, "cpu", 1, most_workers=2, rate_of=rate_of) == chosen
 
 
 @pytest.mark.parametrize("end", ["sleep 60", "exit 1", "echo 0"])
-def test_a_device_on_which_not_even_one_worker_gets_done_is_said_at_once(
-    study: Study, monkeypatch: pytest.MonkeyPatch, end: str
-) -> None:
+def test_a_device_on_which_not_even_one_worker_gets_done_is_said_at_once(study: Study, end: str) -> None:
     pipe = subprocess.PIPE
-    monkeypatch.setattr(
-        oversubscription,
-        "_started",
-        lambda place: subprocess.Popen(["/bin/sh", "-c", PACE % end], stdin=pipe, stdout=pipe, text=True),
-    )
+
+    def start(place: object) -> subprocess.Popen[str]:
+        return subprocess.Popen(["/bin/sh", "-c", PACE % end], stdin=pipe, stdout=pipe, text=True)
+
+    rate_of = partial(tokens_per_second, start=start)
     with Heard() as said, pytest.raises(WorkerError, match="no worker could train"):
-        workers_per_device(study.model_copy(update={"timeout": 0.2}), "cpu", 1)
+        workers_per_device(study.model_copy(update={"timeout": 0.2}), "cpu", 1, rate_of=rate_of)
     assert said == ["1 on a device: too many"]
 
 

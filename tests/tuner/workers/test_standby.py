@@ -59,12 +59,9 @@ def test_the_study_with_the_fewest_workers_is_joined_first(fresh: RDBStorage, sm
     assert standby._next_study(fresh, {}) == second.name
 
 
-def test_workers_rest_where_they_cannot_work_and_end_when_asked(
-    fresh: RDBStorage, small: Small, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_workers_rest_where_they_cannot_work_and_end_when_asked(fresh: RDBStorage, small: Small) -> None:
     study = small(1)
     create.enter(fresh, study)
-    monkeypatch.setattr(standby, "LOOK_SECONDS", 0.01)
     requested = threading.Event()
 
     class Ending(Heard):
@@ -74,7 +71,8 @@ def test_workers_rest_where_they_cannot_work_and_end_when_asked(
                 requested.set()
 
     with Ending() as said:
-        standby.serve(fresh, [sys.executable, "-c", "import sys; sys.exit(sys.argv[1:] != ['--', 'x'])"], requested)
+        command = [sys.executable, "-c", "import sys; sys.exit(sys.argv[1:] != ['--', 'x'])"]
+        standby.serve(fresh, command, requested, look_seconds=0.01)
     assert said[1:] == [
         f"joining study {study.name}",
         f"study {study.name}: ended with exit code 1; it is left alone for 60 s",

@@ -1,6 +1,5 @@
 """Workers on a real database: exact budgets, early pruning, every way a trial can end, and trials that go on."""
 
-import dataclasses
 import json
 import os
 import resource
@@ -12,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -52,7 +52,7 @@ from tuner.trials import objective as objectives
 from tuner.trials.objective import Objective, Outcome
 from tuner.watch.notes import shown, trial_note
 from tuner.watch.plots import quality_and_diversity
-from tuner.workers import database_thread, processes, worker
+from tuner.workers import processes, worker
 from tuner.workers.supervisor_watch import Lifeline
 from tuner.workers.worker import KEPT, Worker, work
 
@@ -744,7 +744,7 @@ def stop_when_it_speaks(crew: Any) -> None:
 
 
 def test_a_worker_whose_trial_was_taken_over_stops_it_and_writes_nothing(
-    crew: Any, one: Study, enter: Enter, storage: RDBStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    crew: Any, one: Study, enter: Enter, storage: RDBStorage, tmp_path: Path
 ) -> None:
     found = enter(one)
     take_over = lambda: steal(storage, found, f"{one.name}-0")  # noqa: E731
@@ -760,10 +760,8 @@ def test_a_worker_whose_trial_was_taken_over_stops_it_and_writes_nothing(
     assert len(objective.steps) < 32
 
 
-def test_a_takeover_is_noticed_by_the_next_beat(
-    crew: Any, small: Small, enter: Enter, storage: RDBStorage, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(database_thread, "HEARTBEAT_SECONDS", 0.01)
+def test_a_takeover_is_noticed_by_the_next_beat(crew: Any, small: Small, enter: Enter, storage: RDBStorage) -> None:
+    crew.timings = replace(crew.timings, heartbeat=0.01)
     study = small(1)
     found = enter(study)
     looks: list[int] = []
@@ -830,7 +828,7 @@ def test_a_worker_asked_to_stop_whose_trial_is_gone_leaves_quietly(
 def test_workers_leave_when_their_supervisor_is_gone(
     crew: Any, small: Small, enter: Enter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(database_thread, "HEARTBEAT_SECONDS", 0.01)
+    crew.timings = replace(crew.timings, heartbeat=0.01)
     study = small(1)
     found = enter(study)
 
@@ -848,9 +846,9 @@ def test_workers_leave_when_their_supervisor_is_gone(
 
 @pytest.mark.parametrize("end", ["stopped", "hours"])
 def test_a_study_that_is_stopped_or_has_spent_its_hours_ends_in_the_middle_of_a_trial(
-    crew: Any, small: Small, enter: Enter, storage: RDBStorage, monkeypatch: pytest.MonkeyPatch, end: str
+    crew: Any, small: Small, enter: Enter, storage: RDBStorage, end: str
 ) -> None:
-    monkeypatch.setattr(database_thread, "HEARTBEAT_SECONDS", 0.01)
+    crew.timings = replace(crew.timings, heartbeat=0.01)
     study = small(None, budget={"hours": 1})
     found = enter(study)
     leases = Leases(storage, found._study_id)
@@ -874,10 +872,8 @@ def test_a_study_that_is_stopped_or_has_spent_its_hours_ends_in_the_middle_of_a_
     assert len(found.trials) == 1
 
 
-def test_a_paused_study_goes_on_when_it_is_told_to(
-    crew: Any, small: Small, enter: Enter, storage: RDBStorage, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(database_thread, "HEARTBEAT_SECONDS", 0.01)
+def test_a_paused_study_goes_on_when_it_is_told_to(crew: Any, small: Small, enter: Enter, storage: RDBStorage) -> None:
+    crew.timings = replace(crew.timings, heartbeat=0.01)
     study = small(3)
     found = enter(study)
     leases = Leases(storage, found._study_id)
@@ -917,7 +913,7 @@ def test_an_outage_at_any_moment_loses_no_trial_and_no_value(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Every call to the database fails once before and once after its work is done."""
-    monkeypatch.setattr(database_thread, "HEARTBEAT_SECONDS", 0.05)
+    crew.timings = replace(crew.timings, heartbeat=0.05)
     study = small(4, pruner="none")
     found = enter(study)
     failures = iter([0, 1, 0, 1])
@@ -951,8 +947,7 @@ def test_an_outage_at_any_moment_loses_no_trial_and_no_value(
 def test_training_goes_on_while_the_database_is_away(
     crew: Any, small: Small, enter: Enter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker, "ANSWER_SECONDS", 0.01)
-    monkeypatch.setattr(database_thread, "HEARTBEAT_SECONDS", 0.05)
+    crew.timings = replace(crew.timings, answer=0.01, heartbeat=0.05)
     study = small(1, pruner="none")
     found = enter(study)
     trained = threading.Event()
@@ -977,7 +972,7 @@ def test_training_goes_on_while_the_database_is_away(
 def test_a_database_that_stays_away_ends_a_worker_in_words(
     crew: Any, small: Small, enter: Enter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker, "SHUTDOWN_SECONDS", 0.01)
+    crew.timings = replace(crew.timings, shutdown=0.01)
     study = small(1)
     found = enter(study)
 
@@ -995,10 +990,8 @@ def test_a_database_that_stays_away_ends_a_worker_in_words(
     assert found.trials[0].state == TrialState.RUNNING
 
 
-def test_a_worker_says_where_it_is_and_how_far(
-    crew: Any, small: Small, enter: Enter, storage: RDBStorage, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(database_thread, "HEARTBEAT_SECONDS", 0.01)
+def test_a_worker_says_where_it_is_and_how_far(crew: Any, small: Small, enter: Enter, storage: RDBStorage) -> None:
+    crew.timings = replace(crew.timings, heartbeat=0.01)
     study = small(1)
     found = enter(study)
     leases = Leases(storage, found._study_id)
@@ -1047,7 +1040,7 @@ def test_two_objectives_are_searched_and_pruned_by_the_first(
     class Two(Instant):
         def __call__(self, number: int, attempt: int, config: Config, *rest: Any) -> Outcome:
             outcome = super().__call__(number, attempt, config, *rest)
-            return dataclasses.replace(outcome, values=[outcome.values[0], 1 - config.learning_rate])
+            return replace(outcome, values=[outcome.values[0], 1 - config.learning_rate])
 
     worth = Two(study, crew.folder, lambda number, config, rung: (number * 7 % 5) * 0.2 + config.learning_rate)
     crew.work(study, worth)
@@ -1106,7 +1099,6 @@ def test_workers_take_turns_on_a_server_that_has_no_connection_left(
     from tests.tuner.conftest import WorkerOptions
 
     monkeypatch.setitem(embedded.SETTINGS, "max_connections", "10")
-    monkeypatch.setattr("tuner.workers.worker.POLL_SECONDS", 0.01)
     place = Path(tempfile.mkdtemp(prefix="crowded-", dir="/tmp"))
     place.chmod(0o755)
     study = small(12)
@@ -1150,10 +1142,9 @@ def test_a_study_that_is_deleted_ends_its_workers_and_leaves_no_line(
     enter: Enter,
     storage: RDBStorage,
     ask: Callable[[str], Any],
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Whatever its workers do meanwhile; as anybody may in Optuna's dashboard."""
-    monkeypatch.setattr("tuner.workers.database_thread.HEARTBEAT_SECONDS", 0.05)
+    crew.timings = replace(crew.timings, heartbeat=0.05)
     found = enter(study := small(6))
 
     def delete(number: int, config: Config, rung: int) -> float:
