@@ -12,7 +12,7 @@ import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from models.errors import DeviceError, UserError
@@ -20,6 +20,10 @@ from tuner.errors import LostDeviceError, StorageError, WorkerError
 from tuner.workers import supervisor_watch
 
 logger = logging.getLogger(__name__)
+
+# -P: what lies in the folder the user stands in, a models.py perhaps, is not taken for ours.
+PROGRAM = (sys.executable, "-P", "-m", "tuner", "_worker")
+"""What a worker process runs."""
 
 MOST_BY_DEFAULT = 8
 """More workers than this make a search of a hundred trials mostly random."""
@@ -81,14 +85,30 @@ class WorkerExit:
         return f"by {signal.Signals(-self.code).name}" if self.code < 0 else f"with exit code {self.code}"
 
 
-def slots(workers: int | None, devices: str, threads: int | None, per_device: int | None = None) -> list[Slot]:
+def _gpu_count() -> int:
+    """How many GPUs torch can use; it is asked only where there is a chance, for its import takes a second."""
+    if not any(Path("/dev").glob("nvidia[0-9]*")) and not any(Path("/dev").glob("dxg")):
+        return 0
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def slots(
+    workers: int | None,
+    devices: str,
+    threads: int | None,
+    per_device: int | None = None,
+    *,
+    gpu_count: Callable[[], int] = _gpu_count,
+) -> list[Slot]:
     """Returns a place for each worker: `per_device` on each, by default one per GPU, else as many as have a core each.
 
     A worker of several `threads` counts as so many cores; by default there are up to eight workers.
 
     `devices` is auto, cpu, or a list such as cuda:0,cuda:1. Raises DeviceError when a device is not there.
     """
-    chosen = _devices(devices)
+    chosen = _devices(devices, gpu_count)
     usual = max(1, min(cores() // (threads or 1), MOST_BY_DEFAULT)) if chosen == ["cpu"] else len(chosen)
     count = workers or (len(chosen) * per_device if per_device else usual)
     share = threads or max(1, cores() // count)
@@ -100,6 +120,47 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def oom_kills() -> int:
+    """Returns how many processes the kernel has killed for want of memory; 0 where it does not tell."""
+    count = 0
+    cgroups = "/sys/fs/cgroup/memory.events", "/sys/fs/cgroup/memory/memory.oom_control"  # version 2, version 1
+    for place in ("/proc/vmstat", *cgroups):
+        with suppress(OSError):
+            lines = Path(place).read_text().splitlines()
+            count += sum(int(line.split()[1]) for line in lines if line.startswith("oom_kill "))
+    return count
+
+
+class _Restarts:
+    """Whether another worker takes the place of one that died, and after which pause."""
+
+    def __init__(self) -> None:
+        self._quick_deaths = 0
+        self._away_since: float | None = None
+
+    def pause_after(self, death: WorkerExit, had_trial: bool, lived: float, now: float) -> float | None:
+        """Returns the seconds until another worker starts; None when the place is given up."""
+        if death.code == StorageError.exit_code:
+            return self._pause_without_database(now - lived, now)
+        self._away_since = None
+        if death.code in FINAL_CODES:
+            return None
+        if death.code == LostDeviceError.exit_code:
+            return self._longer_pause(lived < LOST_SECONDS, MOST_LOSSES)
+        is_unable = not had_trial and not death.killed and lived < QUICK_SECONDS
+        return self._longer_pause(is_unable, MOST_QUICK_DEATHS)
+
+    def _pause_without_database(self, started: float, now: float) -> float | None:
+        if self._away_since is None:
+            self._away_since = started
+        return AWAY_PAUSE if now - self._away_since <= AWAY_SECONDS else None
+
+    def _longer_pause(self, is_quick: bool, most: int) -> float | None:
+        """Longer and longer pauses after quick deaths in a row; None after as many as `most`."""
+        self._quick_deaths = self._quick_deaths + 1 if is_quick else 1
+        return None if self._quick_deaths >= most else min(2.0 ** (self._quick_deaths - 1) - 1, 60.0)
+
+
 @dataclass
 class _Member:
     """One place of a team and the process that fills it at the moment."""
@@ -107,10 +168,9 @@ class _Member:
     place: Slot
     log: Path
     process: subprocess.Popen[bytes] | None = None
+    restarts: _Restarts = field(default_factory=_Restarts)
     worker_id: str = ""
     started: float = 0.0
-    quick_deaths: int = 0
-    away_since: float | None = None
     restart_at: float = 0.0
     given_up: bool = False
     done: bool = False
@@ -126,11 +186,15 @@ class WorkerPool:
         environment: Mapping[str, str],
         logs: Path,
         on_exit: Callable[[WorkerExit], bool],
+        *,
+        program: Sequence[str] = PROGRAM,
+        clock: Callable[[], float] = time.monotonic,
+        oom_kills: Callable[[], int] = oom_kills,
     ) -> None:
-        """`on_exit` frees the trial of a worker and returns whether it had one."""
+        """`on_exit` frees the trial of a worker and returns whether it had one; `program` is what a worker runs."""
         logs.mkdir(parents=True, exist_ok=True)
-        self._arguments, self._environment = arguments, environment
-        self._on_exit = on_exit
+        self._command, self._environment = [*program, *arguments], environment
+        self._on_exit, self._clock, self._count_oom_kills = on_exit, clock, oom_kills
         us = f"{socket.gethostname()}-{os.getpid()}"  # a number alone is not enough where containers share a folder
         names = [logs / f"worker-{us}-{index + 1}.log" for index in range(len(places))]
         self._members = [_Member(place, log) for place, log in zip(places, names, strict=True)]
@@ -143,7 +207,7 @@ class WorkerPool:
         for member in self._members:
             if member.process is not None and member.process.poll() is not None:
                 self._handle_exit(member)
-            if member.process is None and not member.given_up and time.monotonic() >= member.restart_at:
+            if member.process is None and not member.given_up and self._clock() >= member.restart_at:
                 self._start(member)
         return any(not member.given_up for member in self._members)
 
@@ -157,11 +221,11 @@ class WorkerPool:
         Returns how many were killed.
         """
         self._signal(signal.SIGTERM)
-        deadline, killed = time.monotonic() + grace, 0
+        deadline, killed = self._clock() + grace, 0
         for member in self._members:
             if member.process is not None:
                 try:
-                    member.process.wait(max(0.0, deadline - time.monotonic()))
+                    member.process.wait(max(0.0, deadline - self._clock()))
                 except subprocess.TimeoutExpired:
                     member.process.kill()
                     member.process.wait()
@@ -178,9 +242,8 @@ class WorkerPool:
                 member.process.wait()
 
     def _start(self, member: _Member) -> None:
-        member.worker_id, member.started = uuid.uuid4().hex, time.monotonic()
-        arguments = [*self._arguments, "--id", member.worker_id]
-        member.process = _start(member.place, arguments, self._environment, member.log)
+        member.worker_id, member.started = uuid.uuid4().hex, self._clock()
+        member.process = _start(member.place, [*self._command, "--id", member.worker_id], self._environment, member.log)
 
     def _handle_exit(self, member: _Member) -> None:
         """Notes how a process ended, frees its trial, and decides whether another takes its place."""
@@ -191,25 +254,18 @@ class WorkerPool:
             return
         death = self._exit_of(member, code)
         had_trial = self._on_exit(death)
-        now = time.monotonic()
-        if code == StorageError.exit_code:
-            member.away_since = member.started if member.away_since is None else member.away_since
-            member.given_up, pause = now - member.away_since > AWAY_SECONDS, AWAY_PAUSE
+        now = self._clock()
+        pause = member.restarts.pause_after(death, had_trial, lived=now - member.started, now=now)
+        if pause is None:
+            member.given_up, then = True, "giving up"
         else:
-            lost, lived = code == LostDeviceError.exit_code, now - member.started
-            quick = lived < LOST_SECONDS if lost else not had_trial and not death.killed and lived < QUICK_SECONDS
-            member.away_since, member.quick_deaths = None, member.quick_deaths + 1 if quick else 1
-            most = MOST_LOSSES if lost else MOST_QUICK_DEATHS
-            member.given_up = code in FINAL_CODES or member.quick_deaths >= most
-            pause = min(2.0 ** (member.quick_deaths - 1) - 1, 60.0)
-        member.restart_at = now + pause
-        then = "giving up" if member.given_up else "starting another" + (f" in {pause:.0f} s" if pause else "")
-        where = f"(all of it: {member.log})"
+            member.restart_at = now + pause
+            then = "starting another" + (f" in {pause:.0f} s" if pause else "")
         ended = f"worker on {member.place.device} ended {death.how}, {then}"
-        logger.warning("%s: %s %s", ended, death.error_line, where)
+        logger.warning("%s: %s (all of it: %s)", ended, death.error_line, member.log)
 
     def _exit_of(self, member: _Member, code: int) -> WorkerExit:
-        before, self._oom_kills = self._oom_kills, oom_kills()
+        before, self._oom_kills = self._oom_kills, self._count_oom_kills()
         words = member.log.read_text(errors="replace")[-MOST_WORDS:].strip()
         return WorkerExit(member.worker_id, code, words, code == -signal.SIGKILL and self._oom_kills > before)
 
@@ -219,14 +275,11 @@ class WorkerPool:
                 member.process.send_signal(number)
 
 
-def _start(place: Slot, arguments: Sequence[str], environment: Mapping[str, str], log: Path) -> subprocess.Popen[bytes]:
-    # -P: what lies in the folder the user stands in, a models.py perhaps, is not taken for ours.
-    command = [sys.executable, "-P", "-m", "tuner", "_worker", *arguments]
-    command += ["--device", place.device, "--threads", str(place.threads)]
+def _start(place: Slot, command: Sequence[str], environment: Mapping[str, str], log: Path) -> subprocess.Popen[bytes]:
     with log.open("ab") as output:
         # A session of its own keeps the terminal's Ctrl-C away: the command that started it asks it to stop.
         return subprocess.Popen(
-            command,
+            [*command, "--device", place.device, "--threads", str(place.threads)],
             env={**variables(place), **environment, **supervisor_watch.told()},
             stdin=subprocess.DEVNULL,
             stdout=output,
@@ -244,10 +297,10 @@ def variables(place: Slot) -> dict[str, str]:
     return given
 
 
-def _devices(wanted: str) -> list[str]:
+def _devices(wanted: str, gpu_count: Callable[[], int]) -> list[str]:
     if wanted == "cpu":
         return ["cpu"]
-    count = _gpus()
+    count = gpu_count()
     if wanted == "auto":
         return [f"cuda:{index}" for index in range(count)] or ["cpu"]
     named = [name.strip() for name in wanted.split(",")]
@@ -260,15 +313,6 @@ def _devices(wanted: str) -> list[str]:
     return named
 
 
-def _gpus() -> int:
-    """How many GPUs torch can use; it is asked only where there is a chance, for its import takes a second."""
-    if not any(Path("/dev").glob("nvidia[0-9]*")) and not any(Path("/dev").glob("dxg")):
-        return 0
-    import torch
-
-    return torch.cuda.device_count()
-
-
 def _slot(device: str, threads: int) -> Slot:
     kind, _, index = device.partition(":")
     if kind == "cpu":
@@ -276,14 +320,3 @@ def _slot(device: str, threads: int) -> Slot:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
     names = visible.split(",") if visible else [str(number) for number in range(int(index or 0) + 1)]
     return Slot("cuda:0", threads, names[int(index or 0)])
-
-
-def oom_kills() -> int:
-    """Returns how many processes the kernel has killed for want of memory; 0 where it does not tell."""
-    count = 0
-    cgroups = "/sys/fs/cgroup/memory.events", "/sys/fs/cgroup/memory/memory.oom_control"  # version 2, version 1
-    for place in ("/proc/vmstat", *cgroups):
-        with suppress(OSError):
-            lines = Path(place).read_text().splitlines()
-            count += sum(int(line.split()[1]) for line in lines if line.startswith("oom_kill "))
-    return count

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, suppress
+from functools import partial
 from typing import Protocol
 
 import optuna
@@ -78,7 +79,7 @@ class Supervisor:
         with self.stop() as requested, view as watcher:
             watcher.say(f"study {study.name}: {begins}")
             arguments = [*arguments, "--study-id", str(study.id)]
-            team = WorkerPool(slots, arguments, told, logs, _exit_handler(study))
+            team = WorkerPool(slots, arguments, told, logs, partial(_free_trial, study))
             try:
                 while team.watch() and not requested.is_set():
                     if watcher.look():
@@ -118,33 +119,31 @@ class Supervisor:
             revive(self.places.data_folder or default_folder())
 
 
-def _exit_handler(study: StudyHandle) -> Callable[[WorkerExit], bool]:
-    """What is done for a worker that died: its trial goes on elsewhere, unless it was to blame."""
-    leases, found = study.leases, study.optuna_study
+def _free_trial(study: StudyHandle, death: WorkerExit) -> bool:
+    """Frees the trial of a worker that died, or ends it if it was to blame; returns whether the worker had one."""
+    try:
+        trial_id = study.leases.holding(death.worker_id)
+        if trial_id is not None:
+            with suppress(LostLease):  # another worker has it by now
+                _blame(study, trial_id, death)
+        study.leases.leave(death.worker_id)
+    except Gone:
+        return True
+    except Exception as error:
+        if not is_outage(error):
+            raise
+        return True  # without the database its lease runs out by itself
+    return trial_id is not None
 
-    def end_out_of_memory(trial_id: int) -> None:
-        trial = optuna.Trial(found, trial_id)
-        trial.set_user_attr("reason", "out of memory: the system ended the worker")
-        mark(trial, OUT_OF_MEMORY)
-        found.tell(trial, state=optuna.trial.TrialState.PRUNED)
 
-    def bury(death: WorkerExit) -> bool:
-        try:
-            trial_id = leases.holding(death.worker_id)
-            if trial_id is not None and death.out_of_memory:
-                with leases.lease_held(trial_id, death.worker_id):
-                    end_out_of_memory(trial_id)
-            elif trial_id is not None and death.crash:
-                reason = f"the worker ended {death.how}"
-                with suppress(LostLease):
-                    leases.crashed(trial_id, death.worker_id, reason, death.words, study.definition.retries)
-            leases.leave(death.worker_id)
-        except Gone:
-            return True
-        except Exception as error:
-            if not is_outage(error):
-                raise  # without the database its lease runs out by itself
-            return True
-        return trial_id is not None
-
-    return bury
+def _blame(study: StudyHandle, trial_id: int, death: WorkerExit) -> None:
+    """Writes down what a worker's trial did to it; one that was ended from outside goes on elsewhere."""
+    if death.out_of_memory:
+        with study.leases.lease_held(trial_id, death.worker_id):
+            trial = optuna.Trial(study.optuna_study, trial_id)
+            trial.set_user_attr("reason", "out of memory: the system ended the worker")
+            mark(trial, OUT_OF_MEMORY)
+            study.optuna_study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+    elif death.crash:
+        reason = f"the worker ended {death.how}"
+        study.leases.crashed(trial_id, death.worker_id, reason, death.words, study.definition.retries)

@@ -63,7 +63,8 @@ class Clock:
 class Theatre:
     """Teams of stand-ins, and all that is heard of them."""
 
-    def __init__(self, place: Path, said: list[str]) -> None:
+    def __init__(self, place: Path, program: Path, said: list[str]) -> None:
+        self.options: dict[str, Any] = {"program": [str(program), *processes.PROGRAM[1:]]}
         self.notes, self.logs = place / "notes", place / "logs"
         self.notes.mkdir()
         self.deaths: list[WorkerExit] = []
@@ -74,7 +75,7 @@ class Theatre:
     def team(self, behaviour: str, count: int = 1, **environment: str) -> WorkerPool:
         environment = {"BEHAVIOUR": behaviour, "NOTES": str(self.notes), **environment}
         places = [Slot("cpu", 3, "")] * count
-        team = WorkerPool(places, ["my-study"], environment, self.logs, self.bury)
+        team = WorkerPool(places, ["my-study"], environment, self.logs, self.bury, **self.options)
         self.teams.append(team)
         return team
 
@@ -107,13 +108,12 @@ def has_ended(team: WorkerPool) -> bool:
 
 
 @pytest.fixture
-def theatre(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Theatre]:
+def theatre(tmp_path: Path) -> Iterator[Theatre]:
     script = tmp_path / "worker"
     script.write_text(WORKER)
     script.chmod(0o755)
-    monkeypatch.setattr(sys, "executable", str(script))
     with Heard() as said:
-        theatre = Theatre(tmp_path, said)
+        theatre = Theatre(tmp_path, script, said)
         yield theatre
     for team in theatre.teams:
         team.kill()
@@ -123,23 +123,17 @@ def theatre(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Theatre
 
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+def clock(theatre: Theatre) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(processes, "time", clock)
+    theatre.options["clock"] = clock.monotonic
     return clock
-
-
-@pytest.fixture
-def gpus(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
-    return lambda count: monkeypatch.setattr(processes, "_gpus", lambda: count)
 
 
 # StorageOptions.
 
 
-def test_without_a_gpu_there_is_a_worker_per_core_up_to_eight(gpus: Callable[[int], None]) -> None:
-    gpus(0)
-    places = slots(None, "auto", None)
+def test_without_a_gpu_there_is_a_worker_per_core_up_to_eight() -> None:
+    places = slots(None, "auto", None, gpu_count=lambda: 0)
     assert places == [Slot("cpu", max(1, CORES // len(places)), "")] * min(CORES, MOST_BY_DEFAULT)
 
 
@@ -148,30 +142,24 @@ def test_cores_are_shared_unless_threads_are_given(workers: int, threads: int | 
     assert slots(workers, "cpu", threads) == [Slot("cpu", share, "")] * workers
 
 
-def test_with_gpus_there_is_a_worker_for_each_that_sees_its_own_alone(
-    gpus: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    gpus(3)
+def test_with_gpus_there_is_a_worker_for_each_that_sees_its_own_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert [(each.device, each.visible) for each in slots(None, "auto", 1)] == [
+    assert [(each.device, each.visible) for each in slots(None, "auto", 1, gpu_count=lambda: 3)] == [
         ("cuda:0", "0"),
         ("cuda:0", "1"),
         ("cuda:0", "2"),
     ]
-    assert [each.visible for each in slots(5, "cuda:2, cuda:1", 1)] == ["2", "1", "2", "1", "2"]
-    assert [each.visible for each in slots(2, "cuda", 1)] == ["0", "0"]
-    assert [each.device for each in slots(None, "cpu", 1)] == ["cpu"] * min(CORES, MOST_BY_DEFAULT)
-    assert slots(None, "cpu", CORES) == [Slot("cpu", CORES, "")]
-    assert slots(None, "cpu", 2 * CORES) == [Slot("cpu", 2 * CORES, "")]
-    assert [each.device for each in slots(None, "cuda:0,cpu", 1)] == ["cuda:0", "cpu"]
+    assert [each.visible for each in slots(5, "cuda:2, cuda:1", 1, gpu_count=lambda: 3)] == ["2", "1", "2", "1", "2"]
+    assert [each.visible for each in slots(2, "cuda", 1, gpu_count=lambda: 3)] == ["0", "0"]
+    assert [each.device for each in slots(None, "cpu", 1, gpu_count=lambda: 3)] == ["cpu"] * min(CORES, MOST_BY_DEFAULT)
+    assert slots(None, "cpu", CORES, gpu_count=lambda: 3) == [Slot("cpu", CORES, "")]
+    assert slots(None, "cpu", 2 * CORES, gpu_count=lambda: 3) == [Slot("cpu", 2 * CORES, "")]
+    assert [each.device for each in slots(None, "cuda:0,cpu", 1, gpu_count=lambda: 3)] == ["cuda:0", "cpu"]
 
 
-def test_gpus_that_the_user_has_hidden_stay_hidden(
-    gpus: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    gpus(2)
+def test_gpus_that_the_user_has_hidden_stay_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-5e1f,7")
-    assert [each.visible for each in slots(None, "auto", 1)] == ["GPU-5e1f", "7"]
+    assert [each.visible for each in slots(None, "auto", 1, gpu_count=lambda: 2)] == ["GPU-5e1f", "7"]
 
 
 @pytest.mark.parametrize(
@@ -187,10 +175,9 @@ def test_gpus_that_the_user_has_hidden_stay_hidden(
         ("cpu,", "--devices : no such device"),
     ],
 )
-def test_a_device_that_is_not_there_is_refused(gpus: Callable[[int], None], devices: str, message: str) -> None:
-    gpus(1)
+def test_a_device_that_is_not_there_is_refused(devices: str, message: str) -> None:
     with pytest.raises(DeviceError) as caught:
-        slots(None, devices, None)
+        slots(None, devices, None, gpu_count=lambda: 1)
     assert str(caught.value).startswith(message)
 
 
@@ -204,12 +191,11 @@ def test_threads_of_a_worker_wait_asleep_unless_the_user_wants_them_to_spin(
     assert processes.variables(Slot("cpu", 2, ""))["OMP_WAIT_POLICY"] == (own or "passive")
 
 
-def test_small_models_share_a_device(gpus: Callable[[int], None], monkeypatch: pytest.MonkeyPatch) -> None:
-    gpus(2)
+def test_small_models_share_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert [each.visible for each in slots(None, "auto", 1, per_device=3)] == ["0", "1"] * 3
-    assert slots(None, "cpu", 1, per_device=3) == [Slot("cpu", 1, "")] * 3
-    assert [each.visible for each in slots(1, "auto", 1, per_device=3)] == ["0"]
+    assert [each.visible for each in slots(None, "auto", 1, per_device=3, gpu_count=lambda: 2)] == ["0", "1"] * 3
+    assert slots(None, "cpu", 1, per_device=3, gpu_count=lambda: 2) == [Slot("cpu", 1, "")] * 3
+    assert [each.visible for each in slots(1, "auto", 1, per_device=3, gpu_count=lambda: 2)] == ["0"]
 
 
 # Teams.
@@ -351,11 +337,9 @@ def test_what_was_done_to_a_worker_is_no_crash_of_its_trial(code: int, crash: bo
     assert WorkerExit("one", code, "", out_of_memory=False).crash == crash
 
 
-def test_the_kernels_kills_for_want_of_memory_are_told_from_others(
-    theatre: Theatre, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_kernels_kills_for_want_of_memory_are_told_from_others(theatre: Theatre) -> None:
     counts = iter([4, 4, 5])
-    monkeypatch.setattr(processes, "oom_kills", lambda: next(counts))
+    theatre.options["oom_kills"] = lambda: next(counts)
     team = theatre.team("obey")
     for number in (1, 2):
         facts = theatre.started(number)
