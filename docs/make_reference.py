@@ -10,7 +10,7 @@ import ast
 import inspect
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +38,12 @@ WRITABLE = {"bool", "int", "float", "str", "None"}
 NAMED = {"sampler", "pruner"}
 
 
-def main(arguments: list[str]) -> int:
+def main(arguments: list[str], documents: Sequence[Path] = DOCUMENTS) -> int:
     """Writes the generated parts again; with `--check` only names the documents whose parts are not up to date."""
-    stale = {path: text for path in DOCUMENTS if (text := generated(path)) != path.read_text(encoding="utf-8")}
+    stale = {path: text for path in documents if (text := generated(path)) != path.read_text(encoding="utf-8")}
     if "--check" in arguments:
         for path in stale:
-            print(f"{path.relative_to(HERE.parent)} is out of date: run python docs/make_reference.py")
+            print(f"{path.relative_to(path.parents[1])} is out of date: run python docs/make_reference.py")
         return 1 if stale else 0
     for path, text in stale.items():
         path.write_text(text, encoding="utf-8")

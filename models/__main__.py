@@ -9,7 +9,7 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
@@ -340,14 +340,17 @@ def options_checked() -> Iterator[None]:
         raise ConfigError(f"--{str(first['loc'][0]).replace('_', '-')}: {first['msg']}") from error
 
 
-def main(group: click.Group = commands) -> None:
-    """Runs a command; a mistake of the user's is one line and an exit code, ours keeps its traceback."""
+def main(group: click.Command = commands, arguments: Sequence[str] | None = None) -> None:
+    """Runs a command, by default with the arguments of this process.
+
+    A mistake of the user's is one line and an exit code, ours keeps its traceback.
+    """
     from models.safe_text.terminal import lines
 
     warnings.formatwarning = lambda message, *place, **line: f"Warning: {message}\n"
     _open_streams()
     try:
-        group(standalone_mode=False)
+        group(arguments, standalone_mode=False)
         sys.stdout.flush()
     except UserError as error:
         if str(error):  # else another process says it

@@ -3,6 +3,7 @@
 import logging
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,6 +17,12 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture
+def own_import_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Undoes what looking for the user's own generators does to the path of imports."""
+    monkeypatch.setattr(sys, "path", [*sys.path])
 
 
 @pytest.fixture

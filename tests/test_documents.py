@@ -67,17 +67,15 @@ def test_generated_parts_are_what_the_code_says(path: Path) -> None:
 
 
 def test_the_check_of_generated_parts_names_what_is_out_of_date(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "docs" / "commands.md"
     path.parent.mkdir()
     path.write_text("<!-- [[[cog print(contents()) ]]] -->\n<!-- [[[end]]] -->\n", encoding="utf-8")
-    monkeypatch.setattr(make_reference, "HERE", path.parent)
-    monkeypatch.setattr(make_reference, "DOCUMENTS", [path])
-    assert make_reference.main(["--check"]) == 1
+    assert make_reference.main(["--check"], [path]) == 1
     assert "docs/commands.md" in capsys.readouterr().out
-    assert make_reference.main([]) == 0
-    assert make_reference.main(["--check"]) == 0
+    assert make_reference.main([], [path]) == 0
+    assert make_reference.main(["--check"], [path]) == 0
 
 
 def test_every_key_knob_sampler_and_pruner_is_in_the_reference() -> None:

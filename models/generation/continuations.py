@@ -53,16 +53,25 @@ class Continuations:
     tokens: int
 
     @classmethod
-    def of(cls, tokenizer: Tokenizer, text: Any, characters: int) -> Continuations:
-        """Cuts up held-out tokens (N,), at least 2, that are so many characters long."""
+    def of(
+        cls,
+        tokenizer: Tokenizer,
+        text: Any,
+        characters: int,
+        *,
+        most: int = MOST,
+        most_for_character: int = MOST_FOR_CHARACTER,
+    ) -> Continuations:
+        """Cuts up to `most` prompts out of held-out tokens (N,), at least 2, that are so many characters long."""
         text = np.asarray(text).astype(np.int64)
         prompt = min(PROMPT, len(text) // 2)
         characters_left = characters - characters * prompt // len(text)
-        places = min(MOST, max(2, characters_left // (2 * LENGTH)))
+        places = min(most, max(2, characters_left // (2 * LENGTH)))
         length = max(1, min(LENGTH, characters_left // (2 * places)))
         stride = (len(text) - prompt) // (2 * places)
         begins = prompt + stride * np.arange(2 * places)
-        parts = [_beginning(tokenizer, text[begin : begin + stride], length) for begin in begins] + [""]
+        needed = most_for_character * (length + 1)
+        parts = [_beginning(tokenizer, text[begin : begin + stride], length, needed) for begin in begins] + [""]
         pieces = [(one + following)[:length] for one, following in pairwise(parts)]
         per_character = max(len(text) / max(characters, 1), 1 / len(text))
         slack = 1.0 if per_character >= 1 else 1.2  # tokens of several characters differ in length
@@ -130,8 +139,8 @@ class Continuations:
         return measures([text[: self.length] for text in texts], self.human)
 
 
-def _beginning(tokenizer: Tokenizer, tokens: Any, length: int) -> str:
+def _beginning(tokenizer: Tokenizer, tokens: Any, length: int, needed: int) -> str:
     """Returns the text of some tokens, or of a long text's only what its first `length` characters need."""
-    few = tokens[: MOST_FOR_CHARACTER * length + MOST_FOR_CHARACTER]
+    few = tokens[:needed]
     text = tokenizer.decode(few)
     return text if len(few) == len(tokens) or len(text) > length else tokenizer.decode(tokens)

@@ -36,15 +36,15 @@ class Requests(RunObserver):
 class Progress(Requests):
     """Prints how one run goes; what it looks at, it leaves as it was."""
 
-    def __init__(self, recipe: Recipe, requested: Callable[[], bool]) -> None:
+    def __init__(self, recipe: Recipe, requested: Callable[[], bool], line_seconds: float = LINE_SECONDS) -> None:
         super().__init__(requested)
-        self.recipe = recipe
+        self.recipe, self.line_seconds = recipe, line_seconds
         self.training: Training | None = None
         self.said = time.monotonic()
 
     def on_step(self, training: Training) -> None:
         self.training = training
-        if time.monotonic() - self.said > LINE_SECONDS:
+        if time.monotonic() - self.said > self.line_seconds:
             self._say(training.progress, training.tokens, training.seconds, training.recent_loss, "")
 
     def on_evaluation(self, evaluation: Evaluation) -> None:

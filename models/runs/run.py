@@ -73,8 +73,9 @@ def train_run(
     tensorboard: bool = False,
     team: Team = ALONE,
     observer: RunObserver = UNOBSERVED,
+    checkpoint_seconds: float = CHECKPOINT_SECONDS,
 ) -> Trained:
-    """Trains `recipe` into a run folder, with a checkpoint there every minute.
+    """Trains `recipe` into a run folder, with a checkpoint there every `checkpoint_seconds`.
 
     Raises RunError when the folder is in the way (`force` replaces a run, `resume` goes on with the same one) or the
     loss diverges, and Stopped when `observer` asked for it; what else a user can do wrong is found before the folder is
@@ -95,7 +96,7 @@ def train_run(
             corpus,
             recipe.trial,
             device=device,
-            observer=_Keeper(folder, tensorboard, team, observer),
+            observer=_Keeper(folder, tensorboard, team, observer, checkpoint_seconds),
             checkpoints=[checkpoint] if checkpoint.exists() else [],
             micro_batch=recipe.micro_batch,
             team=team,
@@ -114,14 +115,17 @@ def train_run(
 class _Keeper(TrainingObserver):
     """Keeps a run's folder up to date while it is trained, and lets an observer follow and stop it."""
 
-    def __init__(self, folder: Path, tensorboard: bool, team: Team, observer: RunObserver) -> None:
+    def __init__(
+        self, folder: Path, tensorboard: bool, team: Team, observer: RunObserver, checkpoint_seconds: float
+    ) -> None:
         self.folder, self.team, self.observer = folder, team, observer
+        self.checkpoint_seconds = checkpoint_seconds
         self.checkpoint = folder / CHECKPOINT
         self.records = _records(folder, tensorboard) if team.is_main_process else {}
         self.saved = time.monotonic()
 
     def on_step(self, training: Training) -> None:
-        if self.team.any(time.monotonic() - self.saved > CHECKPOINT_SECONDS):
+        if self.team.any(time.monotonic() - self.saved > self.checkpoint_seconds):
             self._save(training)
         self.observer.on_step(training)
         if self.team.any(self.observer.stop_requested()):

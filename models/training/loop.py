@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -95,6 +96,7 @@ def train(
     team: Team = ALONE,
     test: bool = False,
     whole: bool = True,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> Trained:
     """Trains the generator that `config` describes until its budget is spent or it stops improving.
 
@@ -104,14 +106,17 @@ def train(
     `micro_batch` is the most sequences that are read at a time: the gradients of a larger batch add up piece by
     piece, and are those of the whole but for rounding. The processes of a `team` share each batch evenly. With
     `test` the test split is scored once, at the end. The last rung reads all of the validation split, unless `whole`
-    is false and that would cost more than LAST.
+    is false and that would cost more than LAST. Seconds are those of `clock`.
 
     Raises CorpusError when the corpus is too small, DeviceError when the device is not there, and Diverged when
     the loss is not finite. A checkpoint that cannot be used is a warning, and the run starts over.
     """
     require_room(corpus, config.batch_size, config.sequence_length)
     usable = usable_device(device)
-    training = _begun(checkpoints, lambda: Training(config, corpus, budget, usable, micro_batch, team, whole, observer))
+    training = _begun(
+        checkpoints,
+        lambda: Training(config, corpus, budget, usable, micro_batch, team, whole, observer, clock),
+    )
     for evaluation in training.evaluations:
         observer.on_evaluation(evaluation)
     with noticing_stops():
@@ -155,6 +160,7 @@ class Training:
         team: Team = ALONE,
         whole: bool = True,
         observer: TrainingObserver = UNOBSERVED,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         torch.manual_seed(config.seed)
         self.config, self.budget, self.device, self.team = config, budget, device, team
@@ -175,7 +181,7 @@ class Training:
         self.held_out, self.test = (held_out(corpus, split, config.sequence_length) for split in ("validation", "test"))
         self.plan = EvaluationPlan(config, budget, self.carries_state, self.held_out, whole)
         self.scorer = Scorer(self.model, config, self.vocabulary_size, self.half, team)
-        self.observer = observer
+        self.observer, self.clock = observer, clock
         self.corpus = [corpus.fingerprint, len(corpus.train), len(corpus.validation)]
         self.total_steps = max(1, (budget.tokens or 0) // (config.batch_size * config.sequence_length))
         self.step, self.seconds = 0, 0.0
@@ -228,7 +234,7 @@ class Training:
 
     def take_step(self) -> None:
         """Reads one batch and moves the weights once."""
-        lap, usual = Lap(), self.seconds / max(self.step, 1)
+        lap, usual = Lap(self.clock), self.seconds / max(self.step, 1)
         batch = self.batches.take(self.step)
         self._set_learning_rate()
         self._note_loss((self.captured or self._move)(batch))
@@ -388,7 +394,7 @@ class Training:
     def _catch_up(self) -> None:
         """Counts what a GPU still had to do when its last step was launched."""
         if self.device.type == "cuda":
-            lap = Lap()
+            lap = Lap(self.clock)
             self.synchronize()
             self._note_seconds(lap.seconds(0.0))
 

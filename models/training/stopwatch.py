@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -13,14 +13,14 @@ _continuations = 0
 
 
 class Lap:
-    """The time since a moment."""
+    """The time since a moment, in seconds of a clock."""
 
-    def __init__(self) -> None:
-        self.start, self.continuations = time.perf_counter(), _continuations
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        self.clock, self.start, self.continuations = clock, clock(), _continuations
 
     def seconds(self, usual: float) -> float:
         """Returns the seconds of this lap; the `usual` ones if the process was stopped in it, who knows how long."""
-        return usual if _continuations != self.continuations else time.perf_counter() - self.start
+        return usual if _continuations != self.continuations else self.clock() - self.start
 
 
 @contextmanager

@@ -122,12 +122,11 @@ class Paced:
 
 
 @pytest.fixture(autouse=True)
-def _one_thread(place: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _one_thread(place: Any, own_import_path: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """As the workers have, and where they stand."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     monkeypatch.chdir(place.home)
-    monkeypatch.setattr("sys.path", [*sys.path])
     yield
     torch.set_num_threads(threads)
     sys.modules.pop("paced", None)

@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 import pytest
 
 from models.__main__ import main, train
+from models.config import Budget
+from models.runs.progress import Progress
 from models.runs.run import load, read_recipe, train_run
 
 ROOT = Path(__file__).parents[2]
@@ -67,17 +69,17 @@ def undisturbed(rhyme_file: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
 
 @pytest.fixture
-def run_here(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., Finished]:
+def run_here(
+    monkeypatch: pytest.MonkeyPatch, own_import_path: None, capfd: pytest.CaptureFixture[str]
+) -> Callable[..., Finished]:
     """Does the same as run, in this process."""
 
     def invoke(here: Path, *arguments: str) -> Finished:
         monkeypatch.chdir(here)
-        monkeypatch.setattr(sys, "argv", ["models", *arguments])
-        monkeypatch.setattr(sys, "path", list(sys.path))
         monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
         code = 0
         try:
-            main()
+            main(arguments=arguments)
         except SystemExit as error:
             code = int(error.code or 0)
         return Finished(code, *capfd.readouterr())
@@ -225,12 +227,11 @@ def test_a_folder_of_texts_is_logged_as_it_is_asked_for(
 # A trainer one keeps.
 
 
-def test_a_line_comes_each_minute_however_rare_the_rungs(
-    here: Path, run_here: Callable[..., Finished], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("models.runs.progress.LINE_SECONDS", -1.0)
-    done = run_here(here, "train", "recipe.yaml", "-o", "run", "--tokens", "320", "--rungs", "2")
-    lines = [line for line in done.output.splitlines()[:-2] if not line.startswith("      ")]
+def test_a_line_comes_each_minute_however_rare_the_rungs(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = read_recipe(here / "recipe.yaml")
+    recipe = recipe.model_copy(update={"trial": Budget(tokens=320, rungs=2)})
+    train_run(recipe, here / "run", observer=Progress(recipe, lambda: False, line_seconds=-1.0))
+    lines = [line for line in capsys.readouterr().out.splitlines() if not line.startswith("      ")]
     assert len(lines) == 12  # ten steps and two rungs
     assert re.match(r" 10% +32 tokens  training loss \d\.\d{4} +[\d,]+ tokens/s  \d+ s left$", lines[0])
 

@@ -30,6 +30,7 @@ from tuner.storage.handle import StudyHandle
 from tuner.study.definition import Study, parse_study
 from tuner.study.multi_objective import Tuned
 from tuner.trials.objective import Outcome, TrialObserver
+from tuner.workers.supervisor_watch import Lifeline
 from tuner.workers.worker import Worker, WorkerTimings
 
 WRITTEN: dict[str, Any] = {"configuration": {}, "threads": 1}
@@ -210,6 +211,7 @@ class WorkerOptions:
     def __init__(self, data_folder: Path, folder: Path, said: Sequence[str] = ()) -> None:
         self.data_folder, self.folder, self.said = data_folder, folder, said
         self.timings = WorkerTimings(poll=0.01)
+        self.lifeline = Lifeline()
         self.requested = threading.Event()
 
     def worker(self, stack: ExitStack, study: Study, score: Any, worker_id: str = "one") -> Worker:
@@ -217,7 +219,8 @@ class WorkerOptions:
         storage = stack.enter_context(open_storage(None, self.data_folder))
         found = Tuned(study.name, storage)
         objective = Instant(study, self.folder, score) if isinstance(score, type(lambda: 0)) else score  # type: ignore[arg-type]
-        return Worker(StudyHandle(storage, found, study), objective, 1, self.requested, worker_id, timings=self.timings)  # type: ignore[arg-type]
+        handle = StudyHandle(storage, found, study)
+        return Worker(handle, objective, 1, self.requested, worker_id, self.lifeline, self.timings)  # type: ignore[arg-type]
 
     def work(self, study: Study, score: Any, workers: int = 1) -> list[str]:
         """Lets workers work until each has stopped; returns why each did, or raises what one raised."""

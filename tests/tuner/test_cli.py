@@ -108,12 +108,16 @@ class Workers:
 
     def __init__(self, crew: Any) -> None:
         self.crew, self.all_failed = crew, False
+        self.are_idle = False  # as when they are asked to stop before they begin
+        self.arguments: list[str] = []
         self.score = lambda number, config, rung: config.learning_rate + 1 / rung
         self.environment: dict[str, str] = {}
         self.storage: RDBStorage
 
     def __call__(self, places: Any, arguments: list[str], environment: dict[str, str], *rest: Any) -> "Workers":
-        self.environment = environment
+        self.arguments, self.environment = arguments, environment
+        if self.are_idle:
+            return self
         found = optuna.load_study(study_name=arguments[0], storage=self.storage)
         self.crew.work(stored_study(found.user_attrs["study"]), self.score, workers=len(places))
         return self
@@ -229,9 +233,8 @@ def test_a_device_that_is_not_there_is_refused(
 
 @pytest.mark.parametrize("command", ["run", "check"])
 def test_a_generator_that_is_not_there_is_refused(
-    refused: Callable[..., str], study_file: Callable[..., str], command: str, monkeypatch: pytest.MonkeyPatch
+    refused: Callable[..., str], study_file: Callable[..., str], command: str, own_import_path: None
 ) -> None:
-    monkeypatch.setattr(sys, "path", [*sys.path])
     path = study_file('  architecture: {type: categorical, choices: [lstm, "missing:Net"]}')
     said = refused(command, path)
     assert said.startswith("architecture missing:Net: No module named 'missing'; looked in ")
@@ -294,9 +297,9 @@ def test_a_generator_that_cannot_be_trained_is_refused_in_a_line(
     source: str,
     own: str,
     message: str,
+    own_import_path: None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.delitem(sys.modules, "_own_models", raising=False)
     Path("models.py").write_text(source)
     path = study_file('  architecture: {type: categorical, choices: [lstm, "models:Mine"]}', f"  own: {own}")
@@ -452,17 +455,15 @@ def test_the_command_line_may_change_text_and_budget(
 
 
 def test_a_password_goes_to_workers_through_the_environment_alone(
-    tuner: Command, study_file: Callable[..., str], workers: Workers, fresh_url: str, monkeypatch: pytest.MonkeyPatch
+    tuner: Command, study_file: Callable[..., str], workers: Workers, fresh_url: str
 ) -> None:
-    seen: list[Any] = []
-    monkeypatch.setattr(supervisor, "WorkerPool", lambda *parts: seen.append(parts) or workers)
+    workers.are_idle = True
     url = fresh_url.replace("tuner@", "tuner:SECRET@")
     result = tuner("run", study_file(), "-n", 1, "--storage", url)
-    (_, arguments, environment, *_) = seen[0]
     assert result.code == 2  # nobody worked
     assert "ended without a completed trial: the study was stopped" in result.err
-    assert environment["TUNER_STORAGE"] == url
-    assert "SECRET" not in " ".join(arguments)
+    assert workers.environment["TUNER_STORAGE"] == url
+    assert "SECRET" not in " ".join(workers.arguments)
     assert "SECRET" not in result.out + result.err
 
 
@@ -723,10 +724,8 @@ def test_a_run_confirms_its_best_two_unless_it_is_told_not_to(
     assert "Confirmed" not in tuner("run", few, "-n", 1, "-o", "few.yaml").out
 
 
-def test_a_study_that_was_stopped_is_not_confirmed(
-    tuner: Command, worked: str, workers: Workers, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(supervisor, "WorkerPool", lambda *parts: workers)  # who are asked to stop before they begin
+def test_a_study_that_was_stopped_is_not_confirmed(tuner: Command, worked: str, workers: Workers) -> None:
+    workers.are_idle = True
     result = tuner("run", f"{worked}.yaml", "-n", 1, "--trials", 9, "--confirm", 2, "-o", "first.yaml")
     assert "Done: the study was stopped. 4 complete" in result.out, result
     assert "(confirmation)" not in result.out + result.err

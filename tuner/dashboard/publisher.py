@@ -71,9 +71,14 @@ class _Known:
 class Publisher(threading.Thread):
     """Looks after all studies of the tuner, in the dashboard's process, so that no worker has to."""
 
-    def __init__(self, storage: RDBStorage) -> None:
+    def __init__(
+        self,
+        storage: RDBStorage,
+        figures: Callable[[Study, list[FrozenTrial]], dict[str, Any]] = plots.dashboard_figures,
+        save_figure: Callable[..., object] = save_plotly_graph_object,
+    ) -> None:
         super().__init__(name="publisher", daemon=True)
-        self.storage = storage
+        self.storage, self.figures, self.save_figure = storage, figures, save_figure
         self.trials = cached(storage)
         self.ended = threading.Event()
         self.known: dict[int, _Known] = {}
@@ -153,8 +158,8 @@ class Publisher(threading.Thread):
         if not self.may_write:
             return
         try:
-            for name, figure in plots.dashboard_figures(definition, trials).items():
-                save_plotly_graph_object(study, figure, graph_object_id=name)
+            for name, figure in self.figures(definition, trials).items():
+                self.save_figure(study, figure, graph_object_id=name)
         except Exception as error:
             if not _is_refused(error):
                 raise

@@ -31,8 +31,8 @@ OF_ADDRESS = Limit(30, 5)
 class RateLimiter:
     """Who may try to log in, and who has to wait. Only wrong logins count."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self.clock = clock
+    def __init__(self, clock: Callable[[], float] = time.monotonic, most_kept: int = MOST_KEPT) -> None:
+        self.clock, self.most_kept = clock, most_kept
         self._left: OrderedDict[Hashable, tuple[float, float]] = OrderedDict()  # what is left of a limit, and when
         self._lock = threading.Lock()
 
@@ -63,7 +63,7 @@ class RateLimiter:
     def _keep(self, key: Hashable, left: float) -> None:
         self._left[key] = (left, self.clock())
         self._left.move_to_end(key)
-        if len(self._left) > MOST_KEPT:
+        if len(self._left) > self.most_kept:
             self._left.popitem(last=False)
 
 

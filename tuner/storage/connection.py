@@ -26,9 +26,6 @@ from tuner.storage.outages import is_outage
 
 SCHEMES = ("postgresql", "postgres", "postgresql+psycopg2")
 OLDEST_VERSION = 14
-CROWDED_SECONDS = 60.0
-"""How long to wait for a place on a server that has no connection left."""
-
 SHUTDOWN_SECONDS = 2.0
 """How long connections that were just closed may still be listed."""
 
@@ -76,16 +73,30 @@ REMEDIES = {
 GONE_REMEDY = "nothing is lost; give the same command when PostgreSQL is back"
 
 
+def _pause() -> float:
+    return random.uniform(0.2, 1.0)  # not all of them at once again
+
+
+@dataclass(frozen=True)
+class ConnectionRetry:
+    """For how many seconds a place is waited for on a server that has none left, and how long between two tries."""
+
+    seconds: float = 60.0
+    pause: Callable[[], float] = _pause
+
+
 @contextmanager
-def open_storage(url: str | None, data_folder: Path | None = None) -> Iterator[RDBStorage]:
+def open_storage(
+    url: str | None, data_folder: Path | None = None, retry: ConnectionRetry = ConnectionRetry()
+) -> Iterator[RDBStorage]:
     """The storage at a URL, or without one in the embedded server, which runs as long as somebody is inside.
 
-    Raises StorageError, which never shows a password.
+    `retry` is for a server that has no connection left. Raises StorageError, which never shows a password.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)  # it announces every study and trial, and so do we
     with _address(url, data_folder) as address:
         name = describe(url, data_folder)
-        storage = _connect(address, name)
+        storage = _connect(address, name, retry)
         try:
             yield storage
         except (SQLAlchemyError, StorageInternalError) as error:
@@ -220,7 +231,7 @@ def _parse(url: str) -> URL:
     return address.set(drivername="postgresql+psycopg2")
 
 
-def _connect(address: URL, name: str) -> RDBStorage:
+def _connect(address: URL, name: str, retry: ConnectionRetry) -> RDBStorage:
     settings = _settings(address)
     engine = _engine(address, settings)
 
@@ -233,7 +244,7 @@ def _connect(address: URL, name: str) -> RDBStorage:
         return _optuna_storage(address, settings, create=False)
 
     with _explaining(name):
-        return _patiently(connect)
+        return _patiently(connect, retry)
 
 
 def _engine(address: URL, settings: dict[str, str]) -> Engine:
@@ -250,16 +261,16 @@ def _limit_waits(connection: Any, record: Any) -> None:
     connection.autocommit = False
 
 
-def _patiently(connect: Callable[[], RDBStorage]) -> RDBStorage:
+def _patiently(connect: Callable[[], RDBStorage], retry: ConnectionRetry) -> RDBStorage:
     """Tries again for a while where too many start at once: a worker needs two connections then, and one later."""
-    end = time.monotonic() + CROWDED_SECONDS
+    end = time.monotonic() + retry.seconds
     while True:
         try:
             return connect()
         except (SQLAlchemyError, StorageInternalError) as error:
             if not any(words in _reason(error) for words in CROWDED) or time.monotonic() > end:
                 raise
-            time.sleep(random.uniform(0.2, 1.0))  # not all of them at once again
+            time.sleep(retry.pause())
 
 
 def _require_version(connection: Connection) -> None:

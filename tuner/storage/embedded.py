@@ -13,7 +13,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +28,6 @@ ROLE = "tuner"
 DATABASE = "postgres"
 LONGEST_SOCKET = 103  # bytes the kernel takes: 107 on Linux, 103 on macOS
 START_SECONDS = 300.0  # recovery after a crash replays up to `max_wal_size` of log, minutes on a slow disk
-STOP_SECONDS = 60.0  # a fast shutdown only writes what is in memory
-STANDSTILL_SECONDS = 20.0  # who keeps others from entering for this long has been stopped, or the disk is very slow
 ROOT_FOLDER = Path("/var/lib/textgen-tuner")  # root's home is closed to the user that runs the server
 
 # `postgres` exists for this purpose. `nobody` exists everywhere; a user of our own would be safer still, yet adding one
@@ -66,7 +64,14 @@ INITDB_OPTIONS = (
     *(("--sync-method=syncfs",) if sys.platform == "linux" else ()),
 )
 
-LONGEST_LOG = 1_000_000  # bytes; a longer one becomes `server.log.old` at the next start
+
+@dataclass(frozen=True)
+class ServerLimits:
+    """How long processes wait for each other and for the server, and how long its log may be."""
+
+    stop_seconds: float = 60.0  # a fast shutdown only writes what is in memory
+    standstill_seconds: float = 20.0  # who keeps others out for this long has been stopped, or the disk is very slow
+    longest_log: int = 1_000_000  # bytes; a longer one becomes `server.log.old` at the next start
 
 
 def own_folder() -> Path:
@@ -108,7 +113,7 @@ def make_artifacts(folder: Path) -> None:
 
 
 @contextmanager
-def attached(folder: Path) -> Iterator[dict[str, str]]:
+def attached(folder: Path, limits: ServerLimits = ServerLimits()) -> Iterator[dict[str, str]]:
     """Keep the server of a folder running, and yield `host`, `port`, `username` and `database` to reach it by.
 
     Every process attaches for itself; while it does, its environment holds no variables of libpq. Raises StorageError
@@ -117,18 +122,18 @@ def attached(folder: Path) -> Iterator[dict[str, str]]:
     with ExitStack() as leaving:
         leaving.enter_context(_without_client_variables())
         with _explaining(folder):
-            server = _prepare(_resolved(folder))
+            server = _prepare(_resolved(folder), limits)
             attendance = leaving.enter_context(_opened(server.folder / "attached.lock"))
             leaving.callback(server.leave, attendance)
             server.enter(attendance)
         yield server.address()
 
 
-def revive(folder: Path) -> None:
+def revive(folder: Path, limits: ServerLimits = ServerLimits()) -> None:
     """Starts the server of a folder again if it died, at the same address; for a process that is attached to it."""
-    server = _prepare(_resolved(folder))
+    server = _prepare(_resolved(folder), limits)
     with _explaining(folder), _opened(server.folder / "change.lock") as change:
-        _locked_within(change, STANDSTILL_SECONDS)  # or without: while we are attached nobody stops the server
+        _locked_within(change, limits.standstill_seconds)  # or without: while we are attached nobody stops the server
         server._ensure_running()
 
 
@@ -149,6 +154,7 @@ class _Server:
     folder: Path
     programs: Path
     owner: tuple[int, int] | None  # user and group to run as, when we are root; PostgreSQL refuses root
+    limits: ServerLimits
 
     @property
     def cluster(self) -> Path:
@@ -156,20 +162,20 @@ class _Server:
 
     def enter(self, attendance: int) -> None:
         with _opened(self.folder / "change.lock") as change:
-            if not _locked_within(change, STANDSTILL_SECONDS):
+            if not _locked_within(change, self.limits.standstill_seconds):
                 self._require_share(attendance, change)
             fcntl.flock(attendance, fcntl.LOCK_SH)
             self._ensure_running()
 
     def leave(self, attendance: int) -> None:
         with _explaining(self.folder), _opened(self.folder / "change.lock") as change:
-            if _locked_within(change, STANDSTILL_SECONDS) and _locked_alone(attendance):
+            if _locked_within(change, self.limits.standstill_seconds) and _locked_alone(attendance):
                 self._stop()
             fcntl.flock(attendance, fcntl.LOCK_UN)  # closing alone would not, if a forked child has a copy
 
     def _require_share(self, attendance: int, change: int) -> None:
-        """Waits for either lock; whoever has attached.lock alone stops the server, which takes STOP_SECONDS at most."""
-        for _ in _tries(STOP_SECONDS):
+        """Waits for either lock; whoever has attached.lock alone stops the server, which takes a while."""
+        for _ in _tries(self.limits.stop_seconds):
             if _locked(attendance, fcntl.LOCK_SH) or _locked(change, fcntl.LOCK_EX):
                 return
         raise StorageError(
@@ -253,7 +259,7 @@ class _Server:
 
     def _stop(self) -> None:
         """Ask for a fast shutdown until no process is left; a server that takes longer ends by itself."""
-        for _ in _tries(STOP_SECONDS):
+        for _ in _tries(self.limits.stop_seconds):
             with _opened(self.folder / "server.lock") as lock:
                 if _locked_alone(lock):
                     self._remove_socket_folder()
@@ -305,7 +311,7 @@ class _Server:
 
     def _shorten_log(self) -> None:
         log = self.folder / "server.log"
-        if log.exists() and log.stat().st_size > LONGEST_LOG:
+        if log.exists() and log.stat().st_size > self.limits.longest_log:
             log.replace(log.with_suffix(".log.old"))
 
     def _failure(self, what: str) -> StorageError:
@@ -328,9 +334,9 @@ def _resolved(folder: Path) -> Path:
     return Path(os.path.realpath(folder))
 
 
-def _prepare(folder: Path) -> _Server:
+def _prepare(folder: Path, limits: ServerLimits) -> _Server:
     """The server of a folder, which is made if it is missing; as root with a user and programs fit for it."""
-    server = _Server(folder, _installed_programs(), _server_user(folder / "cluster"))
+    server = _Server(folder, _installed_programs(), _server_user(folder / "cluster"), limits)
     existing = next(path for path in (folder, *folder.parents) if path.is_dir())
     if not server.reaches(existing):
         raise StorageError(
@@ -340,7 +346,7 @@ def _prepare(folder: Path) -> _Server:
     _make_folder(folder, 0o700 if server.owner is None else 0o711)
     if server.reaches(server.programs / "postgres"):
         return server
-    return _Server(folder, _copied_programs(server.programs), server.owner)
+    return replace(server, programs=_copied_programs(server.programs))
 
 
 def _installed_programs() -> Path:

@@ -86,11 +86,11 @@ class View:
 class Watcher(View):
     """Looks at a study now and then and says what is new; with a `board`, shows the best trials, too."""
 
-    def __init__(self, study: StudyHandle, board: bool = False) -> None:
+    def __init__(self, study: StudyHandle, board: bool = False, plain_seconds: float = PLAIN_SECONDS) -> None:
         super().__init__(transient=not board)
-        self.study, self.board = study, board
+        self.study, self.board, self.plain_seconds = study, board, plain_seconds
         self.told = queries.ended(study)
-        self.spoke = -PLAIN_SECONDS if board else time.monotonic()
+        self.spoke = -plain_seconds if board else time.monotonic()
         self.state = RUNNING
 
     def show(self) -> None:
@@ -104,7 +104,7 @@ class Watcher(View):
             self.say(f"the study is {now.state}")
         if self.is_live:
             self.live.update(self._view(now), refresh=True)
-        elif time.monotonic() - self.spoke > PLAIN_SECONDS:
+        elif time.monotonic() - self.spoke > self.plain_seconds:
             self.say(_line(now))
             self.spoke = time.monotonic()
 

@@ -7,7 +7,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.config import Config
-from models.generation import continuations
 from models.generation.continuations import LENGTH, Continuations
 from models.nn.network import build
 from models.text.tokenizers import learn
@@ -40,15 +39,14 @@ def test_texts_follow_their_prompts_and_do_not_meet(kind: str) -> None:
 def test_of_a_long_text_only_what_is_compared_is_decoded(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """With characters that the vocabulary does not hold: eight tokens each."""
     text = (TEXT + "\U0001f469 \U0001f680" * 60) * 60
-    monkeypatch.setattr(continuations, "MOST", 8)
     decoded: list[int] = []
     tokenizer = learn(kind, TEXT, 400)
     own = type(tokenizer).decode
     monkeypatch.setattr(type(tokenizer), "decode", lambda self, ids: (decoded.append(len(ids)), own(self, ids))[1])
-    found = Continuations.of(tokenizer, tokenizer.encode(text), len(text))
+    found = Continuations.of(tokenizer, tokenizer.encode(text), len(text), most=8)
     assert sum(decoded) < len(tokenizer.encode(text)) / 2
-    monkeypatch.setattr(continuations, "MOST_FOR_CHARACTER", len(text))
-    assert Continuations.of(tokenizer, tokenizer.encode(text), len(text)).all == found.all
+    whole = Continuations.of(tokenizer, tokenizer.encode(text), len(text), most=8, most_for_character=len(text))
+    assert whole.all == found.all
 
 
 @every_kind

@@ -25,10 +25,9 @@ class Mine(nn.Module):
 
 
 @pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def here(tmp_path: Path, own_import_path: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An empty working folder, whose modules are forgotten."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [*sys.path])
     before = set(sys.modules)
     yield tmp_path
     for name in set(sys.modules) - before:

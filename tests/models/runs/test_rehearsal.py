@@ -40,9 +40,8 @@ FORWARD = SOUND[SOUND.index("        hidden, state = self.rec") :]
 
 
 @pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def here(tmp_path: Path, own_import_path: None, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.delitem(sys.modules, "rehearsed", raising=False)
     return tmp_path
 

@@ -125,9 +125,7 @@ def test_every_knob_is_written_down_whatever_its_default_will_be(folder: Path) -
     assert all(f"\n  {name}: " in text for name in Config.model_fields if name != "own")
 
 
-def test_another_text_than_the_run_was_trained_on_is_refused(
-    folder: Path, rhyme_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_another_text_than_the_run_was_trained_on_is_refused(folder: Path, rhyme_file: Path, tmp_path: Path) -> None:
     (tmp_path / "other.txt").write_text(rhyme_file.read_text() + "!", encoding="utf-8")
     kept = read_recipe(folder / "config.yaml")
     other = kept.corpus.model_copy(update={"path": str(tmp_path / "other.txt")})
@@ -511,8 +509,7 @@ def test_a_checkpoint_is_saved_when_the_last_one_is_old(
     monkeypatch.setattr(Training, "save", lambda training, path: saved.append(training.step))
     train_run(recipe, tmp_path / "rarely")
     assert saved == []
-    monkeypatch.setattr(run, "CHECKPOINT_SECONDS", -1.0)
-    train_run(recipe, tmp_path / "often")
+    train_run(recipe, tmp_path / "often", checkpoint_seconds=-1.0)
     assert saved == [1, 2, 3, 4, 5, 6, 7, 8]
 
 
@@ -578,10 +575,9 @@ def test_a_full_disk_on_the_way_costs_nothing_once_there_is_room_again(
     recipe: Recipe, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(run, "append_metrics", full)
-    monkeypatch.setattr(run, "CHECKPOINT_SECONDS", 0.0)
     monkeypatch.setattr(Training, "save", full)
     with pytest.warns(UserWarning, match=r"No space left on device"):
-        train_run(recipe, tmp_path / "another")
+        train_run(recipe, tmp_path / "another", checkpoint_seconds=0.0)
     assert metrics(tmp_path / "another") == metrics(folder)
     assert (tmp_path / "another" / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
 
@@ -589,13 +585,12 @@ def test_a_full_disk_on_the_way_costs_nothing_once_there_is_room_again(
 def test_a_model_that_cannot_be_written_is_one_line_and_its_checkpoint_stays(
     recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run, "CHECKPOINT_SECONDS", 0.0)
     with monkeypatch.context() as patch:
         patch.setattr(run, "write_model", full)
         with pytest.raises(RunError, match=r"cannot be written \(No space left on device\).*go on with --resume$"):
-            train_run(recipe, tmp_path / "run")
+            train_run(recipe, tmp_path / "run", checkpoint_seconds=0.0)
     assert (tmp_path / "run" / "checkpoint.safetensors").exists()
-    train_run(recipe, tmp_path / "run", resume=True)
+    train_run(recipe, tmp_path / "run", resume=True, checkpoint_seconds=0.0)
     assert sorted(content(tmp_path / "run")) == FILES
 
 

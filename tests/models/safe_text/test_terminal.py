@@ -30,9 +30,7 @@ def test_a_models_text_is_made_safe_on_a_terminal_alone(monkeypatch: pytest.Monk
     assert terminal.printed(EVIL) == terminal.lines(EVIL) != EVIL
 
 
-def test_an_error_message_cannot_act_on_the_terminal(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_error_message_cannot_act_on_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     from models.__main__ import main
     from models.errors import UserError
 
@@ -40,7 +38,6 @@ def test_an_error_message_cannot_act_on_the_terminal(
     def fail() -> None:
         raise UserError(EVIL)
 
-    monkeypatch.setattr("sys.argv", ["fail"])
     with pytest.raises(SystemExit):
-        main(fail)  # type: ignore[arg-type]
+        main(fail, [])
     assert not set(capsys.readouterr().err) & {"\x1b", "\x07", "\x9b", "\r"}

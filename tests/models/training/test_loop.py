@@ -3,11 +3,12 @@
 import math
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache
+from itertools import count
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from models.errors import CorpusError, DeviceError
 from models.nn.network import build
 from models.text.batches import Streams, Windows
 from models.text.corpus import EncodedCorpus
-from models.training import loop, metrics, optimizers, scoring, stopwatch
+from models.training import loop, metrics, optimizers, scoring
 from models.training.checkpoint import BadCheckpoint, read_checkpoint, weights, write_checkpoint
 from models.training.loop import Diverged, Evaluation, Trained, Training, train, usable_device
 from models.training.metrics import evaluate, evaluate_part, pieces_of
@@ -63,21 +64,24 @@ def test_time_in_which_the_process_was_stopped_is_not_training(
     rhyme: EncodedCorpus, monkeypatch: pytest.MonkeyPatch, sent: signal.Signals | None
 ) -> None:
     """Ctrl-Z for an hour, in the third of four steps; what a process hears of it is that it goes on."""
-    clock: Any = SimpleNamespace(now=0.0, perf_counter=lambda: clock.now)
-    monkeypatch.setattr(stopwatch, "time", clock)
+    now = [0.0]
+
+    def clock() -> float:
+        return now[0]
+
     learn = Training._move
 
     def move(running: Training, batch: Any) -> Tensor:
-        clock.now += 1.0
+        now[0] += 1.0
         if running.step == 2:
-            clock.now += 3600
+            now[0] += 3600
             if sent is not None:
                 os.kill(os.getpid(), sent)
         return learn(running, batch)
 
     monkeypatch.setattr(Training, "_move", move)
     before = signal.getsignal(signal.SIGCONT)
-    assert train(small(), rhyme, steps(4)).seconds == 4.0 + (0 if sent else 3600)
+    assert train(small(), rhyme, steps(4), clock=clock).seconds == 4.0 + (0 if sent else 3600)
     assert signal.getsignal(signal.SIGCONT) == before
 
 
@@ -251,7 +255,7 @@ def test_what_is_no_checkpoint_is_warned_of_and_ignored(
 
 
 def test_a_checkpoint_of_another_run_is_warned_of_and_ignored(
-    checkpoint: Path, rhyme: EncodedCorpus, corpus_of: Callable[..., EncodedCorpus], monkeypatch: pytest.MonkeyPatch
+    checkpoint: Path, rhyme: EncodedCorpus, corpus_of: Callable[..., EncodedCorpus]
 ) -> None:
     text = rhyme.tokenizer.decode(np.concatenate([rhyme.train, rhyme.validation, rhyme.test]))
     others: list[tuple[str, Config, EncodedCorpus, Budget]] = [
@@ -266,7 +270,8 @@ def test_a_checkpoint_of_another_run_is_warned_of_and_ignored(
         with pytest.warns(UserWarning, match=f"checkpoint ignored: .*another {named}"):
             trained = train(config, corpus, budget, checkpoints=[checkpoint])
         assert_same(trained, train(config, corpus, budget))
-    monkeypatch.setattr(loop, "CHECKPOINT_FORMAT", loop.CHECKPOINT_FORMAT + 1)
+    tensors, known = read_checkpoint(checkpoint)
+    write_checkpoint(checkpoint, tensors, known | {"format": loop.CHECKPOINT_FORMAT + 1})
     with pytest.warns(UserWarning, match=r"checkpoint ignored: .*another format"):
         train(small(), rhyme, steps(8), checkpoints=[checkpoint])
 
@@ -481,11 +486,10 @@ def test_a_run_goes_on_in_other_pieces(name: str, rhyme: EncodedCorpus, tmp_path
     close(running.result(), train(config, rhyme, steps(8)))
 
 
-def test_pieces_need_less_memory_at_a_time(rhyme: EncodedCorpus, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pieces_need_less_memory_at_a_time(rhyme: EncodedCorpus) -> None:
     read: list[int] = []
     running = Training(small(), rhyme, steps(8), CPU, 3)
-    forward = running.model.forward
-    monkeypatch.setattr(running.model, "forward", lambda *given: read.append(len(given[0])) or forward(*given))
+    running.model.register_forward_pre_hook(lambda model, given: read.append(len(given[0])))
     running.take_step()
     assert read == [3, 1]
 
@@ -523,16 +527,10 @@ def test_a_budget_in_tokens_is_spent_to_the_last_whole_step(
     assert all(math.isfinite(evaluation.training_loss) for evaluation in trained.evaluations)
 
 
-@pytest.fixture
-def slow_step(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
-    """Makes each step take so many seconds on the clock that training looks at."""
-
-    def install(seconds: float) -> None:
-        ticks = iter(range(10**9))
-        clock = SimpleNamespace(perf_counter=lambda: next(ticks) * seconds)
-        monkeypatch.setattr(stopwatch, "time", clock)
-
-    return install
+def slow_clock(seconds: float) -> Callable[[], float]:
+    """A clock on which each step takes so many seconds."""
+    ticks = count()
+    return lambda: next(ticks) * seconds
 
 
 @pytest.mark.parametrize(
@@ -540,10 +538,9 @@ def slow_step(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
     [(1.0, [3, 5, 8, 10]), (2.5, [1, 2, 3, 4]), (3.0, [1, 2, 3, 4]), (6.0, [1, 1, 2, 2]), (99.0, [1, 1, 1, 1])],
 )
 def test_a_budget_in_seconds_ends_with_the_first_step_beyond_it(
-    step_seconds: float, steps_at_rungs: list[int], rhyme: EncodedCorpus, slow_step: Callable[[float], None]
+    step_seconds: float, steps_at_rungs: list[int], rhyme: EncodedCorpus
 ) -> None:
-    slow_step(step_seconds)
-    trained = train(small(), rhyme, Budget(seconds=10, rungs=4))
+    trained = train(small(), rhyme, Budget(seconds=10, rungs=4), clock=slow_clock(step_seconds))
     assert [evaluation.tokens // 32 for evaluation in trained.evaluations] == steps_at_rungs
     assert trained.seconds == step_seconds * steps_at_rungs[-1]
     assert trained.tokens_per_second == pytest.approx(32 / step_seconds)
@@ -641,20 +638,21 @@ def test_half_way_down(schedule: Any, halfway: float) -> None:
     assert relative_learning_rate(config, 0.6) == pytest.approx(halfway)
 
 
-def learning_rates(config: Config, corpus: EncodedCorpus, budget: Budget) -> list[float]:
+def learning_rates(
+    config: Config, corpus: EncodedCorpus, budget: Budget, clock: Callable[[], float] = time.perf_counter
+) -> list[float]:
     rates: list[float] = []
     train(
         config,
         corpus,
         budget,
         observer=Following(on_step=lambda running: rates.append(running.optimizers[-1].param_groups[-1]["lr"])),
+        clock=clock,
     )
     return rates
 
 
-def test_the_optimizer_gets_the_scheduled_learning_rate(
-    rhyme: EncodedCorpus, slow_step: Callable[[float], None]
-) -> None:
+def test_the_optimizer_gets_the_scheduled_learning_rate(rhyme: EncodedCorpus) -> None:
     config = small(optimizer="muon", schedule="linear", warmup=0.4, final_learning_rate=0.5)
     expected = [
         0.0025,
@@ -669,8 +667,7 @@ def test_the_optimizer_gets_the_scheduled_learning_rate(
         0.005,
     ]
     assert learning_rates(config, rhyme, steps(10)) == pytest.approx(expected)
-    slow_step(1.0)
-    assert learning_rates(config, rhyme, Budget(seconds=10)) == pytest.approx([0.0001, *expected[:-1]])
+    assert learning_rates(config, rhyme, Budget(seconds=10), slow_clock(1.0)) == pytest.approx([0.0001, *expected[:-1]])
 
 
 def after_steps(config: Config, corpus: EncodedCorpus, count: int = 1) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -866,7 +863,6 @@ def test_no_rung_of_a_trial_costs_more_than_its_share_of_a_long_text(
     budget: dict[str, Any],
     patience: int,
     markov: EncodedCorpus,
-    slow_step: Callable[[float], None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     scored: list[int] = []
@@ -875,19 +871,19 @@ def test_no_rung_of_a_trial_costs_more_than_its_share_of_a_long_text(
         scored.append(run[4])
         return evaluate_part(*run)
 
-    slow_step(1.0)  # 32 tokens
+    clock = slow_clock(1.0)  # 32 tokens
     monkeypatch.setattr(scoring, "evaluate_part", looked)
     monkeypatch.setattr(scoring, "FEWEST_SCORED", 1)
     monkeypatch.setattr(scoring, "FEWEST_AT_LAST", 1024)
     config = small(architecture=architecture, patience=patience, precision="float32")
     trial = Budget(**budget, rungs=4)
-    trained = train(config, markov, trial, whole=False)
+    trained = train(config, markov, trial, whole=False, clock=clock)
     assert len(scored) == 4
     assert sum(scored) * 2 / 2.5 <= (0.1 + 0.2) * 12_800
     assert scored[-1] * 2 / 2.5 <= 0.2 * 12_800
     assert trained.part == pytest.approx(sum(p.stop - p.start for p in pieces_of(20_000, scored[-1])) / 20_000)
     scored.clear()
-    whole = train(config, markov, trial)
+    whole = train(config, markov, trial, clock=clock)
     assert len(scored) == (0 if patience else 3)
     assert whole.part == 1
     assert again(whole, markov) == whole.evaluations[-1].bits_per_byte

@@ -27,7 +27,7 @@ from tests.tuner.conftest import WRITTEN, Heard
 from tests.tuner.dashboard.serving import PASSWORD, QUICK, USERS, Answer, Client, said_on, served, written
 from tuner import cli
 from tuner.artifacts.store import Artifacts
-from tuner.dashboard import app, rate_limit, users
+from tuner.dashboard import app, rate_limit
 from tuner.dashboard.app import ServerConfig
 from tuner.dashboard.auth import CHANGES, is_served
 from tuner.dashboard.pages import safe_next
@@ -162,7 +162,7 @@ def test_a_wrong_login_is_refused_and_begins_nothing(locked: Client, name: str, 
     assert "Set-Cookie" not in answer.headers
 
 
-def test_an_unknown_user_is_hashed_like_a_known_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_user_is_hashed_like_a_known_one() -> None:
     methods: list[str] = []
 
     def check(stored: str, password: str) -> bool:
@@ -170,8 +170,7 @@ def test_an_unknown_user_is_hashed_like_a_known_one(monkeypatch: pytest.MonkeyPa
         return False
 
     known = parse_users(f"olga:operator:{QUICK}", "users")
-    some = Users([lambda: known])
-    monkeypatch.setattr(users, "check_password_hash", check)
+    some = Users([lambda: known], check)
     assert some.verified("olga", "x") is some.verified("nobody", "x") is None
     assert methods == ["scrypt:128:8:1"] * 2
 
@@ -206,9 +205,8 @@ def test_an_address_that_guesses_names_is_stopped_too(address: str) -> None:
     assert waits == [False] * 30 + [True] * 10
 
 
-def test_what_is_remembered_of_guesses_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rate_limit, "MOST_KEPT", 10)
-    some = RateLimiter()
+def test_what_is_remembered_of_guesses_is_bounded() -> None:
+    some = RateLimiter(most_kept=10)
     for number in range(100):
         some.take(f"10.0.0.{number}", "x" * 1000)
     assert len(some) == 10

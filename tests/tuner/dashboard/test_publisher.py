@@ -142,7 +142,6 @@ def test_a_study_may_be_deleted_at_any_moment(
     storage: RDBStorage,
     small: Callable[..., Study],
     enter: Callable[[Study], optuna.Study],
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     later = enter(small(10, name="zzz"))
 
@@ -151,8 +150,7 @@ def test_a_study_may_be_deleted_at_any_moment(
             optuna.delete_study(storage=storage, study_name=begun.study_name)
         return {"figure": plots.quality_and_diversity}
 
-    monkeypatch.setattr(plots, "dashboard_figures", delete)
-    monkeypatch.setattr("tuner.dashboard.publisher.save_plotly_graph_object", _save)
+    publisher.figures, publisher.save_figure = delete, _save
     publisher.publish()
     assert begun._study_id not in publisher.known
     assert later._study_id in publisher.known
@@ -167,17 +165,14 @@ def test_a_user_who_may_only_read_sees_notes_and_is_told_once(
     ask: Callable[[str], Any],
     begun: optuna.Study,
     storage: RDBStorage,
-    monkeypatch: pytest.MonkeyPatch,
     data_folder: Any,
 ) -> None:
-    monkeypatch.setattr(plots, "dashboard_figures", lambda *anything: {"figure": None})
-    monkeypatch.setattr("tuner.dashboard.publisher.save_plotly_graph_object", _save)
     ask("create role reader login")
     ask("grant pg_read_all_data to reader")
     url = storage.engine.url.set(username="reader").render_as_string(hide_password=False)
     try:
         with open_storage(url) as readable, Heard() as said:
-            publisher = Publisher(readable)
+            publisher = Publisher(readable, lambda *anything: {"figure": None}, _save)
             publisher.publish()
             complete(begun, begun.ask(LEARNING_RATE), 1.5)
             publisher.publish()
@@ -188,12 +183,16 @@ def test_a_user_who_may_only_read_sees_notes_and_is_told_once(
 
 
 def test_the_thread_shows_notes_from_its_start_to_its_end(
-    storage: RDBStorage, begun: optuna.Study, page: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+    storage: RDBStorage, begun: optuna.Study, page: Callable[..., dict[str, Any]]
 ) -> None:
-    publisher = Publisher(storage)
-    publish, published = publisher.publish, []
     done = threading.Event()
-    monkeypatch.setattr(publisher, "publish", lambda: (publish(), published.append(1), done.set()))
+
+    class Published(Publisher):
+        def publish(self) -> None:
+            super().publish()
+            done.set()
+
+    publisher = Published(storage)
     publisher.start()
     assert done.wait(30)
     assert "### Best trials" in page(begun)["note"]["body"]

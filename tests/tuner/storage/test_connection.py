@@ -21,7 +21,7 @@ import sqlalchemy
 from tuner.errors import StorageError
 from tuner.storage import connection as storage
 from tuner.storage import embedded
-from tuner.storage.connection import describe, hide_password, open_storage
+from tuner.storage.connection import ConnectionRetry, describe, hide_password, open_storage
 from tuner.storage.embedded import attached, default_folder
 
 SECRET = "p@s:s/w{o}rd%?#"  # every sign that means something in a URL
@@ -70,8 +70,8 @@ def database(server: Server) -> Iterator[str]:
     server.run("drop database fresh with (force)")
 
 
-def refusal(url: str) -> str:
-    with pytest.raises(StorageError) as caught, open_storage(url):
+def refusal(url: str, **options: Any) -> str:
+    with pytest.raises(StorageError) as caught, open_storage(url, **options):
         pass
     message = str(caught.value)
     assert caught.value.exit_code == 3
@@ -102,7 +102,7 @@ def test_eight_processes_open_a_fresh_database_at_once(server: Server, database:
     """Without the lock about two in three of them fail."""
     script = """if True:
         import sys
-        from tuner.storage.connection import open_storage
+        from tuner.storage.connection import ConnectionRetry, open_storage
         print("ready", flush=True)
         sys.stdin.readline()
         with open_storage(sys.argv[1]) as storage:
@@ -298,13 +298,10 @@ def test_a_server_without_a_connection_left_is_waited_for(
         return create(*arguments, **more)
 
     monkeypatch.setattr(storage, "_optuna_storage", crowded)
-    monkeypatch.setattr(storage.random, "uniform", lambda low, high: 0.0)
-    with open_storage(server.url(database)) as opened:
+    with open_storage(server.url(database), retry=ConnectionRetry(pause=lambda: 0.0)) as opened:
         assert optuna.get_all_study_names(opened) == []
     full.append(True)
-    monkeypatch.setattr(storage, "CROWDED_SECONDS", -1.0)
-    with pytest.raises(StorageError, match="Start fewer workers"), open_storage(server.url(database)):
-        pass
+    assert "Start fewer workers" in refusal(server.url(database), retry=ConnectionRetry(seconds=-1.0))
 
 
 def test_the_slots_of_a_server_that_are_all_taken_are_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -324,16 +321,14 @@ def test_the_slots_of_a_server_that_are_all_taken_are_waited_for(monkeypatch: py
 
         fill()
 
-        def free(low: float, high: float) -> float:
+        def free() -> float:
             taken.close()
             return 0.0
 
-        monkeypatch.setattr(storage.random, "uniform", free)
-        with open_storage(small.url("fresh", user="plain")) as opened:
+        with open_storage(small.url("fresh", user="plain"), retry=ConnectionRetry(pause=free)) as opened:
             assert optuna.get_all_study_names(opened) == []
         fill()
-        monkeypatch.setattr(storage, "CROWDED_SECONDS", -1.0)
-        message = refusal(small.url("fresh", user="plain"))
+        message = refusal(small.url("fresh", user="plain"), retry=ConnectionRetry(seconds=-1.0))
     assert "remaining connection slots are reserved for roles with the SUPERUSER attribute" in message
     assert message.endswith("\nStart fewer workers, or raise max_connections of the server.")
     shutil.rmtree(place)

@@ -18,7 +18,7 @@ import pytest
 
 from tuner.errors import StorageError
 from tuner.storage import embedded
-from tuner.storage.embedded import attached, default_artifacts, default_folder
+from tuner.storage.embedded import ServerLimits, attached, default_artifacts, default_folder
 
 ROOT = os.geteuid() == 0
 as_root = pytest.mark.skipif(not ROOT, reason="needs root")
@@ -323,15 +323,15 @@ class StandingStill(Client):
 @pytest.mark.usefixtures("filled")
 @pytest.mark.parametrize("living", [True, False], ids=["living", "dead"])
 def test_others_enter_revive_and_leave_while_one_that_enters_stands_still(
-    folder: Path, client: Callable[..., Client], monkeypatch: pytest.MonkeyPatch, living: bool
+    folder: Path, client: Callable[..., Client], living: bool
 ) -> None:
-    monkeypatch.setattr(embedded, "STANDSTILL_SECONDS", 0.2)
+    limits = ServerLimits(standstill_seconds=0.2)
     first = client().wait_until_attached() if living else None
     with closing_by_kill(StandingStill(folder, "_ensure_running")) as still:
-        with attached(folder) as address:
+        with attached(folder, limits) as address:
             assert ask(address, "select answer from kept") == 42
             os.kill(postmaster(folder), signal.SIGKILL)
-            embedded.revive(folder)
+            embedded.revive(folder, limits)
             assert ask(address, "select answer from kept") == 42
         assert runs(folder)  # the one that stands still is attached
         still.go_on()
@@ -342,14 +342,13 @@ def test_others_enter_revive_and_leave_while_one_that_enters_stands_still(
 
 
 @pytest.mark.usefixtures("filled")
-def test_who_stands_still_while_it_stops_the_server_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(embedded, "STANDSTILL_SECONDS", 0.2)
-    monkeypatch.setattr(embedded, "STOP_SECONDS", 0.2)
+def test_who_stands_still_while_it_stops_the_server_is_named(folder: Path) -> None:
+    limits = ServerLimits(standstill_seconds=0.2, stop_seconds=0.2)
     with closing_by_kill(StandingStill(folder, "_stop")) as still:
-        with pytest.raises(StorageError, match=r"stands still.*end it, or let it go on; `fuser .*attached.lock`"):
-            write_something(folder)
+        words = r"stands still.*end it, or let it go on; `fuser .*attached.lock`"
+        with pytest.raises(StorageError, match=words), attached(folder, limits):
+            pass
         still.go_on()
-    monkeypatch.undo()
     read_it_again(folder)
 
 
@@ -402,10 +401,9 @@ os.kill(child, signal.SIGKILL)
     assert not runs(folder)
 
 
-def test_the_log_does_not_grow_without_bounds(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(embedded, "LONGEST_LOG", 100)
+def test_the_log_does_not_grow_without_bounds(folder: Path) -> None:
     for _ in range(2):
-        with attached(folder):
+        with attached(folder, ServerLimits(longest_log=100)):
             pass
     assert (folder / "server.log").read_text().count("starting PostgreSQL") == 1
     assert (folder / "server.log.old").read_text().count("starting PostgreSQL") == 1

@@ -45,10 +45,9 @@ def blocks(language: str) -> list[str]:
 
 
 @pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def here(tmp_path: Path, own_import_path: None, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working folder with the convolution of the document."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.delitem(sys.modules, "convolution", raising=False)
     (program,) = [text for text in blocks("python") if "class Convolution" in text]
     (tmp_path / "convolution.py").write_text(program, encoding="utf-8")

@@ -20,7 +20,7 @@ from tuner.storage.blocking import Blockage
 from tuner.storage.handle import StudyHandle
 from tuner.storage.leases import Counts, Worker
 from tuner.study.definition import Study
-from tuner.watch import live, plots, tables
+from tuner.watch import plots, tables
 from tuner.watch.live import Watcher
 
 FACTS: dict[str, Any] = {"parameter_count": 12345, "tokens_per_second": 67890}
@@ -230,7 +230,6 @@ def test_a_watcher_tells_each_trial_once_in_the_order_they_ended(
     small: Callable[..., Study],
     enter: Callable[[Study], optuna.Study],
     capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     study = small(4)
     found = enter(study)
@@ -244,7 +243,7 @@ def test_a_watcher_tells_each_trial_once_in_the_order_they_ended(
         watcher.look()
         watcher.look()
         assert [line.split()[1] for line in capsys.readouterr().out.splitlines()] == ["3", "1"]
-        monkeypatch.setattr(live, "PLAIN_SECONDS", 0.0)
+        watcher.plain_seconds = 0.0
         watcher.look()
         assert "3/4 trials finished, 0 workers" in capsys.readouterr().out
         watcher.say("worker on cpu ended: KeyError: [/b] :smile:")

@@ -825,16 +825,14 @@ def test_a_worker_asked_to_stop_whose_trial_is_gone_leaves_quietly(
     assert len(crew.said) == (1 if lost == "before" else 0)
 
 
-def test_workers_leave_when_their_supervisor_is_gone(
-    crew: Any, small: Small, enter: Enter, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_workers_leave_when_their_supervisor_is_gone(crew: Any, small: Small, enter: Enter) -> None:
     crew.timings = replace(crew.timings, heartbeat=0.01)
     study = small(1)
     found = enter(study)
 
     def score(number: int, config: Config, rung: int) -> float:
         if rung == 1:
-            monkeypatch.setattr(os, "getppid", lambda: 1)
+            crew.lifeline.parent = 1  # another than the one that it has
         if rung == 2:
             assert crew.requested.wait(30)
         return 1.0
@@ -1202,11 +1200,17 @@ def test_the_watchdog_counts_a_step_and_allows_more_for_what_comes_between(
     assert allowed[-1] == 0
 
 
-def test_a_worker_waits_while_its_command_stands_still(crew: Any, small: Any, enter: Any, monkeypatch: Any) -> None:
+def test_a_worker_waits_while_its_command_stands_still(crew: Any, small: Any, enter: Any) -> None:
     study = small(trials=2)
     found = enter(study)
     looks = iter([False, True, True, False])
-    monkeypatch.setattr(Lifeline, "stands_still", property(lambda lifeline: next(looks, False)))
+
+    class Halting(Lifeline):
+        @property
+        def stands_still(self) -> bool:
+            return next(looks, False)
+
+    crew.lifeline = Halting()
     crew.work(study, lambda number, config, rung: 1.0 / rung)
     assert [trial.state for trial in found.trials] == [TrialState.COMPLETE] * 2
     assert next(looks, None) is None
