@@ -150,6 +150,7 @@ class _Keeper(TrainingObserver):
     def _save(self, training: Training) -> None:
         try:
             training.save(self.checkpoint)
+            logger.debug("checkpoint at step %d", training.step)
         except OSError as error:
             warnings.warn(f"{self.checkpoint} is not written: {reason(error)}; training goes on", stacklevel=2)
         self.saved = time.monotonic()

@@ -114,6 +114,7 @@ def load_corpus(
         on_progress(line)
 
     tokenizer, arrays = _encode_cached(parts, facts, cache, report)
+    logger.debug("corpus %s: %d %s tokens to train on", read.name, len(arrays["train"]), tokenizer_kind)
     return EncodedCorpus(
         name=read.name,
         fingerprint=fingerprint,

@@ -1,6 +1,7 @@
 """Generators that break their process, a database that dies, and what a person asks from another terminal."""
 
 import os
+import re
 import signal
 import sys
 from pathlib import Path
@@ -75,7 +76,7 @@ class Fragile:
         place.write("how", how)
 
     def run(self, workers: int = 1) -> Any:
-        return self.place.run("run", "fragile.yaml", "-n", workers)
+        return self.place.run("-v", "run", "fragile.yaml", "-n", workers)
 
 
 @pytest.mark.parametrize(
@@ -96,6 +97,10 @@ def test_a_generator_that_breaks_its_process_costs_one_trial_and_shows_where(
     facts = trials[0].user_attrs
     assert (facts["reason"], facts["crashes"], facts["attempts"]) == (reason, 2, 2)
     assert trace in facts["traceback"]
+    assert re.search(r"^[\d:]{8} worker on cpu ended .*, starting another: ", done.said, re.MULTILINE), done
+    logs = "".join(path.read_text() for path in (place.artifacts / "fragile" / "logs").iterdir())
+    complete = r"^\d{4}-\d\d-\d\d [\d:]{8} DEBUG study=fragile worker=\w+ trial=(\d): trial \1 is complete: "
+    assert sorted(re.findall(complete, logs, re.MULTILINE)) == ["1", "2", "3"], logs
     shown = place.run("status", "fragile", "--failed")
     assert shown.code == 0
     assert f"trial   0  failed    {reason}" in shown.said

@@ -46,6 +46,7 @@ class Checkpoints:
             path.parent.mkdir(parents=True, exist_ok=True)
             training.save(path)
             self.artifacts.share(checkpoint_name(self.number, self.attempt))
+            logger.debug("checkpoint of trial %d at step %d", self.number, training.step)
         except OSError as error:
             logger.warning(
                 "no checkpoint of trial %d: %s (%s); training goes on", self.number, error.strerror, path.parent

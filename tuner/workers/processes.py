@@ -244,6 +244,7 @@ class WorkerPool:
     def _start(self, member: _Member) -> None:
         member.worker_id, member.started = uuid.uuid4().hex, self._clock()
         member.process = _start(member.place, [*self._command, "--id", member.worker_id], self._environment, member.log)
+        logger.debug("worker on %s is process %d, log %s", member.place.device, member.process.pid, member.log)
 
     def _handle_exit(self, member: _Member) -> None:
         """Notes how a process ended, frees its trial, and decides whether another takes its place."""

@@ -287,11 +287,14 @@ class Worker:
         self.database_thread.call(draft.write)
         config = self.database_thread.call(lambda: self._configure(draft, claim.attempt))
         self.objective.require_fit(config)
+        given = config.model_dump(exclude_defaults=True)
+        logger.debug("trial %d begins, attempt %d: %s", trial.number, claim.attempt, given)
         observer = _Observer(self, trial)
         with observer.watched():
             outcome = self.objective(trial.number, claim.attempt, config, observer)
         observer.settle()
         self.database_thread.call(lambda: self._complete(trial, outcome))
+        logger.debug("trial %d is complete: %s", trial.number, outcome.values)
         self._keep_best()
         self.failures.clear()
 
@@ -307,6 +310,7 @@ class Worker:
                 logger.warning("%s", error)
                 return False
             case Stopped():  # saved: the trial goes back into the queue
+                logger.debug("trial %d is handed back", trial.number)
                 self._hand_back(trial)
                 return False
             case UserError():  # nothing can be trained here
@@ -318,6 +322,7 @@ class Worker:
                 logger.warning("trial %d was ended from outside; what was trained of it is dropped", trial.number)
                 return True
             case Pruned():
+                logger.debug("trial %d is pruned", trial.number)
                 self.failures.clear()
                 return self._end(trial, TrialState.PRUNED, {})
             case _:
@@ -523,6 +528,7 @@ class _Observer(TrialObserver):
         """Sends a rung and waits a moment for the verdict; raises Pruned."""
         if evaluation.rung in self.told:
             return  # by an earlier attempt
+        logger.debug("rung %d: %.4f bits per byte", evaluation.rung, evaluation.bits_per_byte)
         self.verdicts.append(self.worker.database_thread.submit(lambda: self._write(evaluation)))
         with suppress(NoAnswer):
             self.verdicts[-1].result(timeout=self.worker.timings.answer)
