@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 
 from models.config import ARCHITECTURES, Config
 from models.errors import ConfigError
@@ -19,6 +21,9 @@ from models.nn.dropout import Dropout, dropped
 
 SHORT = 512
 """Tokens up to which half-precision attention is trained in plain products on a CPU: their memory grows as T x T."""
+
+DRAWS = (Tensor.normal_, Tensor.uniform_, nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_)
+"""What fills a tensor with random numbers, where modules do so."""
 
 State = Any
 """What a generator remembers between calls: None at the start of a text, else what its last call returned."""
@@ -307,6 +312,24 @@ def build(config: Config, vocabulary_size: int) -> nn.Module:
     return kind(config, vocabulary_size, **config.own)
 
 
+def build_shapes(config: Config, vocabulary_size: int) -> nn.Module:
+    """Returns the generator of `build` on the meta device: its tensors have shapes, and take no memory."""
+    with torch.device("meta"), _Undrawn():
+        return build(config, vocabulary_size)
+
+
+class _Undrawn(TorchFunctionMode):
+    """Leaves weights as they are: to draw them on the meta device, PyTorch would import its compiler (a second)."""
+
+    def __torch_function__(
+        self, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        given = kwargs or {}
+        if function in DRAWS:
+            return args[0] if args else given["tensor"]
+        return function(*args, **given)
+
+
 def generator_class(config: Config) -> type[nn.Module]:
     """Returns the class of `config`'s generator; raises ConfigError when one of the user's own cannot be found."""
     if config.architecture == "transformer":
@@ -317,8 +340,7 @@ def generator_class(config: Config) -> type[nn.Module]:
 def parameter_count(config: Config, vocabulary_size: int) -> int:
     """Returns how many weights the generator has; those of a built-in one without allocating them."""
     try:
-        with torch.device("meta"):
-            return _weights(build(config, vocabulary_size))
+        return _weights(build_shapes(config, vocabulary_size))
     except Exception as error:
         if config.architecture in ARCHITECTURES or isinstance(error, ConfigError):
             raise

@@ -21,7 +21,7 @@ from models.config import ARCHITECTURES, SCHEMA, Budget, Config, Recipe, flat, r
 from models.errors import ChangedCorpusError, ConfigError, RunError, UserError
 from models.files import optional, reason, require_plain, sweep, written_whole
 from models.generation import sampling
-from models.nn.network import build, generator_class
+from models.nn.network import build, build_shapes, generator_class
 from models.nn.precision import set_precision
 from models.reader import dump, parse, read_text, require_schema, validate
 from models.runs.rehearsal import rehearse_apart
@@ -354,8 +354,7 @@ def load(folder: str | Path, device: str = "auto") -> Run:
 def _require_weights(path: Path, config: Config, vocabulary_size: int) -> None:
     """Raises ValueError or OSError when the file cannot be that model's, before either takes memory."""
     try:
-        with torch.device("meta"):
-            model = build(config, vocabulary_size)
+        model = build_shapes(config, vocabulary_size)
     except UserError:
         raise
     except Exception:  # one of the user's own that can only be built for real

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from models.config import Config
 from models.errors import ConfigError
-from models.nn.network import build, parameter_count
+from models.nn.network import build, build_shapes, parameter_count
 from models.training.checkpoint import flat
 
 V = 11
@@ -208,6 +208,8 @@ def test_each_place_may_have_a_dropout_of_its_own(kind: str, place: str) -> None
 def test_the_parameter_count_is_the_real_one(kind: str) -> None:
     model = build(settings_of(kind), V)
     assert parameter_count(settings_of(kind), V) == sum(parameter.numel() for parameter in model.parameters())
+    shapes = {name: tensor.shape for name, tensor in build_shapes(settings_of(kind), V).state_dict().items()}
+    assert shapes == {name: tensor.shape for name, tensor in model.state_dict().items()}
 
 
 @every_kind
