@@ -1,4 +1,4 @@
-"""What all tests share: caches out of the user's own, and a browser."""
+"""What all tests share: one thread, caches out of the user's own, and a browser."""
 
 import logging
 import os
@@ -10,6 +10,9 @@ from typing import Any
 import pytest
 
 from models import logs
+
+os.environ["OMP_NUM_THREADS"] = "1"
+"""Of PyTorch, here and in the processes that tests start: its threads wait awake, and tests run side by side."""
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -40,7 +43,10 @@ def logging_as_before() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Any]:
-    """Debian's Chromium, one for all tests of a process; a laptop may be without it, the CI not."""
+    """Debian's Chromium, one for all tests of a process, which knows no host but this one.
+
+    A laptop may be without it, the CI not.
+    """
     program = shutil.which("chromium")
     if program is None:
         if os.environ.get("CI") == "true":
@@ -49,6 +55,8 @@ def browser() -> Iterator[Any]:
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        launched = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        launched = playwright.chromium.launch(
+            executable_path=program, args=["--no-sandbox", "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1"]
+        )
         yield launched
         launched.close()

@@ -23,12 +23,36 @@ trial: {tokens: 8_000, rungs: 2}
 budget: {trials: 1000}
 pruner: none
 parameters:
+  architecture: "slow:Slow"
   learning_rate: {type: float, low: 1e-3, high: 1e-1, log: true}
   dropout: {type: float, low: 0.0, high: 0.3}
   hidden_size: 16
   batch_size: 8
   sequence_length: 32
 """
+SLOW = '''\
+"""A generator that is asleep most of the time, and leaves the processor to the browser."""
+
+import time
+
+from torch import nn
+
+
+class Slow(nn.Module):
+    carries_state = True
+
+    def __init__(self, config, vocabulary_size):
+        super().__init__()
+        self.embedding = nn.Embedding(vocabulary_size, config.hidden_size)
+        self.recurrence = nn.GRU(config.hidden_size, config.hidden_size, batch_first=True)
+        self.logits = nn.Linear(config.hidden_size, vocabulary_size)
+
+    def forward(self, tokens, state=None):
+        if self.training:
+            time.sleep(0.05)
+        hidden, state = self.recurrence(self.embedding(tokens), state)
+        return self.logits(hidden), state
+'''
 PATIENCE = 60_000
 """Milliseconds that a page may take on a busy machine."""
 
@@ -41,7 +65,7 @@ class Desk:
         users = [
             f"{name}:{name}:{generate_password_hash(PASSWORD, 'scrypt:128:8:1')}" for name in ("reader", "operator")
         ]
-        for name, text in (("watched.yaml", STUDY), ("users", "\n".join(users))):
+        for name, text in (("watched.yaml", STUDY), ("slow.py", SLOW), ("users", "\n".join(users))):
             place.write(name, text)
         (place.home / "users").chmod(0o600)
         with closing(socket.create_server(("127.0.0.1", 0))) as free:

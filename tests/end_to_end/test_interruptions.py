@@ -152,12 +152,12 @@ def test_after_ctrl_c_the_same_command_goes_on_where_it_was_whoever_is_killed_me
     study.hold()
     running = study.start(2)
     killed: dict[int, float] = {}
-    for _ in range(3):
+    for _ in range(2):
         held = running.until(lambda: (held := study.held(2)) and not killed.keys() & held and held)
         victim = random.Random(len(killed)).choice(sorted(held))
         killed[victim] = held[victim]
         os.kill(victim, signal.SIGKILL)
-    running.until(lambda: running.said.count("ended by SIGKILL, starting another") == 3)
+    running.until(lambda: running.said.count("ended by SIGKILL, starting another") == 2)
     study.go_on()
     assert running.end() == 0, running.said
     assert place.is_quiet()
@@ -196,7 +196,7 @@ def test_after_a_power_cut_all_finished_trials_are_there_and_the_study_goes_on(p
     status = place.run("status", "paced")
     assert status.code == 0, status
     assert f"{len(before)}/8 trials  ({len(before)} complete, 0 pruned)" in status.said
-    done = study.start(2)
+    done = study.start(1)
     assert done.end() == 0, done.said
     study.require_finished(8)
     assert before.items() <= {trial.number: trial.value for trial in study.trials()}.items()

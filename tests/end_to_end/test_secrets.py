@@ -75,13 +75,13 @@ def environments(running: Any) -> bytes:
 
 
 def test_a_password_is_in_no_log_error_note_export_process_list_or_artifact(place: Any, owner: Any) -> None:
-    Fragile(place, "segmentation fault")
+    study = Fragile(place, "segmentation fault")
     port, coded = embedded.PORT, quote(PASSWORD, safe="")
     bare, full = (f"postgresql://{user}@127.0.0.1:{port}/studies" for user in ("careful", f"careful:{coded}"))
     secret = place.folder / "secret"
     secret.write_text(PASSWORD)
     by_file = {"TUNER_STORAGE": bare, "TUNER_STORAGE_PASSWORD_FILE": str(secret)}
-    place.write("hold", "")
+    study.hold()
     running = place.start("run", "fragile.yaml", "-n", 2, **by_file)
     running.until(lambda: are_held(owner))
     lines = command_lines()
@@ -93,7 +93,7 @@ def test_a_password_is_in_no_log_error_note_export_process_list_or_artifact(plac
     logs = place.artifacts / "fragile" / "logs"
     running.until(lambda: any("the database is away" in log.read_text() for log in logs.glob("*.log")))
     ask(owner, "alter role careful login")
-    (place.home / "hold").unlink()
+    study.go_on()
     assert running.end() == 0, running.said
     commands = [
         ("status", "fragile", "--failed"), ("backup", "fragile"),

@@ -618,12 +618,14 @@ def test_export_replaces_a_file_by_force_alone(tuner: Command, refused: Callable
     assert refused("export", worked) == (
         "best.yaml: exists already; name another file with -o, or replace it with --force"
     )
+    assert Path("best.yaml").read_text() == "mine: true\n"
     assert tuner("export", worked, "--force").code == 0
     assert provenance("best.yaml")["study"] == worked
 
 
 def test_export_of_a_trial_that_is_not_there_is_refused(refused: Callable[..., str], worked: str) -> None:
-    assert refused("export", worked, "--trial", 17).endswith("has no trial 17; it has 0 to 3")
+    assert refused("export", worked, "--trial", 17, "-o", "other.yaml").endswith("has no trial 17; it has 0 to 3")
+    assert not Path("other.yaml").exists()
 
 
 def test_export_copies_weights_or_refuses_before_it_writes(

@@ -248,17 +248,20 @@ def said_by(done: Result) -> str:
     return done.output if done.exception is None else str(done.exception)
 
 
-@pytest.mark.parametrize("end", ENDS)
 @pytest.mark.parametrize("results", [0, 1])
 def test_an_end_that_no_worker_wrote_is_named_and_never_a_result(
-    crew: Any, small: Small, enter: Enter, storage: RDBStorage, tuner: Tuner, tmp_path: Path, end: str, results: int
+    crew: Any, small: Small, enter: Enter, storage: RDBStorage, tuner: Tuner, tmp_path: Path, results: int
 ) -> None:
+    """Each such end is a trial of one study, with or without a result beside them."""
     study = small(results or 1)
     found = enter(study)
     if results:
         crew.work(study, lambda number, config, rung: 2.0)
-    told = found.ask({"learning_rate": FloatDistribution(1e-3, 1e-1, log=True)})
-    ENDS[end](storage, told)
+    told = [found.ask({"learning_rate": FloatDistribution(1e-3, 1e-1, log=True)}) for _ in ENDS]
+    for end, trial in zip(ENDS.values(), told, strict=True):
+        end(storage, trial)
+    forged = [one.number for one in told if storage.get_trial(one._trial_id).state == TrialState.COMPLETE]
+    assert len(forged) == 4
     output = tmp_path / "best.yaml"
     for command in (
         ["status"], ["status", study.name], ["status", study.name, "--json"], ["status", study.name, "--failed"],
@@ -270,13 +273,13 @@ def test_an_end_that_no_worker_wrote_is_named_and_never_a_result(
     listed = json.loads(tuner("status", study.name, "--json").stdout)["study"]
     assert listed["best"] == ({"trial": 0, "value": 2.0} if results else None)
     assert [one["trial"] for one in listed["leaderboard"]] == [0] * results
-    is_complete = storage.get_trial(told._trial_id).state == TrialState.COMPLETE
-    assert listed["trials"]["ended_by_no_worker"] == int(is_complete)
+    assert listed["trials"]["ended_by_no_worker"] == len(forged)
     done = tuner("export", study.name, "-o", str(output))
     assert ("trial 0, 2.0000" if results else "has no completed trial") in said_by(done)
-    for command in ("export", "sample"):  # type: ignore[assignment]
-        said = said_by(tuner(command, study.name, "--trial", str(told.number)))
-        assert ("no worker wrote this end" if is_complete else "only a complete one") in said
+    for trial in told:
+        reason = "no worker wrote this end" if trial.number in forged else "only a complete one"
+        for command in ("export", "sample"):  # type: ignore[assignment]
+            assert reason in said_by(tuner(command, study.name, "--trial", str(trial.number)))
     assert "give a smaller --top" in (said := said_by(tuner("confirm", study.name, "--top", "2"))) or not results, said
     publisher = Publisher(storage)
     (row,) = [one for one in queries.all_rows(storage) if one.study_id == found._study_id]
@@ -286,12 +289,11 @@ def test_an_end_that_no_worker_wrote_is_named_and_never_a_result(
     assert answer.status_code == 200, answer.text
     sent = json.loads(answer.text)
     assert [one["number"] for one in sent["best_trials"]] == [0] * results
-    if is_complete:
-        assert "no worker wrote this end" in sent["trials"][told.number]["note"]["body"]
-        assert "Ended by no worker, and not listed: 1 trial." in sent["note"]["body"]
-        html = (tmp_path / "report.html").read_text()
-        assert "no worker wrote this end" in html
-        assert " of which 1 ended by no worker" in tuner("status", study.name).output
+    for number in forged:
+        assert "no worker wrote this end" in sent["trials"][number]["note"]["body"]
+    assert "Ended by no worker, and not listed: 4 trials." in sent["note"]["body"]
+    assert "no worker wrote this end" in (tmp_path / "report.html").read_text()
+    assert " of which 4 ended by no worker" in tuner("status", study.name).output
     application(storage, None, "k" * 32).test_client().get(f"/tuner/{found._study_id}").get_data(as_text=True)
 
 
@@ -316,27 +318,30 @@ def test_a_trial_that_is_ended_under_a_worker_is_dropped_and_the_worker_goes_on(
     ]
 
 
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("threads", "x"), ("tokens_per_second", [1]), ("parameter_count", "many"), ("configuration", []),
-        ("text_divergence", {}), ("text", 1), ("decoding_curve", "x"), ("attempts", "x"), ("attempts", -1),
-        ("crashes", []), ("versions", 3), ("peak_memory_bytes", 1e400), ("reason", {}),
-    ],
-)  # fmt: skip
+WRONG_FACTS: list[tuple[str, Any]] = [
+    ("threads", "x"), ("tokens_per_second", [1]), ("parameter_count", "many"), ("configuration", []),
+    ("text_divergence", {}), ("text", 1), ("decoding_curve", "x"), ("attempts", "x"), ("attempts", -1),
+    ("crashes", []), ("versions", 3), ("peak_memory_bytes", 1e400), ("reason", {}),
+]  # fmt: skip
+
+
 def test_facts_of_a_wrong_kind_are_no_workers(
-    crew: Any, small: Small, enter: Enter, storage: RDBStorage, tuner: Tuner, tmp_path: Path, name: str, value: Any
+    crew: Any, small: Small, enter: Enter, storage: RDBStorage, tuner: Tuner, tmp_path: Path
 ) -> None:
-    study = small(2, pruner="none")
+    """Each spoils one trial of a study, whose last one is sound."""
+    sound = len(WRONG_FACTS)
+    study = small(sound + 1, pruner="none")
     found = enter(study)
     crew.work(study, lambda number, config, rung: 2.0 + number)
-    Leases(storage, found._study_id).note(found.trials[0]._trial_id, {name: value})
+    for trial, (name, value) in zip(found.trials, WRONG_FACTS, strict=False):
+        Leases(storage, found._study_id).note(trial._trial_id, {name: value})
     found = open_study(storage, study.name).optuna_study  # what is finished is read once
-    assert [trial.number for trial in summary.leaderboard(found.get_trials())] == [1]
+    assert [trial.number for trial in summary.leaderboard(found.get_trials())] == [sound]
     for command in (["status", study.name], ["status", study.name, "--json"], ["status", study.name, "--failed"]):
         done = tuner(*command)
         assert done.exit_code == 0, (command, done.output, done.exception)
     done = tuner("report", study.name, "-o", str(tmp_path / "report.html"))
     assert done.exit_code == 0, (done.output, done.exception)
-    assert "trial 1, " in tuner("export", study.name, "-o", str(tmp_path / "best.yaml")).output
-    assert "Its attributes are not as workers write them" in notes.trial_note(study, found.get_trials()[0])
+    assert f"trial {sound}, " in tuner("export", study.name, "-o", str(tmp_path / "best.yaml")).output
+    for trial in found.get_trials()[:sound]:
+        assert "Its attributes are not as workers write them" in notes.trial_note(study, trial)
