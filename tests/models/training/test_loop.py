@@ -892,7 +892,7 @@ def test_no_rung_of_a_trial_costs_more_than_its_share_of_a_long_text(
 def test_all_of_a_text_that_is_cheap_to_read_is_read(markov: EncodedCorpus) -> None:
     """Half of a trial's text to train on: a fifth of its work."""
     budget = Budget(tokens=80_000, rungs=2)
-    first, second = (train(small(), markov, budget, whole=whole) for whole in (True, False))
+    first, second = (train(small(batch_size=32), markov, budget, whole=whole) for whole in (True, False))
     assert second.part == 1
     assert [one.bits_per_byte for one in first.evaluations] == [one.bits_per_byte for one in second.evaluations]
 
