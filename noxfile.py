@@ -77,7 +77,8 @@ def minimum(session: nox.Session) -> None:
     pip = [str(folder / "venv" / "bin" / "pip"), "install", "--quiet"]
     session.run(*pip, *map(oldest, project["dependencies"]), external=True)
     session.run(*pip, ".[test]", "--constraint", str(_constraints(folder, project["dependencies"])), external=True)
-    session.run(str(folder / "venv" / "bin" / "python"), "-m", "pytest", *(session.posargs or QUICK), external=True)
+    python, quiet = str(folder / "venv" / "bin" / "python"), ("-W", "ignore::DeprecationWarning")  # of old beside new
+    session.run(python, "-m", "pytest", *quiet, *(session.posargs or QUICK), external=True)
 
 
 def oldest(requirement: str) -> str:
