@@ -51,7 +51,9 @@ def trials_per_hour(study: Path, workers: int, devices: str) -> float:
         with open_storage(None, folder / "postgres") as storage:
             subprocess.run([*command, "--no-confirm"], cwd=folder, check=True, stdout=subprocess.DEVNULL)
             trials = optuna.load_study(study_name="packing", storage=storage).trials
-    return 3600 * len(trials) / (max(map(_end, trials)) - min(map(_start, trials)))
+    rate = 3600 * len(trials) / (max(map(_end, trials)) - min(map(_start, trials)))
+    print(f"{workers} workers: {rate:.0f} trials per hour", file=sys.stderr, flush=True)
+    return rate
 
 
 def _start(trial: FrozenTrial) -> float:
