@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Iterator
+from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -52,7 +55,7 @@ def build_optimizers(
         ends = {id(weight) for weight in embeddings_and_logits(model, vocabulary_size)}
         hidden = [weight for weight in parameters if weight.dim() == 2 and id(weight) not in ends]
         if hidden:
-            yield torch.optim.Muon(hidden, rate, decay, config.momentum, adjust_lr_fn="match_rms_adamw")
+            yield _eager(torch.optim.Muon)(hidden, rate, decay, config.momentum, adjust_lr_fn="match_rms_adamw")
         parameters = [weight for weight in parameters if weight.dim() != 2 or id(weight) in ends]
     groups = [
         {"params": [weight for weight in parameters if weight.dim() >= 2], "weight_decay": decay},
@@ -60,13 +63,24 @@ def build_optimizers(
     ]
     betas = (config.beta1, config.beta2)
     if config.optimizer == "sgd":
-        yield torch.optim.SGD(groups, rate, config.momentum, fused=True)
+        yield _eager(torch.optim.SGD)(groups, rate, config.momentum, fused=True)
     elif config.optimizer == "rmsprop":
-        yield torch.optim.RMSprop(groups, rate, momentum=config.momentum)
+        yield _eager(torch.optim.RMSprop)(groups, rate, momentum=config.momentum)
     elif config.optimizer == "adam":
-        yield torch.optim.Adam(groups, live, betas, fused=True, capturable=captured)
+        yield _eager(torch.optim.Adam)(groups, live, betas, fused=True, capturable=captured)
     else:
-        yield torch.optim.AdamW(groups, live, betas, fused=True, capturable=captured)
+        yield _eager(torch.optim.AdamW)(groups, live, betas, fused=True, capturable=captured)
+
+
+@cache
+def _eager(kind: Any) -> Any:
+    """Returns an optimizer class without what PyTorch's compiler has to be imported for, longer than all else of it.
+
+    Its methods import it only to tell it to keep out of them.
+    """
+    names = ("add_param_group", "load_state_dict", "state_dict", "zero_grad")
+    plain = {name: inspect.unwrap(getattr(kind, name)) for name in names}
+    return type(kind.__name__, (kind,), plain | {"step": torch.no_grad()(inspect.unwrap(kind.step))})
 
 
 def embeddings_and_logits(model: nn.Module, vocabulary_size: int) -> list[nn.Parameter]:
