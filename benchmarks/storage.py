@@ -4,7 +4,7 @@
     python benchmarks/storage.py --studies 1000 10000   (most of an hour: each simulated worker reads the study first)
 
 A study is filled with finished trials first; then simulated workers, each a thread with connections of its own, take
-turns as they would with trials of 30 seconds: as many trials a second come as so many workers would bring.
+turns as they would with trials of 30 seconds: as many trials a second come as that number of workers would bring.
 """
 
 from __future__ import annotations

@@ -118,7 +118,7 @@ def store_notes(storage: RDBStorage, study: int) -> None:
 
 @contextmanager
 def watched(tree: Tree, name: str, page: str) -> Iterator[None]:
-    """Somebody with the page open and `tuner status` in a loop, while the block runs."""
+    """Keeps the page open and `tuner status` in a loop while the block runs."""
     ended = threading.Event()
 
     def again(action: Callable[[], object]) -> None:
@@ -146,7 +146,7 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=10_000)
     parser.add_argument("--tree", type=Path, default=Path(__file__).parents[1], help="the checkout that is measured")
     parser.add_argument("--stored-notes", action="store_true", help="with notes of completed trials in the database")
-    parser.add_argument("--repeated", type=int, default=5, help="each number is the median of so many")
+    parser.add_argument("--repeated", type=int, default=5, help="each number is the median of this many")
     wanted = parser.parse_args()
     times = wanted.repeated
     rows: list[dict[str, object]] = []
@@ -185,7 +185,7 @@ def main() -> None:
             after = f"{page}?after={wanted.trials}"
             tell("dashboard, study, next look of an open page", timed(lambda: get(after), times), get(after))
             study = study_of(name)
-            tell("a worker's trial, nobody watches", 1000 * median(measure(ours, url, study, 1, 12)))
+            tell("a worker's trial, unwatched", 1000 * median(measure(ours, url, study, 1, 12)))
             with watched(tree, name, page):
                 tell(
                     "a worker's trial, page and status in a loop", 1000 * median(measure(meanwhile, url, study, 1, 12))

@@ -40,7 +40,7 @@ FINISHED_WHEN_CAUGHT, COMPLETE_WHEN_CAUGHT = 12, 3
 """Trials at which the running study is caught."""
 
 COLORS = 128
-"""Colours that are kept of a page: a third of the bytes, and nobody sees the difference."""
+"""Colours that are kept of a page: a third of the bytes, without a visible difference."""
 
 PATIENCE = 60_000
 """Milliseconds that a page may take on a busy machine."""

@@ -76,7 +76,7 @@ MOST_THREADS, MOST_SEEDS = 4096, 1000
 
 
 UNHEARD = 1
-"""Exit code of a command whose output nobody takes."""
+"""Exit code of a command whose output cannot be written."""
 
 
 def _require_text(context: click.Context, option: click.Parameter, value: str) -> str:
@@ -377,7 +377,7 @@ def _open_streams() -> None:
 
 
 def _end_unheard(error: OSError) -> NoReturn:
-    """Ends a process whose output nobody takes: its pipe or terminal is closed, or its disk is full."""
+    """Ends a process whose output cannot be written: its pipe or terminal is closed, or its disk is full."""
     if error.filename is not None or error.errno not in (errno.EPIPE, errno.EIO, errno.ENOSPC):
         raise error
     if error.errno == errno.ENOSPC:

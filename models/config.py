@@ -25,7 +25,7 @@ SCHEMA = 1
 ARCHITECTURES = ("rnn", "lstm", "gru", "transformer")
 
 OWN = "own."
-"""Stands before the name of a parameter of one's own class where all parameters have single names."""
+"""Stands before the name of a custom class's parameter where all parameters have single names."""
 
 
 class _Strict(BaseModel):
@@ -141,7 +141,7 @@ class Config(_Strict):
 
     @model_serializer(mode="wrap")
     def _without_empty_own(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # A file without parameters of one's own is the same as before there were any.
+        # A file without parameters of a custom class is the same as before there were any.
         return {name: value for name, value in handler(self).items() if name != "own" or value}
 
     @model_validator(mode="after")
@@ -166,7 +166,7 @@ def heads_problem(heads: int, hidden_size: int, positions: str) -> str | None:
 
 
 def own_problems(own: Any) -> Iterator[tuple[str, str]]:
-    """Yields what is wrong with the parameters of one's own class: a name, or none for all of them, and what."""
+    """Yields what is wrong with the parameters of a custom class: a name, or none for all of them, and what."""
     if not isinstance(own, Mapping):
         yield "", "should be a mapping: the names of your class's parameters, each with its value"
         return
@@ -185,7 +185,7 @@ def _finite(value: Any) -> bool:
 
 
 def flat(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns parameters by single names: those of one's own class as `own.NAME`, in their place among the others."""
+    """Returns parameters by single names: those of a custom class as `own.NAME`, in their place among the others."""
     found: dict[str, Any] = {}
     for name, value in parameters.items():
         own = name == OWN.rstrip(".") and isinstance(value, Mapping)

@@ -19,7 +19,7 @@ _DESCRIPTOR = re.compile(r"/dev/(?:stdin|stdout|stderr|fd/[0-9]+)|/proc/[^/]+/fd
 """Names of what a process has open already, be it a file: to replace it would be to replace the name."""
 
 ABANDONED_SECONDS = 24 * 3600.0
-"""Age from which on a draft is taken for abandoned, whoever wrote it: no file takes that long to write."""
+"""Age from which on a draft counts as abandoned: no file takes that long to write."""
 
 
 def draft_of(path: Path) -> Path:
@@ -70,7 +70,7 @@ def sweep(folder: Path, name: str = "*") -> None:
 
 
 def is_abandoned(draft: Path) -> bool:
-    """Whether nobody writes this draft any more: a process of this machine that is gone, or anybody a day ago."""
+    """Whether a draft is abandoned: its process on this machine is gone, or it is a day old."""
     owner = re.search(r"\.([^.]*)-([0-9]+)$", draft.name)
     if owner is None:
         return False
@@ -93,7 +93,7 @@ def is_running(process: int) -> bool:
 
 
 def require_plain(path: Path, most: int | None = None) -> None:
-    """Raises OSError unless `path` is a file, of at most so many bytes: one from elsewhere may be anything."""
+    """Raises OSError unless `path` is a file of at most `most` bytes: one from elsewhere may be anything."""
     found = path.stat()
     if not stat.S_ISREG(found.st_mode):
         raise OSError(errno.EINVAL, "it is no file", str(path))
@@ -127,7 +127,7 @@ def require_makeable(folder: Path) -> None:
         trial.unlink()
     finally:
         for one in missing:
-            with suppress(OSError):  # somebody else has put something there
+            with suppress(OSError):  # another process has put something there
                 one.rmdir()
 
 

@@ -38,7 +38,9 @@ class _Scanner(RoundTripScanner):
 
     def fetch_more_tokens(self) -> Any:
         self.fetched += 1
-        self._require(self.fetched <= MOST_TOKENS, f"more than {MOST_TOKENS:,} words and signs; no study has so many")
+        self._require(
+            self.fetched <= MOST_TOKENS, f"more than {MOST_TOKENS:,} words and signs, more than any study has"
+        )
         return super().fetch_more_tokens()
 
     def fetch_alias(self) -> None:

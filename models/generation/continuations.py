@@ -62,7 +62,7 @@ class Continuations:
         most: int = MOST,
         most_for_character: int = MOST_FOR_CHARACTER,
     ) -> Continuations:
-        """Cuts up to `most` prompts out of held-out tokens (N,), at least 2, that are so many characters long."""
+        """Cuts up to `most` prompts out of held-out tokens (N,), at least 2, whose text has that many `characters`."""
         text = np.asarray(text).astype(np.int64)
         prompt = min(PROMPT, len(text) // 2)
         characters_left = characters - characters * prompt // len(text)

@@ -31,7 +31,7 @@ def autocast(device: torch.device, half: bool) -> torch.autocast:
 
 
 def half_precision(config: Config, device: torch.device) -> bool:
-    """Whether products are in bfloat16; `auto` means where that is faster, unknown of one's own generator on a CPU."""
+    """Whether products are in bfloat16; `auto` means where that is faster, unknown for a custom generator on a CPU."""
     if config.precision != "auto":
         return config.precision == "bfloat16"
     if device.type == "cuda":
@@ -44,7 +44,7 @@ def half_precision(config: Config, device: torch.device) -> bool:
 def set_recurrences(model: nn.Module, device: torch.device, half: bool) -> str:
     """Takes the recurrences that cannot be in bfloat16 there out of autocast; returns the format for people to read.
 
-    It changes the modules of `model`, whoever wrote it; outside of autocast they do what they did.
+    It changes the modules of `model`, custom ones too; outside of autocast they do what they did.
     """
     excepted = [
         module

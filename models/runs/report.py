@@ -174,8 +174,8 @@ def _facts(recipe: Recipe, trained: Trained, processes: int) -> Iterator[Sequenc
 def _limits(recipe: Recipe) -> Iterator[str]:
     config = recipe.parameters
     yield "\n## Limits\n\n- It imitates its corpus: it has no other knowledge, follows no instructions, and states"
-    yield "  falsehoods as fluently as facts.\n- It may repeat pieces of its corpus word for word; whoever may not read"
-    yield "  the corpus should not be given the model.\n- Scores on other kinds of text will be worse."
+    yield "  falsehoods as fluently as facts.\n- It may repeat pieces of its corpus word for word; do not give it to"
+    yield "  people who may not read the corpus.\n- Scores on other kinds of text will be worse."
     if config.architecture == "transformer":
         yield f"- It sees at most the last {config.sequence_length} tokens."
     elif config.architecture in ARCHITECTURES:

@@ -23,7 +23,7 @@ class Batch(NamedTuple):
 class _Batches:
     """Deals the training text out in an order that seed and step alone decide, so that any step can be redone.
 
-    The text lies on the device, where nobody waits for a batch. `rows` are those of each batch that are wanted here.
+    The text lies on the device, so that no step waits for a batch. `rows` are those of each batch that are wanted here.
     """
 
     def __init__(

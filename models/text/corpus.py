@@ -342,7 +342,7 @@ def _load(folder: Path) -> tuple[Tokenizer, Arrays]:
 
 
 def _store(folder: Path, facts: dict[str, Any], tokenizer: Tokenizer, arrays: Arrays) -> None:
-    """Writes a folder aside and renames it, so that nobody sees half of one."""
+    """Writes a folder aside and renames it, so that no other process sees half of one."""
     aside = folder.with_name(f"{folder.name}.{uuid4().hex}")
     try:
         aside.mkdir(parents=True)

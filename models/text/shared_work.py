@@ -60,7 +60,7 @@ def _locked(path: Path, report: Report, what: str) -> IO[str] | None:
             file.write(str(os.getpid()))
             file.flush()
             return file
-        file.close()  # whoever held it has removed it
+        file.close()  # its last holder has removed it
     return None
 
 

@@ -48,7 +48,7 @@ def _loses_device(error: BaseException) -> bool:
 
 
 def _with_causes(error: BaseException) -> Iterator[BaseException]:
-    """The error and those it was raised from or while handling, which a generator of one's own may have caught."""
+    """The error and those it was raised from or while handling, which a custom generator may have caught."""
     seen: list[BaseException] = []
     following: BaseException | None = error
     while following is not None and following not in seen:

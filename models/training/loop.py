@@ -42,7 +42,7 @@ from models.training.stopwatch import Lap, noticing_stops
 CHECKPOINT_FORMAT = 1
 
 MOST_FOLD, MOST_MORE = 16, 2**30
-"""Bytes of the largest checkpoint that is read: so many times the weights', and so many more for carried states."""
+"""Bytes of the largest checkpoint that is read: a multiple of the weights', and a constant for carried states."""
 
 
 class Diverged(Exception):

@@ -128,7 +128,7 @@ def evaluate_part(
 
 
 def pieces_of(tokens: int, most: int) -> list[slice]:
-    """Returns which pieces of a text of so many tokens are read where `most` may be, in the order of the text."""
+    """Returns the pieces of a text to read, in its order, where at most `most` of its `tokens` may be read."""
     places = -(-tokens // PIECE)
     bits = (places - 1).bit_length()
     # 0, 1/2, 1/4, 3/4, 1/8, ... of the text: each piece far from those before it (van der Corput 1935).

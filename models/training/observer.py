@@ -40,4 +40,4 @@ class RunObserver(TrainingObserver):
 
 
 UNOBSERVED = RunObserver()
-"""What follows a run that nobody follows."""
+"""The observer of a run without one."""

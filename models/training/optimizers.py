@@ -87,7 +87,7 @@ def embeddings_and_logits(model: nn.Module, vocabulary_size: int) -> list[nn.Par
     """Returns the weights by which tokens come into a model and logits out of it, whatever the sizes of others.
 
     These are the weights of every nn.Embedding, and of the last nn.Linear that gives as many numbers as there are
-    tokens. Where a generator of one's own has no such module, its first or last bare matrix with a side of that
+    tokens. Where a custom generator has no such module, its first or last bare matrix with a side of that
     size stands for it.
     """
     modules = list(model.modules())

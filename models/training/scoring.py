@@ -23,13 +23,13 @@ STEP_COST = 2.5
 """What training on a token costs at least, in tokens only read; measured 2.5 to 3.5 on a CPU."""
 
 FEWEST_SCORED = 4096
-"""Held-out tokens that an evaluation scores at least, if there are so many."""
+"""The fewest held-out tokens that an evaluation scores, if there are that many."""
 
 LAST = 0.2
 """The part of the work of training that the last rung's evaluation may add to it in a trial of a study."""
 
 FEWEST_AT_LAST = 32_768
-"""Held-out tokens that the last rung of a trial scores at least, if there are so many."""
+"""The fewest held-out tokens that the last rung of a trial scores, if there are that many."""
 
 READ_TWICE = 2.0
 """Tokens read for each that is scored, where each is read with as much context again."""

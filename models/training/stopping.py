@@ -39,5 +39,5 @@ def stop_requests() -> Iterator[threading.Event]:
 
 
 def _is_ignored(number: signal.Signals) -> bool:
-    """Whether somebody wants a closed terminal to end nothing, as `nohup` does."""
+    """Whether a closed terminal is to end nothing, as under `nohup`."""
     return number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN

@@ -30,7 +30,7 @@ def noticing_stops() -> Iterator[None]:
         yield
         return
     before = signal.signal(signal.SIGCONT, _note)
-    signal.siginterrupt(signal.SIGCONT, False)  # as if nobody listened
+    signal.siginterrupt(signal.SIGCONT, False)  # as without a handler
     try:
         yield
     finally:

@@ -37,7 +37,7 @@ def checkpoint_name(trial: int, attempt: int) -> str:
 
 
 def name_problem(name: str, most: int = NAME_BYTES) -> str | None:
-    """Returns why a study cannot have this name, of at most so many bytes, if it cannot: its folders have it, too."""
+    """Returns why a study cannot have this name, None if it can: its folders have it, too."""
     if name.strip() and name[0] not in ".-" and "/" not in name and name.isprintable() and len(name.encode()) <= most:
         return None
     return f"its folders have this name: no / in it, no dot or - in front, one line of at most {most} bytes"

@@ -59,7 +59,7 @@ class Artifacts:
         """Where another study's files are that would be this one's by their name."""
 
     def owner(self) -> str | None:
-        """Returns the identity of the study whose files these are; None when nobody has said."""
+        """Returns the identity of the study whose files these are; None where it is not recorded."""
         try:
             return _identity((self.folder / OWNER).read_bytes())
         except FileNotFoundError:
@@ -114,7 +114,7 @@ class Artifacts:
         self.remove_drafts(name)
 
     def remove_drafts(self, name: str) -> None:
-        """Deletes what writers of a file left who were killed meanwhile; nobody else may be about to write it."""
+        """Deletes what killed writers of a file left; no other process may be about to write it."""
         path = self.folder / name
         for draft in path.parent.glob(f".{glob.escape(path.name)}.*"):
             draft.unlink(missing_ok=True)
@@ -124,7 +124,7 @@ class Artifacts:
         return {_whole(path.relative_to(self.folder)) for path in self.folder.glob("**/*") if path.is_file()}
 
     def sweep(self, ended: Collection[int], complete: Collection[int]) -> None:
-        """Deletes what nobody needs of trials that have ended: all checkpoints, and runs of those not completed."""
+        """Deletes what trials that have ended no longer need: all checkpoints, and the runs of those not completed."""
         for name in sorted(self.leftovers()):
             checkpoint, run = CHECKPOINT.fullmatch(name), RUN_FILE.fullmatch(name)
             if checkpoint is not None and int(checkpoint[1]) in ended:
@@ -327,8 +327,8 @@ def artifacts_of(
     """Returns a study's artifacts in a folder, or at s3://bucket/prefix with `default` as the folder here.
 
     They are in the folder of the name under which the study began; where that is another study's, in one of its own
-    beside it. `wrote` tells whether files that belong to nobody, as those of version 0.1, are of this study. For
-    `reading` nothing is written down. With a name alone, nobody's ownership is looked at.
+    beside it. `wrote` tells whether files without an owner, as those of version 0.1, are of this study. For
+    `reading` nothing is written down. With a name alone, ownership is not looked at.
 
     Raises WorkerError when the place cannot be used, or the name, which anybody with a database can choose, leads out.
     """
@@ -373,7 +373,7 @@ def _identity(content: bytes) -> str:
     try:
         return str(json.loads(content)["identity"])
     except (ValueError, KeyError, TypeError, RecursionError):
-        return ""  # it is somebody's, and nobody can tell whose
+        return ""  # it has an owner that cannot be told
 
 
 def _at(place: str, study: str, antechamber: Path) -> Artifacts:

@@ -49,7 +49,7 @@ BATCH = 500
 
 _NOTE = re.compile(r"dashboard:([0-9]+):(note_ver|note_str:[0-9]+)")
 _UNKEPT = re.compile(r"(cma|sepcma|cmawm):optimizer(:[0-9]+)?|[A-Za-z]+:parent:[0-9]+")
-"""System attributes that stay behind. The state of CMA-ES is a pickle, which could run code of whoever wrote the file:
+"""System attributes that stay behind. The state of CMA-ES is a pickle, which could run code of the file's author:
 the sampler begins anew. The parents of a genetic sampler are ids in the old database, and are found again."""
 
 UNFINISHED = ("RUNNING", "WAITING")
@@ -200,7 +200,7 @@ def _moment(storage: RDBStorage) -> Iterator[Connection]:
 
 
 def _take_time(connection: Connection) -> None:
-    """Lets a transaction stand still while files are read or written: nobody waits for what it has locked."""
+    """Lets a transaction stand still while files are read or written: it has locked nothing that others wait for."""
     connection.execute(sql.text("SET LOCAL idle_in_transaction_session_timeout = 0"))
 
 
@@ -393,7 +393,7 @@ def _all_or_nothing(storage: RDBStorage, name: str) -> Iterator[tuple[Connection
             with suppress(OSError, ArtifactNotFound):
                 step()
         if isinstance(error, IntegrityError) and "study_name" in str(error.orig):
-            raise _exists(name) from error  # somebody else was quicker
+            raise _exists(name) from error  # another process was quicker
         if isinstance(error, OSError):
             raise WorkerError(
                 f"artifacts cannot be written ({error.strerror or error}); nothing was restored"

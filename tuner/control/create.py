@@ -35,7 +35,7 @@ def enter(storage: RDBStorage, study: Study) -> StudyHandle:
     """
     corpus = require_sound(study)
     make_tables(storage.engine)
-    forget_deleted(storage.engine)  # with no worker at work, nobody else does
+    forget_deleted(storage.engine)  # without workers no other process does
     with transaction(storage):  # a study that is half there could never be entered again
         return _entered(storage, study, corpus.fingerprint)
 

@@ -94,7 +94,7 @@ class AuthMiddleware:
         if request.method in CHANGES and not user.may_change and request.path != "/logout":
             return answer(request.path, 403, f"{user.name} may only look; an operator may do this.")
         if request.method in CHANGES and not is_ours(request.path) and not is_served(request):
-            return answer(request.path, 403, "Workers alone do this, or nobody: see docs/dashboard.md.")
+            return answer(request.path, 403, "Only workers do this, and never by HTTP: see docs/dashboard.md.")
         request.environ[USER] = user
         return None
 
@@ -106,7 +106,7 @@ class Authenticator:
         self.sessions, self.attempts = sessions, attempts
 
     def user(self, request: Request) -> User | Response | None:
-        """Returns who asks, None if nobody we know, or what to answer those who guess too much."""
+        """Returns who asks, None for an unknown user, or the answer to too many guesses."""
         user = self.sessions.user(request.cookies.get(cookie_name(request), ""))
         given = request.authorization
         if user is not None or given is None or given.type != "basic" or not is_for_programs(request.path):
@@ -143,7 +143,7 @@ def is_served(request: Request) -> bool:
 
 
 def is_foreign(request: Request) -> bool:
-    """Whether a browser says that a page of somebody else made a request; programs that are no browser say nothing."""
+    """Whether a browser says that another site's page made a request; programs that are no browser say nothing."""
     site = request.headers.get("Sec-Fetch-Site")
     if site is not None:
         return site not in ("same-origin", "none")

@@ -45,7 +45,7 @@ pages = Blueprint("pages", __name__)
 
 
 def application(storage: RDBStorage, lock: Authenticator | None, key: str) -> Flask:
-    """Returns the WSGI application of our pages; without a lock nobody has to log in."""
+    """Returns the WSGI application of our pages; without a lock no user has to log in."""
     app = Flask(__name__, static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = FORM_BYTES
     app.extensions["tuner"] = Service(storage, lock, key)
@@ -177,7 +177,7 @@ def steer(study_id: int, what: str) -> Said:
         said = STEERING[what](study)
     except UserError as error:
         return _shown(study_id, problem=str(error), written=request.form), 400
-    logger.info("%s: %s %s: %s", _user().name or "somebody", what, study.name, said)
+    logger.info("%s: %s %s: %s", _user().name or "a user", what, study.name, said)
     return redirect(url_for("pages.study", study_id=study_id, said=service.signer.dumps(said)), 303)
 
 

@@ -1,7 +1,7 @@
 """Publishes to Optuna's dashboard what it lacks while studies run: figures, notes, and the best trial within limits.
 
 Figures are written into the database. Notes are not: they are made when a page asks for them, and inserted into what
-optuna-dashboard is about to send. So workers pay nothing for them, none is ever out of date, nobody's own text is lost,
+optuna-dashboard is about to send. So workers pay nothing for them, none is ever out of date, no user's text is lost,
 and a study of 10,000 trials is not read anew with all of its notes at every glance.
 """
 

@@ -15,7 +15,7 @@ MOST_KEPT = 10_000
 
 @dataclass(frozen=True)
 class Limit:
-    """So many wrong logins at once, and one more each so many seconds."""
+    """`at_once` wrong logins at once, and one more each `seconds`."""
 
     at_once: float
     seconds: float

@@ -25,7 +25,7 @@ DASHBOARD = (
     f"img-src 'self' data: blob:; font-src 'self' data:; worker-src 'self' blob:; frame-src 'self'; {_FRAMED_BY_NOBODY}"
 )
 ARTIFACT = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; sandbox; frame-ancestors 'none'"
-"""A file that somebody uploaded may be a page: it runs nothing, and is of no origin."""
+"""A file that a user uploaded may be a page: it runs nothing, and is of no origin."""
 
 HSTS = "max-age=31536000"
 
@@ -64,7 +64,7 @@ def hostname(host: str) -> str:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a name or address is this machine's own, which nobody else reaches."""
+    """Whether a name or address is this machine's own, which no other machine reaches."""
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:

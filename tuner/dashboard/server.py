@@ -38,7 +38,7 @@ class _Connection(HTTPConnection):
     def communicate(self) -> bool:
         try:
             return bool(super().communicate())  # type: ignore[no-untyped-call]
-        except ssl.SSLError:  # the handshake failed, or somebody speaks plain HTTP
+        except ssl.SSLError:  # the handshake failed, or the client speaks plain HTTP
             return False
 
 

@@ -50,7 +50,7 @@ class Sessions:
         return user if hmac.compare_digest(told[2], self._mark(user)) else None
 
     def end(self, cookie: str) -> None:
-        """Ends a session, also for whoever has copied its cookie."""
+        """Ends a session, also for anyone who has copied its cookie."""
         told, now = self._told(cookie), time.monotonic()
         if told is not None:
             kept = {session: ended for session, ended in self._ended.items() if now - ended < self.seconds}

@@ -32,7 +32,7 @@ _MOST_MEMORY = 2**28
 
 @dataclass(frozen=True)
 class User:
-    """Somebody who may enter."""
+    """A person who may enter."""
 
     name: str
     role: str
@@ -157,8 +157,8 @@ class Users:
         doubled = sorted({name for name in named if named.count(name) > 1})
         if doubled:
             raise ServerConfigError(f"users that are given in several places: {', '.join(doubled)}")
-        somebody = next(iter(sources[0]().values()))
-        self._nobody = generate_password_hash(secrets.token_hex(), somebody.hash.partition("$")[0])
+        known = next(iter(sources[0]().values()))
+        self._unknown = generate_password_hash(secrets.token_hex(), known.hash.partition("$")[0])
 
     def find(self, name: str) -> User | None:
         """Returns the user of that name."""
@@ -168,5 +168,5 @@ class Users:
         """Returns the user if the password is right; for an unknown one it takes as long to say no."""
         user = self.find(name)
         with self._turn:
-            right = self.check(self._nobody if user is None else user.hash, password)
+            right = self.check(self._unknown if user is None else user.hash, password)
         return user if right else None

@@ -74,7 +74,7 @@ class Savings:
 
 @dataclass(frozen=True)
 class Weights:
-    """How much each parameter matters: of which trials -> parameter -> share; or why nobody can tell."""
+    """The importance of each parameter, by the trials it is of: {trials: {parameter: share}}; or why there is none."""
 
     shares: dict[str, dict[str, float]] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)

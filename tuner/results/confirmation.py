@@ -44,7 +44,7 @@ CONFIRMS = "confirms"
 CONFIDENCE = 0.95
 SEEDS = 2**63
 TOP = 5
-"""Candidates that are confirmed unless somebody says otherwise."""
+"""Candidates that are confirmed by default."""
 
 Result = dict[str, Any]
 """What a confirmation found, as it is stored with the study and in exports."""
@@ -98,7 +98,7 @@ def fresh_seeds(trial: FrozenTrial, count: int) -> list[int]:
 
 
 def stored(found: optuna.Study, chosen: Sequence[FrozenTrial], seeds: int) -> Result | None:
-    """Returns the study's last confirmation, if it was of these trials and of so many seeds."""
+    """Returns the study's last confirmation, if it was of these trials and this number of seeds."""
     result: Result = found.user_attrs.get("confirmation", {})
     if not result or result["seeds"] != seeds or _considered(result) != {trial.number for trial in chosen}:
         return None

@@ -57,7 +57,7 @@ class Standing:
 
     @property
     def seconds_left(self) -> float | None:
-        """A guess from how the budget was spent so far; None before anything was, when all is, or nobody works."""
+        """A guess from how the budget was spent so far; None before anything was, when all is, or without workers."""
         if self.state != RUNNING or not self.workers:
             return None
         return self.active_seconds * (1 - self.spent) / self.spent if 0 < self.spent < 1 else None

@@ -69,7 +69,7 @@ class OpenStudy:
 
     @property
     def optuna(self) -> optuna.Study:
-        """Optuna's own study, for `optuna.visualization` and plots of one's own; change nothing by it."""
+        """Optuna's own study, for `optuna.visualization` and your own plots; do not change the study through it."""
         return self._handle.optuna_study
 
     # What it found
@@ -246,7 +246,7 @@ class OpenStudy:
             self._run(search, confirm)
         except Interrupted as stopped:
             self._reason = f"stopped; {stopped}"
-        except BaseException as error:  # for whoever waits
+        except BaseException as error:  # for `wait`
             self._error = error
 
     @contextmanager

@@ -29,7 +29,7 @@ OLDEST_VERSION = 14
 SHUTDOWN_SECONDS = 2.0
 """How long connections that were just closed may still be listed."""
 
-CREATION_LOCK = 7083725462  # any number will do that all our processes, and nobody else, ask this database to lock
+CREATION_LOCK = 7083725462  # any number that only our processes ask this database to lock
 
 # What libpq is told unless the URL says otherwise: a dead server or network is noticed within half a minute.
 CONNECTION = {
@@ -43,7 +43,7 @@ CONNECTION = {
 
 PATIENCE = {
     "idle_in_transaction_session_timeout": "20s",  # a client that stands still, or is gone, loses its locks
-    "lock_timeout": "25s",  # longer than that: where one client stands still, nobody need notice
+    "lock_timeout": "25s",  # longer than that: where one client stands still, no user need notice
     "tcp_keepalives_idle": "10s",
     "tcp_keepalives_interval": "10s",
     "tcp_keepalives_count": "2",
@@ -89,7 +89,7 @@ class ConnectionRetry:
 def open_storage(
     url: str | None, data_folder: Path | None = None, retry: ConnectionRetry = ConnectionRetry()
 ) -> Iterator[RDBStorage]:
-    """The storage at a URL, or without one in the embedded server, which runs as long as somebody is inside.
+    """The storage at a URL, or without one in the embedded server, which runs as long as a process uses it.
 
     `retry` is for a server that has no connection left. Raises StorageError, which never shows a password.
     """
@@ -298,7 +298,7 @@ def _is_created(connection: Connection) -> bool:
 
 
 def _require_quiet(connection: Connection) -> None:
-    """Raises StorageError while somebody else is in the database: an upgrade changes the tables under their feet."""
+    """Raises StorageError while another process uses the database: an upgrade changes its tables."""
     others = sqlalchemy.text(
         "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
         " AND starts_with(application_name, :name) AND backend_type = 'client backend'"

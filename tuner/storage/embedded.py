@@ -133,7 +133,9 @@ def revive(folder: Path, limits: ServerLimits = ServerLimits()) -> None:
     """Starts the server of a folder again if it died, at the same address; for a process that is attached to it."""
     server = _prepare(_resolved(folder), limits)
     with _explaining(folder), _opened(server.folder / "change.lock") as change:
-        _locked_within(change, limits.standstill_seconds)  # or without: while we are attached nobody stops the server
+        _locked_within(
+            change, limits.standstill_seconds
+        )  # or without: while we are attached no process stops the server
         server._ensure_running()
 
 
@@ -141,14 +143,14 @@ def revive(folder: Path, limits: ServerLimits = ServerLimits()) -> None:
 class _Server:
     """The server of one folder. Three kernel locks, which end with their holders even at kill -9, say all about it:
 
-    attached.lock  shared by every attached process for its life: whoever can have it alone is the last one
+    attached.lock  shared by every attached process for its life: a process that can have it alone is the last one
     change.lock    held while entering and leaving, so that starts and stops never overlap
     server.lock    inherited by the server's processes: free exactly when none of them lives, whatever
                    `postmaster.pid` claims (its number may be another process's by now)
 
-    A process that is stopped (Ctrl-Z) keeps its locks. Others go on without change.lock after a while: whoever has a
-    share of attached.lock cannot have the server stopped from under it, and server.lock lets one start it at a time.
-    When every attached process was killed the server stays, until the next one attaches, adopts it and leaves.
+    A process that is stopped (Ctrl-Z) keeps its locks. Others go on without change.lock after a while: the server of a
+    process with a share of attached.lock is never stopped, and server.lock lets only one start it at a time. When
+    every attached process was killed the server stays, until the next one attaches, adopts it and leaves.
     """
 
     folder: Path
@@ -174,7 +176,7 @@ class _Server:
             fcntl.flock(attendance, fcntl.LOCK_UN)  # closing alone would not, if a forked child has a copy
 
     def _require_share(self, attendance: int, change: int) -> None:
-        """Waits for either lock; whoever has attached.lock alone stops the server, which takes a while."""
+        """Waits for either lock; a process that has attached.lock alone stops the server, which takes a while."""
         for _ in _tries(self.limits.stop_seconds):
             if _locked(attendance, fcntl.LOCK_SH) or _locked(change, fcntl.LOCK_EX):
                 return
@@ -211,7 +213,7 @@ class _Server:
         raise self._failure(f"PostgreSQL does not answer after {START_SECONDS:.0f} s")
 
     def _answers(self) -> bool:
-        """Whether the server takes connections: it says so in its file, and somebody is behind the socket."""
+        """Whether the server takes connections: its file says so, and the socket answers."""
         with suppress(OSError), socket.socket(socket.AF_UNIX) as client:
             lines = (self.cluster / "postmaster.pid").read_bytes().splitlines()
             client.connect(str(self._socket_folder() / f".s.PGSQL.{PORT}"))
@@ -225,8 +227,8 @@ class _Server:
         self._require_version()
         (self.cluster / "postmaster.pid").unlink(missing_ok=True)  # we have the lock: its server is dead
         self._make_socket_folder()
-        # The shell ends at once, so that the server is a child of nobody here who would have to wait for it; its
-        # own session keeps a Ctrl-C in our terminal away from it.
+        # The shell ends at once, so that no process here has to wait for the server; its own session keeps a Ctrl-C in
+        # our terminal away from it.
         self._run("/bin/sh", "-c", '"$@" &', "sh", self.programs / "postgres", *self._options(), lock=lock)
 
     def _initialise(self, lock: int) -> None:
@@ -321,7 +323,7 @@ class _Server:
 
 
 def _short_folder(before: Path | None) -> Path:
-    """A new folder with a short path; the one of before, if nobody took its name: others still look there."""
+    """A new folder with a short path; the former one, if its name is still free: others look there."""
     if before is not None:
         with suppress(FileExistsError):
             before.mkdir(0o700)

@@ -54,7 +54,7 @@ studies = sql.Table(
     metadata,
     sql.Column("study_id", sql.Integer, primary_key=True),
     sql.Column("state", sql.Text, nullable=False, server_default=RUNNING),
-    sql.Column("forgiven", sql.Integer, nullable=False, server_default="0"),  # failures before somebody said: go on
+    sql.Column("forgiven", sql.Integer, nullable=False, server_default="0"),  # failures before the last `tuner resume`
     sql.Column("active_seconds", sql.Float, nullable=False, server_default="0"),
     sql.Column("ticked_at", sql.DateTime(timezone=True), nullable=False, server_default=func.now()),
 )
@@ -387,7 +387,7 @@ class Leases:
             connection.execute(entry.on_conflict_do_update(index_elements=list(names[:2]), set_=newer))
 
     def release(self, trial_id: int, worker_id: str) -> None:
-        """Puts a running trial back into the queue, for whoever comes first. Raises LostLease."""
+        """Puts a running trial back into the queue, for the first worker that asks. Raises LostLease."""
         with self.lease_held(trial_id, worker_id):
             self.storage.set_trial_state_values(trial_id, TrialState.WAITING)
 
@@ -493,7 +493,7 @@ class Leases:
                 self._suspects[lease] = before[lease]
             elif free or expired:
                 self._suspects[lease] = now if free else now + self.observed_seconds
-            elif absurd:  # nobody is given so long: the database's clock was set back since
+            elif absurd:  # longer than any lease: the database's clock was set back since
                 self._suspects[lease] = now + self.lease_seconds + self.observed_seconds
         for (trial, at), end in self._suspects.items():
             if end <= now and self._is_still(connection, trial, at):

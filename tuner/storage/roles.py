@@ -20,7 +20,7 @@ WORKER = (
     "DELETE ON tuner_workers, tuner_leases, tuner_studies",  # of workers that leave, and of studies that were deleted
     "USAGE ON ALL SEQUENCES IN SCHEMA {schema}",
 )
-"""Of whoever trains: `tuner run`, `work`, `confirm`, `restore` and all that only looks."""
+"""Of processes that train: `tuner run`, `work`, `confirm`, `restore` and all that only looks."""
 
 DASHBOARD = (
     "SELECT ON ALL TABLES IN SCHEMA {schema}",

@@ -204,7 +204,7 @@ def _problem(kinds: type[_Kinds], attributes: dict[str, Any]) -> str | None:
 def is_result(trial: FrozenTrial) -> bool:
     """Whether a trial is complete and a worker has written that: its facts before, and values that are numbers.
 
-    Whoever may write to the database can end a trial with any value, by Optuna's `tell`.
+    Anyone who may write to the database can end a trial with any value, by Optuna's `tell`.
     """
     facts, values = trial.user_attrs, trial.values
     written = facts.get("configuration") is not None and facts.get("threads") is not None

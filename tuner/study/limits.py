@@ -67,7 +67,7 @@ class DoesNotFit(Exception):
 
 
 OUT_OF_MEMORY = {"memory": 1.0}
-"""The violation of a trial for which memory did not suffice: how much it lacked, nobody knows."""
+"""The violation of a trial for which memory did not suffice: how much it lacked is unknown."""
 
 
 def mark(trial: optuna.Trial, violations: dict[str, float]) -> None:

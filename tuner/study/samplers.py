@@ -36,7 +36,7 @@ PRUNERS = {
     "none": "NopPruner",
 }
 MOST_POINTS = 100_000
-"""Points of a grid: it is listed by every worker, and no study has so many trials."""
+"""Points of a grid: every worker lists it, and no study has that many trials."""
 
 LARGEST_NUMBER = 100_000
 """Of an option: trials, candidates and the like that are listed for each proposal."""
@@ -54,7 +54,7 @@ KINDS: dict[str, tuple[type | tuple[type, ...], str]] = {
 """What an annotation in a signature of Optuna's asks for, in Python and in words; of others a file holds nothing."""
 
 REHEARSED = {"n_startup_trials": 2, "population_size": 4, "popsize": 4}
-"""Options that say after how many trials a sampler or pruner begins to choose: in a rehearsal, at most so many."""
+"""Options that say after how many trials a sampler or pruner begins to choose: in a rehearsal, at most this many."""
 
 REHEARSED_TRIALS, REHEARSED_RUNGS = 8, 16
 
@@ -298,7 +298,7 @@ def _grid(space: Space, keywords: dict[str, Any]) -> optuna.samplers.BaseSampler
             pass
 
         def _point(self, study: optuna.Study, trial: FrozenTrial) -> int:
-            """A point that nobody has tried, with the values that the trial was given; else any that has them."""
+            """An untried point, with the values that the trial was given; else any that has them."""
             given = trial.system_attrs.get("fixed_params", {})
             fitting = [index for index in range(self._n_min_trials) if not given or self._has(index, given)]
             fresh = set(self._get_unvisited_grid_ids(study)).intersection(fitting) or fitting

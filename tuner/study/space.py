@@ -130,7 +130,7 @@ _SEARCHED: TypeAdapter[Searched] = TypeAdapter(Annotated[Searched, Field(discrim
 class Space:
     """The parameters of a study: those with a value and those with a range, each after what it depends on.
 
-    Those of one's own class are named `own.NAME`, and count only when the architecture is one's own.
+    Those of a custom class are named `own.NAME`, and count only when the architecture is custom.
     """
 
     fixed: dict[str, Value]
@@ -172,20 +172,20 @@ class Space:
         return all(_has(values, name, _listed(wanted)) for name, wanted in searched.when.items())
 
     def config(self, values: Mapping[str, Value]) -> Config:
-        """Returns the configuration of these values; those of one's own class are left out of other architectures."""
+        """Returns the configuration of these values; those of a custom class are left out of other architectures."""
         return Config.model_validate(
             nested({name: value for name, value in values.items() if _is_reached(name, values)})
         )
 
     @property
     def own_architectures(self) -> list[str]:
-        """The classes of one's own that a trial may have as its architecture."""
+        """The custom classes that a trial may have as its architecture."""
         searched = self.searched.get("architecture")
         listed = searched.values() if searched else [self.fixed.get("architecture", _default("architecture"))]
         return [str(name) for name in listed if name not in ARCHITECTURES]
 
     def examples(self, architecture: str) -> list[Config]:
-        """Returns small configurations of one's own class, in which each of its parameters has each end of its range.
+        """Returns small configurations of a custom class, in which each of its parameters has each end of its range.
 
         Each other parameter has the first value of its range.
         """
@@ -452,7 +452,7 @@ def _is_reached(name: str, values: Mapping[str, Value]) -> bool:
 
 
 def _has(values: Mapping[str, Value], name: str, wanted: list[Value]) -> bool:
-    """Whether a parameter has one of these values; one of a class of one's own has none by default."""
+    """Whether a parameter has one of these values; one of a custom class has none by default."""
     if name.startswith(OWN):
         return _is_own(values) and name in values and values[name] in wanted
     return values.get(name, _default(name)) in wanted
@@ -479,7 +479,7 @@ def _possible(name: str, value: Any, sound: Mapping[str, Searched]) -> Sequence[
 
 
 def _default(name: str) -> Value:
-    """The value that counts where none is given; the constructor of one's own class knows those of its own."""
+    """The value that counts where none is given; the constructor of a custom class knows its own."""
     return None if name.startswith(OWN) else Config.model_fields[name].default
 
 

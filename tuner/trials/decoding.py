@@ -207,7 +207,7 @@ class _Search:
         return chosen[known:]
 
     def _with_another(self, best: Config, names: list[str], expected: float, noise: float) -> Config:
-        """Changes one more parameter, if that is better than `expected` by more than the luck of so many tries.
+        """Changes one more parameter, if that is better than `expected` by more than the luck of that number of tries.
 
         The lowest of n values has to be so low that one alone would be by chance in the n-th part of DOUBT (that is
         Bonferroni's correction). The temperature goes along, so that the mean entropy stays: else all that cuts off

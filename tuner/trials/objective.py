@@ -212,7 +212,7 @@ class Objective:
             raise DoesNotFit(limits, known)
 
     def _need(self, limit: str, config: Config, corpus: EncodedCorpus) -> float | None:
-        """What `config` needs of one thing that is limited; None when nobody can tell without training it."""
+        """What `config` needs of one thing that is limited; None where only training it would tell."""
         if limit == "milliseconds_per_token":
             return self._milliseconds_per_token(config, corpus)
         size = corpus.tokenizer.vocabulary_size

@@ -36,7 +36,7 @@ BOARD_ROWS = 5
 """Trials on a board, unless there are two objectives."""
 
 REDRAW_SECONDS = 2.0
-"""How often somebody who only watches looks again."""
+"""Seconds between two looks of a command that only watches."""
 
 AWAY = "the database is away; waiting for it"
 

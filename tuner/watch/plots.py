@@ -245,7 +245,7 @@ def costs(definition: Study, trials: list[FrozenTrial]) -> dict[str, go.Figure]:
 
 
 def cost_of(name: str, definition: Study, board: list[FrozenTrial]) -> go.Figure | None:
-    """Returns quality against one of COSTS for completed trials, best first; None when nobody wrote it down."""
+    """Returns quality against one of COSTS for completed trials, best first; None where it was not recorded."""
     known = [trial for trial in board if trial.user_attrs.get(name)]
     if not known:
         return None
@@ -555,5 +555,5 @@ def shown_value(value: Any) -> str:
 
 
 def _short(number: float) -> float:
-    """A number without digits that nobody can see."""
+    """A number without digits too small to see."""
     return float(f"{number:.6g}")

@@ -134,7 +134,7 @@ def _tell(process: subprocess.Popen[str], text: str) -> None:
 
 
 def _heard(process: subprocess.Popen[str], patience: float) -> str:
-    """The next line of a process; nothing when it ended, or said nothing for so many seconds."""
+    """The next line of a process; nothing when it ended, or was silent for `patience` seconds."""
     assert process.stdout is not None
     ready, _, _ = select.select([process.stdout], [], [], patience)
     return process.stdout.readline().strip() if ready else ""

@@ -34,7 +34,7 @@ QUICK_SECONDS = 20.0
 MOST_QUICK_DEATHS = 5
 
 LOST_SECONDS, MOST_LOSSES = 600.0, 10
-"""A GPU that is lost so soon after a worker's start, so many times in a row, is not tried again."""
+"""A GPU that is lost this soon after a worker's start, this many times in a row, is not tried again."""
 
 MOST_WORDS = 8192
 """Characters at the end of a dead worker's log that are kept with its trial."""
@@ -57,7 +57,7 @@ class Slot:
 
 @dataclass(frozen=True)
 class WorkerExit:
-    """How a worker process ended that nobody had asked to."""
+    """How a worker process ended without being asked to."""
 
     worker_id: str
     code: int
@@ -66,7 +66,7 @@ class WorkerExit:
 
     @property
     def killed(self) -> bool:
-        """Whether somebody outside ended it."""
+        """Whether a signal from outside ended it."""
         return -self.code in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
     @property
@@ -104,7 +104,7 @@ def slots(
 ) -> list[Slot]:
     """Returns a place for each worker: `per_device` on each, by default one per GPU, else as many as have a core each.
 
-    A worker of several `threads` counts as so many cores; by default there are up to eight workers.
+    A worker of several `threads` counts as that many cores; by default there are up to eight workers.
 
     `devices` is auto, cpu, or a list such as cuda:0,cuda:1. Raises DeviceError when a device is not there.
     """
@@ -235,7 +235,7 @@ class WorkerPool:
         return killed
 
     def kill(self) -> None:
-        """Ends all workers at once and waits until they are gone: whoever is still there keeps the database up."""
+        """Ends all workers at once and waits until they are gone: any that is left keeps the database up."""
         self._signal(signal.SIGKILL)
         for member in self._members:
             if member.process is not None:

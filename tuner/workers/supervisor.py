@@ -97,7 +97,7 @@ class Supervisor:
                 team.stop(self.crew.grace)
                 forget_deleted(self.storage.engine)
                 raise Gone(f"study {study.name} was deleted; its workers have ended") from error
-            except (OSError, SystemExit):  # nobody reads what is said here any more: rich ends a process for that
+            except (OSError, SystemExit):  # the terminal or pipe is gone: rich ends a process for that
                 team.stop(self.crew.grace)
                 raise
             finally:
@@ -114,7 +114,7 @@ class Supervisor:
         return reason or "the study was stopped"  # and resumed before we looked
 
     def _revive(self) -> None:
-        """Helps when the database is away: starts the embedded one again. A real server is somebody else's."""
+        """Helps when the database is away: starts the embedded one again. A server of the user's own is left alone."""
         if self.places.storage is None:
             revive(self.places.data_folder or default_folder())
 

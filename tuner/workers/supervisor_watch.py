@@ -36,7 +36,7 @@ class Lifeline:
 
     @property
     def stands_still(self) -> bool:
-        """Whether the supervisor was stopped, by Ctrl-Z for instance; where the system has no /proc, nobody knows."""
+        """Whether the supervisor was stopped, by Ctrl-Z for instance; False on systems without /proc."""
         try:
             stat = Path(f"/proc/{self.supervisor or self.parent}/stat").read_text()
         except OSError:

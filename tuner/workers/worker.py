@@ -142,7 +142,7 @@ def work(
         )
         study = replace(study, definition=definition)
     _require_a_generator(definition)
-    with optional("files that nobody needs are not deleted", logger.warning):
+    with optional("files that are no longer needed are not deleted", logger.warning):
         sweep_artifacts(study.optuna_study, artifacts)
     objective = Objective(
         definition, study.optuna_study.user_attrs["fingerprint"], device, artifacts, checkpoint_seconds

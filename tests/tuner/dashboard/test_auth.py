@@ -398,7 +398,7 @@ def test_what_workers_alone_do_is_closed_to_operators_too(
     for client, login in ((locked, {"Cookie": operator}), (unlocked, {})):
         answer = client.ask(method, where, body, Content_Type="application/json", **login)
         assert answer.status == 403
-        assert "Workers alone do this" in answer.text
+        assert "Only workers do this" in answer.text
     assert found.trials[-1].state == TrialState.RUNNING
     assert found.trials[-1].user_attrs == {}
 

@@ -82,7 +82,7 @@ def make_tables(engine: Engine, folder: Path = FOLDER) -> None:
     with _explaining(), engine.begin() as connection:
         if not _is_done(connection, folder):
             _lock(connection)
-            if not _is_done(connection, folder):  # nobody was quicker
+            if not _is_done(connection, folder):  # no other process was quicker
                 _run(connection, folder)
 
 
