@@ -30,6 +30,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
+    if options.seeds < 2:
+        parser.error("--seeds: at least 2, whose spread is the measure")
     torch.set_num_threads(options.threads)
     corpus = load_corpus(Corpus(builtin="python-docs"), "character", 2048)
     rows = []

@@ -7,6 +7,7 @@ It takes as long as the quickstart, some minutes, needs Chromium and the test de
 
 from __future__ import annotations
 
+import argparse
 import os
 import shutil
 import socket
@@ -47,6 +48,7 @@ PATIENCE = 60_000
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     PICTURES.mkdir(exist_ok=True)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -120,7 +121,9 @@ class Config(_Strict):
         module, colon, name = value.partition(":")
         own = bool(colon) and name.isidentifier() and all(part.isidentifier() for part in module.split("."))
         if value not in ARCHITECTURES and not own:
-            raise ValueError(f"is none of {', '.join(ARCHITECTURES)}, nor of the form package.module:Class")
+            near = difflib.get_close_matches(value, ARCHITECTURES, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise ValueError(f"is none of {', '.join(ARCHITECTURES)}, nor of the form package.module:Class{hint}")
         return value
 
     @field_validator("own", mode="before")
@@ -207,6 +210,8 @@ DECODING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 class Corpus(_Strict):
     """Where the text comes from, and which part of it is for what."""
 
+    example: ClassVar[str] = "{path: my-text.txt}"
+
     path: str | None = Field(
         None, description="A UTF-8 text file, a .jsonl, .ndjson or .json file, or a folder of these."
     )
@@ -240,6 +245,8 @@ class Corpus(_Strict):
 
 class Budget(_Strict):
     """What one run may spend on training, and how often it is evaluated on the way."""
+
+    example: ClassVar[str] = "{tokens: 2_000_000} or {seconds: 600}"
 
     tokens: int | None = Field(
         None, gt=0, le=10**15, description="Training tokens; makes a CPU run repeatable to the bit."

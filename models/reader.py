@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import io
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,6 +29,50 @@ more it is no file of ours, and takes minutes or all of the memory."""
 
 MOST_TOKENS, MOST_ALIASES, MOST_MERGED = 40_000, 500, 10_000
 """Words and signs of a file, some 9,000 keys with their values; how many of them are aliases; keys that `<<` brings."""
+
+
+OTHER_NAMES = {
+    **dict.fromkeys(("lr", "eta", "step_size", "peak_lr", "max_lr"), "learning_rate"),
+    **dict.fromkeys(("n_layers", "num_layers", "n_layer", "depth", "blocks"), "layers"),
+    **dict.fromkeys(("hidden", "hidden_dim", "n_embd", "d_model", "dim", "width", "units", "n_hidden"), "hidden_size"),
+    **dict.fromkeys(("embedding_dim", "embed_dim", "emb_size"), "embedding_size"),
+    **dict.fromkeys(("n_head", "n_heads", "num_heads", "nhead"), "heads"),
+    **dict.fromkeys(("batch", "bs", "train_batch_size"), "batch_size"),
+    **dict.fromkeys(("block_size", "seq_len", "context_length", "context", "bptt", "max_length"), "sequence_length"),
+    **dict.fromkeys(("wd", "l2", "decay"), "weight_decay"),
+    **dict.fromkeys(("p_dropout", "dropout_rate", "drop"), "dropout"),
+    **dict.fromkeys(("grad_clip", "max_grad_norm", "clip", "gradient_clipping"), "gradient_clip"),
+    **dict.fromkeys(("arch", "model", "model_type", "cell", "rnn_type"), "architecture"),
+    **dict.fromkeys(("optim", "opt"), "optimizer"),
+    **dict.fromkeys(("tied", "tie_weights", "weight_tying"), "tied_embeddings"),
+    **dict.fromkeys(("lr_scheduler", "scheduler"), "schedule"),
+    **dict.fromkeys(("warmup_steps", "warmup_ratio"), "warmup"),
+    **dict.fromkeys(("min_lr", "lr_min"), "final_learning_rate"),
+    **dict.fromkeys(("vocab_size", "vocab"), "vocabulary_size"),
+    **dict.fromkeys(("dtype", "amp"), "precision"),
+    **dict.fromkeys(("bayes", "bayesian", "hyperopt"), "tpe"),
+    **dict.fromkeys(("asha", "sha", "halving"), "successive_halving"),
+    **dict.fromkeys(("cma", "cma-es"), "cmaes"),
+    **dict.fromkeys(("random_search", "randomsearch"), "random"),
+    **dict.fromkeys(("grid_search", "gridsearch"), "grid"),
+    **dict.fromkeys(("gaussian", "gaussian_process", "botorch"), "gp"),
+    **dict.fromkeys(("off", "no", "nop", "false"), "none"),
+    **dict.fromkeys(("bpe", "bytepair", "subword"), "byte-pair"),
+}
+"""What other programs call our keys and values."""
+
+
+WORDS = {
+    "Value error, ": "",
+    "Input should be": "should be",
+    "a valid integer": "a whole number",
+    "a valid number": "a number",
+    "a valid boolean": "true or false",
+    "a valid list": "a list",
+    "a valid string": "text",
+    "a valid dictionary": "a mapping",
+}
+"""What a validator says, and what we say."""
 
 
 class _Scanner(RoundTripScanner):
@@ -141,14 +185,18 @@ def validate(
     name: str,
     model: type[Model],
     more: Callable[[dict[str, Any]], Iterable[Problem]] = lambda values: (),
+    advice: Callable[[Place, Iterable[str]], str] = lambda place, known: nearest(str(place[-1]), known),
 ) -> Model:
-    """Returns `document` as a `model`; raises one ConfigError that lists all problems, those of `more` too."""
+    """Returns `document` as a `model`; raises one ConfigError that lists all problems, those of `more` too.
+
+    `advice` follows on an unknown key: it is called with its place and the keys that are known there.
+    """
     values = plain(document)
     problems = list(more(values))
     try:
         result = model.model_validate(values)
     except ValidationError as error:
-        problems += [(_place(one["loc"]), _message(one, model)) for one in error.errors()]
+        problems += [(_place(one["loc"]), _message(one, model, advice)) for one in error.errors()]
     if problems:
         raise ConfigError("\n".join(sorted_lines(document, name, problems)))
     return result
@@ -163,7 +211,8 @@ def sorted_lines(document: CommentedMap, name: str, problems: Iterable[Problem])
 def nearest(word: str, known: Iterable[str]) -> str:
     """Returns `; did you mean X?`, or the whole choice when nothing is near."""
     known = sorted(known)
-    near = difflib.get_close_matches(word, known, n=1)
+    near = [name for name in [OTHER_NAMES.get(word.lower(), "")] if name in known]
+    near += difflib.get_close_matches(word, known, n=1)
     return f"; did you mean {near[0]}?" if near else f"; known: {', '.join(known)}"
 
 
@@ -226,22 +275,39 @@ def _place(location: Iterable[str | int]) -> Place:
     return tuple(part for part in location)
 
 
-def _message(error: Any, model: type[BaseModel]) -> str:
+def _message(error: Any, model: type[BaseModel], advice: Callable[[Place, Iterable[str]], str]) -> str:
     if error["type"] == "extra_forbidden":
-        known = _fields_at(model, error["loc"][:-1])
-        return f"unknown key{nearest(str(error['loc'][-1]), known)}"
+        place = _place(error["loc"])
+        return f"unknown key{advice(place, _model_at(model, place[:-1]).model_fields)}"
+    example = _example(model, _place(error["loc"]))
     if error["type"] == "missing":
-        return "missing"
-    message = str(error["msg"]).removeprefix("Value error, ").replace("Input should be", "should be")
+        return f"missing{example}"
+    if error["type"] == "model_type":
+        return f"should be a mapping, not {_shown(error['input'])}{example}"
+    message = in_words(str(error["msg"]))
     return f"{message}, not {_shown(error['input'])}" if message.startswith("should be") else message
 
 
-def _fields_at(model: type[BaseModel], place: Iterable[str | int]) -> Iterator[str]:
+def in_words(message: str) -> str:
+    """Returns a validator's message as it follows the name of a key."""
+    for theirs, ours in WORDS.items():
+        message = message.replace(theirs, ours)
+    return message
+
+
+def _example(model: type[BaseModel], place: Place) -> str:
+    """Says what a section at this place could look like; nothing for other keys."""
+    section = _model_at(model, place)
+    example = None if section is _model_at(model, place[:-1]) else getattr(section, "example", None)
+    return f"; for example {example}" if example else ""
+
+
+def _model_at(model: type[BaseModel], place: Place) -> type[BaseModel]:
     for key in place:
         annotation = model.model_fields[str(key)].annotation if str(key) in model.model_fields else None
         candidates = [annotation, *getattr(annotation, "__args__", ())]
         model = next((one for one in candidates if isinstance(one, type) and issubclass(one, BaseModel)), model)
-    yield from model.model_fields
+    return model
 
 
 def _shown(value: Any) -> str:

@@ -27,6 +27,7 @@ from models.reader import dump, parse, read_text, require_schema, validate
 from models.runs.rehearsal import rehearse_apart
 from models.runs.report import CARD, PICTURE, RESULT, SAMPLES_PAGE, write_report, write_result
 from models.runs.tensorboard import EVENTS, board, require_tensorboard
+from models.shorthand import advice, write_out
 from models.text import tokenizers
 from models.text.corpus import EncodedCorpus, load_corpus, require_room
 from models.text.tokenizers import Tokenizer
@@ -58,7 +59,17 @@ def read_recipe(path: Path) -> Recipe:
     """Returns the recipe in a YAML or JSON file; a relative corpus path counts from that file's folder."""
     document = parse(read_text(path), str(path))
     require_schema(document, str(path), SCHEMA)
-    recipe = validate(document, str(path), Recipe)
+    parameters = document.get("parameters")
+    searched = isinstance(parameters, dict) and any(
+        isinstance(value, dict | list) for name, value in parameters.items() if name != "own"
+    )
+    if searched or not document.keys().isdisjoint(("budget", "sampler", "pruner")):
+        raise ConfigError(
+            f"{path}: describes a study, not one configuration; "
+            f"search with `tuner run {path}`, and train what it exports"
+        )
+    write_out(document, Recipe)
+    recipe = validate(document, str(path), Recipe, advice=advice)
     return recipe.model_copy(update={"corpus": resolve_path(recipe.corpus, path.parent)})
 
 
@@ -329,10 +340,13 @@ def load(folder: str | Path, device: str = "auto") -> Run:
     """Returns the text generator of a run folder; raises RunError when it is missing or unfinished."""
     folder = Path(folder)
     if not folder.is_dir():
-        raise RunError(f"{folder}: no such run folder; make one with `tuner train best.yaml -o {folder}`")
+        raise RunError(f"{folder}: {_no_folder(folder)}")
     missing = [name for name in (CONFIG, TOKENIZER, MODEL) if not (folder / name).exists()]
     if missing and MODEL not in missing:
         raise RunError(f"{folder}: {', '.join(missing)} missing; restore it, or train into another folder")
+    inside = sorted(one.parent.name for one in folder.glob(f"*/{MODEL}"))
+    if len(missing) == 3 and inside:
+        raise RunError(f"{folder}: holds run folders; give one of them: {folder / inside[0]}")
     if missing:
         raise RunError(f"{folder}: no complete run, {', '.join(missing)} missing; finish it with `train --resume`")
     try:
@@ -349,6 +363,19 @@ def load(folder: str | Path, device: str = "auto") -> Run:
     except (OSError, SafetensorError, ValueError, MemoryError) as error:
         raise RunError(f"{folder / MODEL}: does not hold the weights of {CONFIG} ({reason(error)})") from error
     return Run(recipe, tokenizer, model.to(usable_device(device)).eval())
+
+
+def _no_folder(path: Path) -> str:
+    """Says what to give in place of a path that is no folder."""
+    if path.name in (MODEL, CONFIG, TOKENIZER) and path.exists():
+        return f"a file of a run folder; give the folder: {path.parent}"
+    if path.is_file():
+        return f"not a run folder; make one with `tuner train {path} -o my-run`, and give my-run"
+    if (Path("runs") / path / MODEL).exists():
+        return f"no such run folder; did you mean {Path('runs') / path}?"
+    return (
+        f"no such run folder; make one with `tuner train best.yaml -o {path}`; for a study, use `tuner sample {path}`"
+    )
 
 
 def _require_weights(path: Path, config: Config, vocabulary_size: int) -> None:

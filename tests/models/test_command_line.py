@@ -479,6 +479,12 @@ def test_decoding_out_of_range_names_its_option(
 
 def test_a_folder_that_is_not_there_has_nothing_to_write_with(here: Path, run_here: Callable[..., Finished]) -> None:
     assert "nowhere: no such run folder" in refusal(run_here(here, "generate", "nowhere"))
+    assert "recipe.yaml: not a run folder; make one with `tuner train recipe.yaml -o my-run`" in refusal(
+        run_here(here, "generate", "recipe.yaml")
+    )
+    (here / "study.yaml").write_text("corpus: rhyme.txt\ntrial: 1M\nparameters: {layers: [1, 2]}\n", encoding="utf-8")
+    study = refusal(run_here(here, "train", "study.yaml", "-o", "new"))
+    assert "study.yaml: describes a study, not one configuration; search with `tuner run study.yaml`" in study
 
 
 def test_seconds_are_a_budget_too(here: Path, run_here: Callable[..., Finished]) -> None:

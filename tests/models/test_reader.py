@@ -79,13 +79,13 @@ def test_problems_stand_in_the_order_of_the_file_each_with_its_line() -> None:
         "corpse: 3\n"
     )
     assert problems(text) == [
-        "f.yaml:1: corpus: missing",
-        'f.yaml:2: trial.tokens: should be a valid integer, not "many"',
+        "f.yaml:1: corpus: missing; for example {path: my-text.txt}",
+        'f.yaml:2: trial.tokens: should be a whole number, not "many"',
         "f.yaml:3: trial.rungs: should be greater than or equal to 1, not 0",
-        'f.yaml:7: parameters.layers: should be a valid integer, not "yes"',
+        'f.yaml:7: parameters.layers: should be a whole number, not "yes"',
         "f.yaml:8: parameters.hiden_size: unknown key; did you mean hidden_size?",
         "f.yaml:9: parameters.dropout: should be a finite number, not NaN",
-        'f.yaml:10: parameters.learning_rate: should be a valid number, not "1e-4"',
+        'f.yaml:10: parameters.learning_rate: should be a number, not "1e-4"',
         "f.yaml:11: corpse: unknown key; did you mean corpus?",
     ]
 
@@ -99,7 +99,7 @@ def test_a_problem_of_several_values_stands_where_they_are() -> None:
 
 def test_a_missing_key_stands_where_it_belongs() -> None:
     assert problems("# a comment\n\ncorpus:\n  builtin: markov\n  split: [0.9, 0.1]\n") == [
-        "f.yaml:1: trial: missing",
+        "f.yaml:1: trial: missing; for example {tokens: 2_000_000} or {seconds: 600}",
         "f.yaml:5: corpus.split.2: missing",
     ]
 
@@ -129,7 +129,7 @@ def test_an_unknown_key_gets_the_nearest_or_the_whole_choice() -> None:
 
 def test_a_long_value_is_not_repeated_in_full() -> None:
     (problem,) = problems(GOOD + f"threads: {'long' * 100}")
-    assert problem.startswith('f.yaml:3: threads: should be a valid integer, not "longlong')
+    assert problem.startswith('f.yaml:3: threads: should be a whole number, not "longlong')
     assert problem.endswith("...")
     assert len(problem) < 130
 
@@ -189,7 +189,7 @@ def test_a_key_that_is_no_text_is_an_unknown_key() -> None:
 
 
 def test_a_tag_runs_nothing() -> None:
-    assert "f.yaml:3: threads: should be a valid integer" in problems(GOOD + "threads: !!python/name:os.getcwd")[0]
+    assert "f.yaml:3: threads: should be a whole number" in problems(GOOD + "threads: !!python/name:os.getcwd")[0]
 
 
 def test_merged_keys_are_keys() -> None:

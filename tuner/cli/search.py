@@ -188,7 +188,7 @@ def check(study_file: str, places: StorageOptions, corpus_path: Path | None) -> 
     study = changed(read_study(path), corpus_path)
     _compare(places, study, require_sound(study).fingerprint)
     searched, fixed = len(study.space.searched), len(study.space.fixed)
-    click.echo(f"{path}: fine; study {study.name} searches {searched} parameters and fixes {fixed}")
+    click.echo(f"{path}: fine; study {study.name} searches {counted(searched, 'parameter')} and fixes {fixed}")
 
 
 def _compare(places: StorageOptions, study: Study, fingerprint: str) -> None:

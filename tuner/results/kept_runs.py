@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 
 import optuna
+from optuna.trial import TrialState
 
 from tuner.artifacts.store import Artifacts
 from tuner.errors import StudyError, WorkerError
@@ -31,10 +32,17 @@ def require_run(kept: Artifacts, found: optuna.Study, number: int) -> Path:
     try:
         run_folder = kept.fetch_run(number)
         if run_folder is None:
-            raise StudyError(f"the model of trial {number} is not kept in {kept.folder}{_kept_ones(kept, found)}")
+            raise StudyError(f"{_why_not(found, number, kept.folder)}{_kept_ones(kept, found)}")
     except OSError as error:
         raise WorkerError(f"{kept.folder}: the model of trial {number} cannot be read ({error.strerror})") from error
     return run_folder
+
+
+def _why_not(found: optuna.Study, number: int, folder: object) -> str:
+    state = found.get_trials(deepcopy=False)[number].state
+    if state != TrialState.COMPLETE:
+        return f"trial {number} is {state.name.lower()}; models are kept of the best complete trials"
+    return f"the model of trial {number} is not kept in {folder}"
 
 
 def _kept_ones(kept: Artifacts, found: optuna.Study) -> str:

@@ -48,6 +48,7 @@ def run(
     definition = changed(_definition(study), None if corpus is None else Path(corpus).absolute(), trials, hours)
     places = _places(storage, data_folder, artifacts)
     crew = WorkerOptions(workers, devices, per_device, threads, grace, checkpoint_seconds)
+    crew.require_devices(definition)
     with ExitStack() as opening:
         opened = opening.enter_context(places.opened())
         found = OpenStudy(enter(opened, definition), places, crew, opening.pop_all())

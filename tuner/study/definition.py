@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from ruamel.yaml.comments import CommentedMap
@@ -14,10 +14,12 @@ from ruamel.yaml.comments import CommentedMap
 from models.config import SCHEMA, Budget, Corpus, flat, resolve_path
 from models.errors import ConfigError
 from models.reader import Problem, dump, parse, read_text, require_schema, validate
+from models.shorthand import advice, meant, write_out
 from tuner.artifacts.layout import name_problem
 from tuner.errors import StudyError
 from tuner.study import samplers
 from tuner.study.limits import Limits
+from tuner.study.shorthand import write_out_ranges, write_out_values
 from tuner.study.space import Space, chosen_problem, place_of, problems_of
 
 MOVED = {("corpus", "tokenizer"): ("parameters", "tokenizer"), ("pruner", "rungs"): ("trial", "rungs")}
@@ -36,6 +38,7 @@ class StudyBudget(BaseModel):
     """What a study may spend, over all workers on all machines."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+    example: ClassVar[str] = "{trials: 100, hours: 2}"
 
     trials: int | None = Field(None, ge=1, le=10**7, description="Finished trials, complete or pruned.")
     hours: float | None = Field(None, gt=0, le=277_777, description="Hours in which at least one worker is at work.")
@@ -51,6 +54,7 @@ class Decoding(BaseModel):
     """How the searched decoding parameters, such as temperature, are chosen on a trained model."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+    example: ClassVar[str] = "{share: 0.1}"
 
     objective: Literal["text_divergence", "bits_per_byte"] = Field(
         "text_divergence", description="What is minimised: how far generated text is from human text, or the loss."
@@ -166,7 +170,8 @@ def parse_study(text: str, name: str, default_name: str, rehearsed: bool = False
     require_schema(document, name, SCHEMA)
     document.setdefault("name", default_name)
     doubled = [*_rename(document, name), *_move(document)]
-    return validate(document, name, Study, lambda values: [*doubled, *_all_problems(values, rehearsed)])
+    _write_out(document)
+    return validate(document, name, Study, lambda values: [*doubled, *_all_problems(values, rehearsed)], advice)
 
 
 def changed(
@@ -220,6 +225,23 @@ def differences(before: Study, after: Study) -> list[str]:
         for place in sorted(old.keys() | new.keys())
         if old.get(place) != new.get(place) and place[0] not in free and place != ("corpus", "path")
     ]
+
+
+def _write_out(document: CommentedMap) -> None:
+    """Writes out, in place, what a file says in short."""
+    write_out(document, Study)
+    parameters, points = document.get("parameters"), document.get("points_to_evaluate")
+    if isinstance(parameters, dict):
+        write_out_ranges(parameters)
+    for point in points if isinstance(points, list) else []:
+        if isinstance(point, dict):
+            write_out_values(point)
+    for section, names in (("sampler", samplers.SAMPLERS), ("pruner", samplers.PRUNERS)):
+        chosen = document.get(section)
+        if isinstance(chosen, dict) and "type" in chosen:
+            chosen["type"] = meant(chosen["type"], str, names)
+        elif chosen is not None:
+            document[section] = meant(chosen, str, names)
 
 
 def _rename(document: CommentedMap, file: str) -> Iterator[Problem]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -32,6 +32,7 @@ class Limits(BaseModel):
     """What a configuration may need; one that needs more is not trained, and the sampler learns to stay away."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+    example: ClassVar[str] = "{parameters: 5M, memory: 8GiB}"
 
     parameters: Annotated[int, _amount(UNITS, "5M")] | None = Field(None, gt=0, description="Weights of the model.")
     memory: Annotated[int, _amount(BYTES, "8GiB")] | None = Field(

@@ -117,12 +117,22 @@ def grid_points(space: Space) -> int:
 def sampler_problems(chosen: Any, space: Space | None, rungs: int) -> Iterator[Problem]:
     """Yields what is wrong with a study file's `sampler`."""
     if _type(chosen) == "grid" and space is not None:
-        endless = [name for name, one in space.training_parameters.items() if isinstance(one, Float) and not one.step]
-        yield from (((), f"a grid needs a step for {name}, or choices") for name in endless)
+        ranges = {name: one for name, one in space.training_parameters.items() if isinstance(one, Float)}
+        endless = {name: one for name, one in ranges.items() if not one.step}
+        yield from (((), f"for {name}, a grid needs {_listable(one)}") for name, one in endless.items())
         if not endless and grid_points(space) > MOST_POINTS:
             yield (), f"a grid of {grid_points(space):,} points; {MOST_POINTS:,} are the most: take larger steps"
             return
     yield from _problems(chosen, SAMPLERS, "samplers", lambda options: sampler(options, space or Space({}, {}), 0))
+
+
+def _listable(searched: Float) -> str:
+    """What a range of endless values has to be, for a grid."""
+    if not searched.log:
+        return "a step or choices"
+    ratio = searched.high / searched.low
+    values = ", ".join(f"{searched.low * ratio ** (index / 4):.3g}" for index in range(5))
+    return f"choices such as [{values}]: a range with log has no step"
 
 
 def pruner_problems(chosen: Any, space: Space | None, rungs: int) -> Iterator[Problem]:

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from models.config import ARCHITECTURES, DECODING, OWN, Config, flat, heads_problem, nested, own_problems
-from models.reader import Problem, nearest
+from models.reader import Problem, in_words, nearest
+from models.shorthand import INSTEAD
 from tuner.optuna_internals import contains
+from tuner.study.shorthand import instead
 
 if TYPE_CHECKING:
     import optuna
@@ -123,6 +125,7 @@ class Categorical(_Searched):
 
 
 Searched = Float | Int | Categorical
+KINDS: dict[str, type[BaseModel]] = {"float": Float, "int": Int, "categorical": Categorical}
 _SEARCHED: TypeAdapter[Searched] = TypeAdapter(Annotated[Searched, Field(discriminator="type")])
 
 
@@ -317,14 +320,22 @@ def _problems(parameters: Mapping[str, Any]) -> Iterator[Problem]:
 
 def _parameter_problems(name: str, value: Any) -> Iterator[Problem]:
     if name not in Config.model_fields and not name.startswith(OWN):
-        yield (name,), f"unknown parameter{nearest(name, Config.model_fields)}"
+        budget = INSTEAD.get(name.lower(), "")
+        hint = f"; write {budget}" if budget.startswith("trial:") else nearest(name, Config.model_fields)
+        yield (name,), f"unknown parameter{hint}"
+    elif isinstance(value, list) and (written := instead(name, value)) is not None:
+        yield (name,), f"could be two values or the ends of a range; write {written}"
     elif not is_searched(value):
         yield from (((name,), what) for what in _value_problems(name, value))
     else:
         try:
             searched = _SEARCHED.validate_python(value)
         except ValidationError as error:
-            yield from (_range_problem(name, value, one) for one in error.errors())
+            foreign, written = _foreign(value), instead(name, value)
+            if foreign is not None and written is not None:
+                yield (name,), f"unknown {foreign}; write {written}"
+            else:
+                yield from (_range_problem(name, value, one) for one in error.errors())
             return
         ends = searched.choices if isinstance(searched, Categorical) else [searched.low, searched.high]
         place = "choices" if isinstance(searched, Categorical) else ""
@@ -332,19 +343,29 @@ def _parameter_problems(name: str, value: Any) -> Iterator[Problem]:
             yield from (((name, place) if place else (name,), f"{end}: {what}") for what in _value_problems(name, end))
 
 
+def _foreign(value: Mapping[str, Any]) -> str | None:
+    """The type or key of a range that other programs have, and that is no misspelt one of ours; None without one."""
+    kind = value.get("type", "float")
+    if not nearest(str(kind), KINDS).endswith("?"):
+        return f"type {kind!r}"
+    keys = (
+        key for key in value if not nearest(str(key), {*Float.model_fields, *Categorical.model_fields}).endswith("?")
+    )
+    return next((f"key {key}" for key in keys), None)
+
+
 def _range_problem(name: str, value: Mapping[str, Any], error: Any) -> Problem:
     place = tuple(part for part in error["loc"] if part not in ("float", "int", "categorical"))
-    kinds: dict[str, type[BaseModel]] = {"float": Float, "int": Int, "categorical": Categorical}
-    kind = kinds.get(str(value.get("type")))
+    kind = KINDS.get(str(value.get("type")))
     if error["type"] == "union_tag_not_found":
         return (name,), "a range needs a type: float, int or categorical"
     if error["type"] == "union_tag_invalid":
-        return (name, "type"), f"unknown type {value.get('type')!r}{nearest(str(value.get('type')), kinds)}"
+        return (name, "type"), f"unknown type {value.get('type')!r}{nearest(str(value.get('type')), KINDS)}"
     if error["type"] == "extra_forbidden" and kind is not None:
         return (name, *place), f"unknown key{nearest(str(place[-1]), kind.model_fields)}"
     if error["type"] == "missing":
         return (name, *place), "missing"
-    return (name, *place), str(error["msg"]).removeprefix("Value error, ").replace("Input should be", "should be")
+    return (name, *place), in_words(str(error["msg"]))
 
 
 def _value_problems(name: str, value: Value) -> Iterator[str]:
@@ -356,8 +377,7 @@ def _value_problems(name: str, value: Value) -> Iterator[str]:
     except ValidationError as error:
         for one in error.errors():
             if one["loc"][:1] == (name,):
-                message = one["msg"].removeprefix("Value error, ").replace("Input should be", "should be")
-                yield message if message.startswith("is") else f"{message}"
+                yield in_words(one["msg"])
 
 
 def _condition_problems(

@@ -39,7 +39,6 @@ from tuner.trials.provenance import origin
 
 logger = logging.getLogger(__name__)
 
-CHECKPOINT_SECONDS = 30.0
 TIMED_TOKENS = 32
 
 
@@ -118,7 +117,7 @@ class Objective:
         fingerprint: str,
         device: str,
         artifacts: Artifacts,
-        checkpoint_seconds: float = CHECKPOINT_SECONDS,
+        checkpoint_seconds: float = 30.0,
     ) -> None:
         self.on_progress: Callable[[str], None] = lambda text: None
         self.study, self.fingerprint, self.device, self.artifacts = study, fingerprint, device, artifacts

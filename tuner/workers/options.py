@@ -39,6 +39,12 @@ class WorkerOptions:
         except OSError as error:
             raise WorkerError(f"--heartbeat {self.heartbeat}: cannot be written ({error.strerror})") from error
 
+    def require_devices(self, study: Study) -> None:
+        """Raises DeviceError when a device is not there."""
+        from tuner.workers.processes import slots
+
+        slots(self.workers or 1, self.devices, self.threads or study.threads)
+
     def slots(self, study: Study) -> list[Slot]:
         """Returns the places that were asked for; for `auto`, as many on a device as do the most together."""
         from tuner.workers.processes import slots

@@ -60,7 +60,6 @@ from tuner.study.multi_objective import Tuned, should_prune
 from tuner.study.space import Space, chosen_problem, configuration_problem
 from tuner.trials import attachments
 from tuner.trials.objective import (
-    CHECKPOINT_SECONDS,
     Objective,
     Outcome,
     Pruned,
@@ -70,6 +69,7 @@ from tuner.trials.objective import (
     release_memory,
 )
 from tuner.workers.database_thread import TIMEOUT_SECONDS, DatabaseThread, DatabaseUnavailable, Result
+from tuner.workers.options import CHECKPOINT_SECONDS
 from tuner.workers.supervisor_watch import Lifeline
 
 logger = logging.getLogger(__name__)

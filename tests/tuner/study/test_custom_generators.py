@@ -100,7 +100,7 @@ def test_each_end_of_a_range_is_in_an_example() -> None:
             'architecture: "a:A"\nown: 3',
             "own: should be a mapping: the names of your class's parameters, each with its",
         ),
-        ('architecture: "a:A"\nown: {sizes: [3, 5]}', "own.sizes: should be a number, text, true, false or null"),
+        ('architecture: "a:A"\nown: {sizes: [[3], [5]]}', "own.sizes.choices.0"),
         ('architecture: "a:A"\nown: {a-b: 3}', "own.a-b: is no name of an argument; use letters, digits and _"),
         ('architecture: "a:A"\nown: {größe: 3}', "own.größe: is no name of an argument; use letters, digits and _"),
         ('architecture: "a:A"\nown: {n: 3, N: 4}', "own.N: differs from another name in upper and lower case alone"),
