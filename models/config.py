@@ -212,13 +212,17 @@ class Corpus(_Strict):
 
     example: ClassVar[str] = "{path: my-text.txt}"
 
-    path: str | None = Field(
-        None, description="A UTF-8 text file, a .jsonl, .ndjson or .json file, or a folder of these."
+    path: str | list[str] | None = Field(
+        None, description="A file of text or records, a folder or pattern (texts/*.txt) of these, or a list."
     )
+    validation: str | list[str] | None = Field(
+        None, description="Text to validate on, as path; what path names is then trained on as a whole."
+    )
+    test: str | list[str] | None = Field(None, description="Text to test on, as path; by default a part of path.")
     builtin: Literal["python-docs", "markov"] | None = Field(
         None, description="A corpus that needs no file: Python's help on its language, or a random source."
     )
-    field: str | None = Field(None, description="The key that holds the text in each object of a JSON file.")
+    field: str | None = Field(None, description="The key or column that holds the text in files of records.")
     split: tuple[float, float, float] = Field(
         (0.9, 0.05, 0.05), description="Parts for training, validation and test, in this order in the text."
     )
@@ -240,7 +244,25 @@ class Corpus(_Strict):
     def _one_source(self) -> Self:
         if (self.path is None) == (self.builtin is None):
             raise ValueError("give either path (a file or folder) or builtin (python-docs or markov)")
+        if self.path is None and (self.validation is not None or self.test is not None):
+            raise ValueError("validation and test go with path; a built-in corpus has its own")
+        if [] in (self.path, self.validation, self.test):
+            raise ValueError("an empty list names no text; give at least one file")
         return self
+
+    @property
+    def holds_documents(self) -> bool:
+        """Whether the text is of many documents, as far as its path tells: a list, a folder, a pattern, records."""
+        paths = [self.path] if isinstance(self.path, str) else self.path or []
+        folders = any(not Path(path).suffix or set(path) & set("*?[") for path in paths)
+        return self.field is not None or len(paths) > 1 or folders
+
+    @property
+    def described(self) -> str:
+        """The text in a word: a path, the first of several, or the name of a built-in one."""
+        if isinstance(self.path, list):
+            return self.path[0] + (f" and {len(self.path) - 1} more" if len(self.path) > 1 else "")
+        return self.path or str(self.builtin)
 
 
 class Budget(_Strict):
@@ -281,10 +303,18 @@ class Recipe(_Strict):
 
 
 def resolve_path(corpus: Corpus, folder: Path) -> Corpus:
-    """Returns `corpus` with a relative path taken from `folder`, where the file that names it lies."""
-    if corpus.path is None:
-        return corpus
-    return corpus.model_copy(update={"path": str(absolute(folder / expanded(Path(corpus.path))))})
+    """Returns `corpus` with relative paths taken from `folder`, where the file that names them lies."""
+
+    def resolved(path: str) -> str:
+        return str(absolute(folder / expanded(Path(path))))
+
+    given = {name: getattr(corpus, name) for name in ("path", "validation", "test")}
+    found = {
+        name: resolved(value) if isinstance(value, str) else [resolved(one) for one in value]
+        for name, value in given.items()
+        if value is not None
+    }
+    return corpus.model_copy(update=found)
 
 
 def expanded(path: Path) -> Path:

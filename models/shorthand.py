@@ -87,7 +87,9 @@ def _write_out(document: Any, model: type[BaseModel]) -> None:
             document[name] = meant(value, field.annotation)
 
 
-def _corpus(value: Any) -> dict[str, str] | None:
+def _corpus(value: Any) -> dict[str, Any] | None:
+    if isinstance(value, list) and all(isinstance(one, str) for one in value):
+        return {"path": value}
     return {"builtin" if value in BUILTIN else "path": value} if isinstance(value, str) else None
 
 

@@ -323,8 +323,7 @@ class Run:
         Such a corpus has no end of text, so a model never learned to begin behind one. It is the first character of
         the vocabulary where that has no line break, and nothing, the end of another document, where there are many.
         """
-        source = self.recipe.corpus
-        documents = source.field is not None or (source.path is not None and not Path(source.path).suffix)
+        documents = self.recipe.corpus.holds_documents
         if documents or len(self.tokenizer.encode("\n")) == 1:
             return "" if documents else "\n"
         return getattr(self.tokenizer, "characters", "")[:1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import logging
@@ -10,9 +11,9 @@ import random
 import shutil
 import time
 from bisect import bisect
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -26,7 +27,8 @@ from models import config
 from models.errors import ChangedCorpusError, CorpusError, RunError
 from models.files import ABANDONED_SECONDS
 from models.text import tokenizers
-from models.text.documents import documents_of, refuse_key
+from models.text.compression import ending_of
+from models.text.documents import KEYED, documents_of, refuse_key
 from models.text.shared_work import Meter, Report, alone
 from models.text.tokenizers import Tokenizer
 
@@ -80,6 +82,8 @@ class _Source:
     entropy: float | None = None
     surprisal: npt.NDArray[np.float64] | None = None
     files: str = ""
+    places: dict[str, slice] | None = None
+    """Where each split lies, if they are files of their own."""
 
 
 def load_corpus(
@@ -102,9 +106,10 @@ def load_corpus(
     read = _read(source)
     fingerprint = _fingerprint(read.text)
     _check_fingerprint(source, read.name, fingerprint)
-    places = _places(read, source.split)
+    places = read.places or _places(read, source.split)
     parts = {split: read.text[place] for split, place in places.items()}
-    facts = _facts(fingerprint, source.split, tokenizer_kind, vocabulary_size)
+    split = [[place.start, place.stop] for place in read.places.values()] if read.places else source.split
+    facts = _facts(fingerprint, split, tokenizer_kind, vocabulary_size)
     cache = cache or _users_cache()
     sizes = {split: len(part.replace(BREAK, "").encode()) for split, part in parts.items()}
 
@@ -159,10 +164,56 @@ def require_room(corpus: EncodedCorpus, batch_size: int, sequence_length: int) -
 
 def _read(source: config.Corpus) -> _Source:
     if source.path is not None:
-        return _read_path(Path(source.path), source.field)
+        read = _read_paths(source.path, source.field)
+        own = {name: _read_paths(paths, source.field) for name, paths in _held_out(source).items()}
+        return _joined(read, own, source.split) if own else read
     if source.field is not None:
         refuse_key(f"corpus {source.builtin}")
     return _markov() if source.builtin == "markov" else _python_docs()
+
+
+def _held_out(source: config.Corpus) -> dict[str, str | list[str]]:
+    """The texts of splits that have files of their own."""
+    return {name: paths for name, paths in (("validation", source.validation), ("test", source.test)) if paths}
+
+
+def _joined(read: _Source, own: dict[str, _Source], split: tuple[float, float, float]) -> _Source:
+    """One text of what is trained on and held-out texts, and where each of them lies."""
+    if "validation" in own:
+        places = {"train": slice(0, len(read.text))}
+    else:
+        both = split[0] + split[1]
+        places = _places(read, (split[0] / both, split[1] / both, 0.0))
+    text = read.text
+    for name, source in own.items():
+        places[name] = slice(len(text) + 1, len(text) + 1 + len(source.text))
+        text += BREAK + source.text
+    end = slice(len(text), len(text))
+    return replace(read, text=text, places={name: places.get(name, end) for name in SPLITS})
+
+
+def _read_paths(paths: str | list[str], field: str | None) -> _Source:
+    """Reads files, folders and patterns of them, in this order."""
+    written = [paths] if isinstance(paths, str) else paths
+    found = [one for path in written for one in _matching(path)]
+    keyed = [path for path in found if path.is_dir() or ending_of(path) in KEYED]
+    if field is not None and not keyed:
+        refuse_key(f"corpus {written[0]}")
+    read = [_read_path(path, field if path in keyed else None) for path in found]
+    name = Path(written[0]).name if len(found) > 1 else read[0].name
+    more = f" and {len(written) - 1} more" if len(written) > 1 else ""
+    files = "; ".join(one.files for one in read if one.files) or (f"{len(found)} files" if len(found) > 1 else "")
+    return _Source(name + more, BREAK.join(one.text for one in read), files=files)
+
+
+def _matching(path: str) -> list[Path]:
+    """The path, or those that match it where it is a pattern, in the order of their names."""
+    if not glob.has_magic(path) or Path(path).exists():
+        return [Path(path)]
+    found = sorted(glob.glob(path, recursive=True))
+    if not found:
+        raise CorpusError(f"corpus {path}: no file matches this pattern; look at the names with ls")
+    return list(map(Path, found))
 
 
 def _read_path(path: Path, field: str | None) -> _Source:
@@ -271,7 +322,7 @@ def _split_entropy(source: _Source, places: dict[str, slice]) -> dict[str, float
 # Encoding, and the cache: one folder for each text, split and tokenizer, complete or not there.
 
 
-def _facts(fingerprint: str, split: tuple[float, float, float], kind: str, vocabulary_size: int) -> dict[str, Any]:
+def _facts(fingerprint: str, split: Sequence[Any], kind: str, vocabulary_size: int) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "fingerprint": fingerprint,

@@ -11,15 +11,20 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from models.errors import CorpusError
+from models.text.compression import content_of, ending_of
+from models.text.tables import COLUMNAR, SEPARATED, columnar, is_saved_dataset, saved_dataset, separated
 from models.wording import counted
 
 LINES, RECORDS = (".jsonl", ".ndjson"), (".json",)
 """Kinds of files whose documents stand under a key: an object on each line, or a list of them."""
 
+KEYED = LINES + RECORDS + SEPARATED + COLUMNAR
+"""Kinds of files whose text is chosen by `field`."""
+
 REMEDIES = {
-    "compressed; unpack it": ".gz .tgz .bz2 .xz .zst .lz4 .br .zip .tar .7z .rar",
-    "a table; write its column of text as .jsonl": (
-        ".csv .tsv .parquet .arrow .feather .orc .avro .xls .xlsx .ods .db .sqlite .sqlite3 .h5 .hdf5 .npy .npz"
+    "an archive; unpack it": ".tgz .lz4 .br .zip .tar .7z .rar",
+    "a table; write its column of text as .csv or .jsonl": (
+        ".feather .orc .avro .xls .xlsx .ods .db .sqlite .sqlite3 .h5 .hdf5 .npy .npz"
     ),
     "a formatted document; save its text as .txt": ".pdf .doc .docx .odt .rtf .epub .mobi .ppt .pptx .odp .pages",
     "markup; save its text as .txt, or rename it to .txt to learn the markup too": (
@@ -40,12 +45,12 @@ _BEGINNINGS = {
     codecs.BOM_UTF32_BE: "UTF-32; save it as UTF-8 text",
     codecs.BOM_UTF16_LE: "UTF-16; save it as UTF-8 text",
     codecs.BOM_UTF16_BE: "UTF-16; save it as UTF-8 text",
-    b"\x1f\x8b": _REFUSED[".gz"],
-    b"BZh": _REFUSED[".bz2"],
-    b"\xfd7zXZ": _REFUSED[".xz"],
-    b"\x28\xb5\x2f\xfd": _REFUSED[".zst"],
+    b"\x1f\x8b": "compressed; give its name the ending .gz",
+    b"BZh": "compressed; give its name the ending .bz2",
+    b"\xfd7zXZ": "compressed; give its name the ending .xz",
+    b"\x28\xb5\x2f\xfd": "compressed; give its name the ending .zst",
     b"PK\x03\x04": _REFUSED[".zip"],
-    b"PAR1": _REFUSED[".parquet"],
+    b"PAR1": "a table; give its name the ending .parquet",
     b"SQLite format 3": _REFUSED[".sqlite"],
     b"%PDF-": _REFUSED[".pdf"],
     b"\x89PNG": _REFUSED[".png"],
@@ -82,26 +87,28 @@ class Found:
 
 
 def documents_of(path: Path, key: str | None) -> Found:
-    """Reads a file, or all files of a folder at any depth in the order of their paths; `key` is for JSON.
+    """Reads a file, or all files of a folder at any depth in the order of their paths; `key` is for records.
 
     Hidden files, checkpoints, locks and links to folders are passed over. Raises CorpusError for a file that is no
     text, and OSError for one that cannot be read.
     """
+    if path.is_dir() and is_saved_dataset(path):
+        return Found([document for document in saved_dataset(path, key) if document], [path.name])
     if not path.is_dir():
-        if key is not None and path.suffix.lower() not in LINES + RECORDS:
+        if key is not None and ending_of(path) not in KEYED:
             refuse_key(f"corpus {path}")
         return Found([document for document in _documents(path, key) if document], [path.name])
     found = Found()
     files = _files(path, found)
-    if key is not None and not any(file.suffix.lower() in LINES + RECORDS for file in files):
+    if key is not None and not any(ending_of(file) in KEYED for file in files):
         refuse_key(f"corpus {path}")
     _read_all(path, files, key, found)
     return found
 
 
 def refuse_key(place: str) -> NoReturn:
-    """Raises CorpusError, because there is no JSON here for `field` to choose from."""
-    raise CorpusError(f"{place}: field is for a .jsonl file; remove it")
+    """Raises CorpusError, because there are no records here for `field` to choose from."""
+    raise CorpusError(f"{place}: field is for files of records ({', '.join(KEYED)}); remove it")
 
 
 def _files(folder: Path, found: Found) -> list[Path]:
@@ -140,10 +147,16 @@ def _read_all(folder: Path, files: list[Path], key: str | None, found: Found) ->
 
 
 def _documents(path: Path, key: str | None) -> Iterable[str]:
-    ending = path.suffix.lower()
-    if ending in _REFUSED:
+    ending = ending_of(path)
+    refused = path.suffix.lower() if path.suffix.lower() in _REFUSED else ending
+    if refused in _REFUSED:
         path.stat()  # one that is not there is not refused for its name
-        raise CorpusError(f"corpus {path}: {_REFUSED[ending]}")
+        raise CorpusError(f"corpus {path}: {_REFUSED[refused]}")
+    if ending in SEPARATED:
+        return separated(path, _text(path), key)
+    if ending in COLUMNAR:
+        path.stat()
+        return columnar(path, key)
     if ending in LINES:
         return _of_lines(path, key)
     return _of_records(path, key) if ending in RECORDS else [_text(path)]
@@ -152,7 +165,7 @@ def _documents(path: Path, key: str | None) -> Iterable[str]:
 def _text(path: Path) -> str:
     if path.exists() and not path.is_file():
         raise CorpusError(f"corpus {path}: neither a file nor a folder; give one of these")
-    content = path.read_bytes()
+    content = content_of(path)
     zero = content.find(b"\0")
     try:
         text = content.decode()
@@ -209,7 +222,7 @@ def _required(key: str | None, path: Path, record: dict[str, Any]) -> str:
     texts = [repr(name) for name, value in record.items() if isinstance(value, str)]
     keys = f"; of the first one's keys, text is under {_listed(texts)}" if texts else ""
     raise CorpusError(
-        f"corpus {path}: a {path.suffix.lower()} file needs field; set it to the key that holds the text{keys}"
+        f"corpus {path}: a {ending_of(path)} file needs field; set it to the key that holds the text{keys}"
     )
 
 

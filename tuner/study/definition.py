@@ -30,6 +30,9 @@ RENAMED = {"start": "points_to_evaluate"}
 
 OBJECTIVES = ("bits_per_byte", "text_divergence")
 
+PLACES = {("corpus", "path"), ("corpus", "validation"), ("corpus", "test")}
+"""Where a text is; which text it is, its fingerprint tells."""
+
 FREE = ("budget", "points_to_evaluate", "threads", "retries", "timeout")
 """Sections that may change while a study goes on: its results stay comparable. Not `threads` of trials in seconds."""
 
@@ -223,7 +226,7 @@ def differences(before: Study, after: Study) -> list[str]:
     return [
         f"{'.'.join(place)}: was {old.get(place, 'not given')}, is {new.get(place, 'not given')}"
         for place in sorted(old.keys() | new.keys())
-        if old.get(place) != new.get(place) and place[0] not in free and place != ("corpus", "path")
+        if old.get(place) != new.get(place) and place[0] not in free and place not in PLACES
     ]
 
 

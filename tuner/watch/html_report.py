@@ -61,7 +61,7 @@ def report(study: StudyHandle, kept: Artifacts | None) -> str:
         over=not now.workers and not now.counts.running,
         best=best,
         architecture=plots.architecture(definition)(best.trial) if best else None,
-        text=definition.corpus.path or f"the built-in corpus {definition.corpus.builtin}",
+        text=("the built-in corpus " if definition.corpus.builtin else "") + definition.corpus.described,
         fingerprint=found.user_attrs.get("fingerprint"),
         limits={name: f"{limit:,}" for name, limit in definition.limits.given().items()},
         ranges=[_range(name, one, best) for name, one in definition.space.searched.items()],

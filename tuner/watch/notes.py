@@ -187,14 +187,13 @@ def study_note(now: Row, board: Sequence[FrozenTrial]) -> str:
 
 def _what(study: Study) -> str:
     trial = f"{study.trial.tokens:,} tokens" if study.trial.tokens is not None else f"{study.trial.seconds:g} seconds"
-    text = study.corpus.builtin or study.corpus.path or ""
     searched = ", ".join(code(name) for name in study.space.searched)
     about = f"Searches {searched}" if searched else "Searches nothing: all is fixed"
     if study.confirms is not None:
         about = f"Trains the best trials of study {code(study.confirms)} again with fresh seeds"
     return (
         f"## {code(study.name)}\n\n{about}, for the lowest {' and '.join(study.objectives).replace('_', ' ')} on "
-        f"{code(text)}. A full trial reads {trial}, in {study.trial.rungs} rungs."
+        f"{code(study.corpus.described)}. A full trial reads {trial}, in {study.trial.rungs} rungs."
     )
 
 

@@ -1,19 +1,27 @@
 """Corpora: what is read, how it is split and encoded, what is refused, and a cache that many processes share."""
 
+import bz2
+import csv
 import gzip
 import hashlib
 import json
+import lzma
 import os
 import re
 import subprocess
 import sys
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow
+import pyarrow.ipc
+import pyarrow.parquet
 import pytest
+import zstandard
 
 from models import config
 from models.errors import CorpusError
@@ -149,6 +157,116 @@ def test_a_folder_is_its_files_in_order(tmp_path: Path) -> None:
     assert sum(corpus.bytes.values()) == sum(map(len, documents_of(corpus)))
 
 
+LINE = '{"text": "good"}\n'
+
+PACKED: dict[str, Callable[[bytes], bytes]] = {
+    ".gz": gzip.compress,
+    ".bz2": bz2.compress,
+    ".xz": lzma.compress,
+    ".zst": zstandard.compress,
+}
+
+
+@pytest.mark.parametrize("ending", PACKED)
+def test_a_compressed_text_is_that_text(ending: str, file: Path, tmp_path: Path) -> None:
+    packed = tmp_path / f"text.txt{ending}"
+    packed.write_bytes(PACKED[ending](file.read_bytes()))
+    assert read(tmp_path, packed).fingerprint == read(tmp_path, file).fingerprint
+
+
+ROWS = [f'Document {number}, with a "quotation",\nand a second line.' for number in range(40)]
+
+
+def as_table(path: Path, *, separator: str = ",") -> None:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        rows = csv.writer(file, delimiter=separator)
+        rows.writerows([("id", "text"), *enumerate(ROWS)])
+
+
+def as_columns(path: Path) -> None:
+    table = pyarrow.table({"id": range(42), "text": [ROWS[0], None, *ROWS[1:], ""]})
+    if path.suffix == ".parquet":
+        pyarrow.parquet.write_table(table, path, row_group_size=7)
+    else:
+        with pyarrow.ipc.new_stream(path, table.schema) as stream:  # as `datasets` does
+            stream.write_table(table, max_chunksize=7)
+
+
+def as_saved_dataset(folder: Path) -> None:
+    folder.mkdir()
+    as_columns(folder / "data-00000-of-00001.arrow")
+    state = {"_data_files": [{"filename": "data-00000-of-00001.arrow"}], "_indices_data_files": None}
+    (folder / "state.json").write_text(json.dumps(state))
+    (folder / "dataset_info.json").write_text("{}")
+
+
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [
+        ("a.csv", as_table),
+        ("a.tsv", partial(as_table, separator="\t")),
+        ("semicolons.csv", partial(as_table, separator=";")),
+        ("a.parquet", as_columns),
+        ("a.arrow", as_columns),
+        ("saved", as_saved_dataset),
+    ],
+)
+def test_each_row_of_a_table_is_a_document(name: str, write: Callable[[Path], None], tmp_path: Path) -> None:
+    write(tmp_path / name)
+    corpus = read(tmp_path, tmp_path / name, field="text", split=(0.5, 0.3, 0.2))
+    assert documents_of(corpus) == ROWS
+    (tmp_path / "same.json").write_text(json.dumps(ROWS))
+    assert read(tmp_path, tmp_path / "same.json", split=(0.5, 0.3, 0.2)).fingerprint == corpus.fingerprint
+
+
+def test_a_column_of_numbers_and_a_data_set_of_several_splits_are_refused(tmp_path: Path) -> None:
+    as_columns(tmp_path / "a.parquet")
+    with pytest.raises(CorpusError, match="column 'id' holds int64, not text; set field to another"):
+        read(tmp_path, tmp_path / "a.parquet", field="id")
+    both = tmp_path / "both"
+    both.mkdir()
+    as_saved_dataset(both / "train")
+    (both / "dataset_dict.json").write_text('{"splits": ["train"]}')
+    with pytest.raises(CorpusError, match=r"holds the splits train; give one: .*both/train"):
+        read(tmp_path, both, field="text")
+
+
+def test_several_files_and_patterns_are_read_in_their_order(tmp_path: Path) -> None:
+    for name in ("b.txt", "a1.txt", "a2.txt"):
+        (tmp_path / name).write_text(f"This is {name}, and its text.")
+    (tmp_path / "c.jsonl").write_text(LINE)
+    given = [str(tmp_path / name) for name in ("b.txt", "a?.txt", "c.jsonl")]
+    source = config.Corpus(path=given, field="text", split=(0.5, 0.3, 0.2))
+    corpus = load_corpus(source, "character", 300, tmp_path / "cache")
+    texts = [f"This is {name}, and its text." for name in ("b.txt", "a1.txt", "a2.txt")]
+    assert documents_of(corpus) == [*texts, "good"]
+    assert corpus.name == "b.txt and 2 more"
+    with pytest.raises(CorpusError, match=r"z\*: no file matches this pattern"):
+        read(tmp_path, tmp_path / "z*")
+
+
+@pytest.mark.parametrize("own", [("validation", "test"), ("validation",), ("test",)])
+def test_held_out_text_may_have_files_of_its_own(own: tuple[str, ...], file: Path, tmp_path: Path) -> None:
+    texts = {"validation": "Text to validate on.", "test": "Text to test on."}
+    for name in own:
+        (tmp_path / f"{name}.txt").write_text(texts[name])
+    source = config.Corpus(path=str(file), **{name: str(tmp_path / f"{name}.txt") for name in own})  # type: ignore[arg-type]
+    corpus = load_corpus(source, "byte", 300, tmp_path / "cache")
+    found = {split: corpus.tokenizer.decode(getattr(corpus, split)) for split in SPLITS}
+    if "validation" in own:
+        assert found == {
+            "train": TEXT,
+            "validation": texts["validation"],
+            "test": texts["test"] if "test" in own else "",
+        }
+    else:
+        assert found["train"] + found["validation"] == TEXT
+        assert len(found["validation"]) == pytest.approx(len(TEXT) / 19, abs=1)
+        assert found["test"] == texts["test"]
+    assert corpus.characters == {split: len(text) for split, text in found.items()}
+    assert corpus.fingerprint != read(tmp_path, file, "byte").fingerprint
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_line_of_jsonl_is_a_document(kind: str, tmp_path: Path) -> None:
     texts = [f"Document {number}:\n\u2028 \x00 naïve" for number in range(40)]
@@ -259,9 +377,6 @@ def test_many_processes_may_race(tmp_path: Path) -> None:
     assert len(list((tmp_path / "cache").iterdir())) == 1
 
 
-LINE = '{"text": "good"}\n'
-
-
 @pytest.mark.parametrize(
     ("name", "content", "settings", "message"),
     [
@@ -271,12 +386,29 @@ LINE = '{"text": "good"}\n'
         ("a.txt", "text".encode("utf-16"), {}, r"a\.txt: UTF-16; save it as UTF-8 text"),
         ("a.txt", "text".encode("utf-16-le"), {}, "binary, with a zero at byte 1"),
         ("a.txt", "text".encode("utf-32"), {}, "UTF-32; save it as UTF-8 text"),
-        ("a.txt", gzip.compress(b"text", mtime=0), {}, "compressed; unpack it"),
+        ("a.txt", gzip.compress(b"text", mtime=0), {}, "compressed; give its name the ending .gz"),
         ("noname", b"%PDF-1.7\xe2\xe3", {}, "noname: a formatted document; save its text as .txt"),
-        ("a.jsonl.gz", b"", {"field": "text"}, "field is for"),
-        ("a.jsonl.gz", b"", {}, "compressed; unpack it"),
-        ("a.CSV", b"id,text\n1,good\n", {}, r"a\.CSV: a table; write its column of text as \.jsonl"),
-        ("a.parquet", b"PAR1", {}, "a table"),
+        ("a.txt.gz", b"text", {}, r"a\.txt\.gz: a damaged \.gz file"),
+        ("a.txt.gz", gzip.compress(b"text" * 100, mtime=0)[:-9], {}, r"a damaged \.gz file"),
+        ("a.txt.bz2", b"text", {}, r"a damaged \.bz2 file"),
+        ("a.txt.xz", b"text", {}, r"a damaged \.xz file"),
+        ("a.txt.zst", b"text", {}, r"a damaged \.zst file"),
+        ("a.txt.gz", gzip.compress(b"a" * 2**25, mtime=0), {}, "unpacks to more than 250 times its size"),
+        ("a.tar.gz", gzip.compress(b"text", mtime=0), {}, "an archive; unpack it"),
+        ("a.jsonl.gz", gzip.compress(LINE.encode(), mtime=0), {}, r"a \.jsonl file needs field; .*'text'"),
+        ("a.CSV", b"id,text\n1,good\n", {}, r"a\.CSV: a table needs field; .*: 'id', 'text'"),
+        (
+            "a.csv",
+            b"id,text\n1,good\n",
+            {"field": "body"},
+            "no column 'body'; .* one of these: 'id'",
+        ),
+        ("a.csv", b"id,text\n1,good\n2,bad,worse\n", {"field": "text"}, "line 3: 3 columns, and the header has 2"),
+        ("a.csv", b'id,text\n1,"good\n', {"field": "text"}, "line 2: .*write it again as CSV"),
+        ("a.csv", b"", {"field": "text"}, "no column 'text'"),
+        ("a.parquet", b"PAR1", {"field": "text"}, r"a damaged \.parquet file"),
+        ("a.arrow", b"ARROW", {"field": "text"}, r"a damaged \.arrow file"),
+        ("a.txt", b"PAR1\0", {}, "a table; give its name the ending .parquet"),
         ("a.html", b"<p>text", {}, "markup; save its text as .txt, or rename it"),
         ("a.docx", b"PK", {}, "a formatted document"),
         ("a.png", b"text", {}, "a picture, sound or program; leave it out"),
@@ -288,7 +420,7 @@ LINE = '{"text": "good"}\n'
         ("a.json", "[", {}, "not JSON"),
         ("a.json", '["\\ud800"]', {}, "item 1 contains half of a surrogate pair"),
         ("a.txt", b"na\xefve", {}, "not UTF-8 at byte 2; save it as UTF-8"),
-        ("a.txt", b"text", {"field": "text"}, "field is for a .jsonl file; remove it"),
+        ("a.txt", b"text", {"field": "text"}, "field is for files of records .*; remove it"),
         ("a.txt", b"a", {}, "a validation split of 0.05 leaves none of its 1 characters"),
         ("a.txt", b"abcdef", {"split": (0.5, 0.45, 0.05)}, "a test split of 0.05 leaves none of its 6 characters"),
         ("a.jsonl", LINE, {}, "needs field"),
@@ -427,12 +559,12 @@ def test_each_file_of_a_folder_is_read_as_what_it_is(
     assert documents_of(corpus) == texts
 
 
-@pytest.mark.parametrize("name", ["a.csv", "deep/a.tsv", "a.txt.zst", "a.pdf", "a.HTML", "a.webp", "a.so"])
+@pytest.mark.parametrize("name", ["a.csv", "deep/a.tsv", "a.txt.zst", "a.tar.gz", "a.pdf", "a.HTML", "a.webp", "a.so"])
 def test_a_file_of_a_folder_that_is_no_text_is_refused_by_name(name: str, tmp_path: Path) -> None:
     (tmp_path / "texts" / name).parent.mkdir(parents=True)
     (tmp_path / "texts" / name).write_text("looks like text", encoding="utf-8")
     (tmp_path / "texts" / "b.txt").write_text("is text", encoding="utf-8")
-    with pytest.raises(CorpusError, match=f"{re.escape(name)}: .*; (write|unpack|save|leave)"):
+    with pytest.raises(CorpusError, match=f"{re.escape(name)}: .*; (write|save|leave|set|unpack)"):
         read(tmp_path, tmp_path / "texts")
 
 
