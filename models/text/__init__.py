@@ -1,3 +1,3 @@
 """Text in, batches of tokens out."""
 
-__all__ = ["batches", "corpus", "tokenizers"]
+__all__ = ["batches", "corpus", "inspection", "tokenizers"]

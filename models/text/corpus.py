@@ -74,7 +74,7 @@ class EncodedCorpus:
 
 
 @dataclass(frozen=True, eq=False)
-class _Source:
+class Source:
     """A text, its documents joined by BREAK; if its source is known, also that one's bits for each character."""
 
     name: str
@@ -103,11 +103,9 @@ def load_corpus(
     CorpusError if the text is missing, unreadable, not the one that `source.fingerprint` asks for
     (ChangedCorpusError), or too short to split.
     """
-    read = _read(source)
+    read, parts = parts_of(source)
     fingerprint = _fingerprint(read.text)
     _check_fingerprint(source, read.name, fingerprint)
-    places = read.places or _places(read, source.split)
-    parts = {split: read.text[place] for split, place in places.items()}
     split = [[place.start, place.stop] for place in read.places.values()] if read.places else source.split
     facts = _facts(fingerprint, split, tokenizer_kind, vocabulary_size)
     cache = cache or _users_cache()
@@ -128,9 +126,16 @@ def load_corpus(
         bytes=sizes,
         characters={split: _characters(part) for split, part in parts.items()},
         entropy=read.entropy,
-        split_entropy=_split_entropy(read, places),
+        split_entropy=_split_entropy(read, source.split),
         files=read.files,
     )
+
+
+def parts_of(source: config.Corpus) -> tuple[Source, dict[str, str]]:
+    """Returns a text and its splits, documents joined by BREAK. Raises CorpusError as `load_corpus` does."""
+    read = _read(source)
+    places = read.places or _places(read, source.split)
+    return read, {split: read.text[place] for split, place in places.items()}
 
 
 def _users_cache() -> Path:
@@ -162,7 +167,7 @@ def require_room(corpus: EncodedCorpus, batch_size: int, sequence_length: int) -
 # Reading: a config.Corpus to a text.
 
 
-def _read(source: config.Corpus) -> _Source:
+def _read(source: config.Corpus) -> Source:
     if source.path is not None:
         read = _read_paths(source.path, source.field)
         own = {name: _read_paths(paths, source.field) for name, paths in _held_out(source).items()}
@@ -177,7 +182,7 @@ def _held_out(source: config.Corpus) -> dict[str, str | list[str]]:
     return {name: paths for name, paths in (("validation", source.validation), ("test", source.test)) if paths}
 
 
-def _joined(read: _Source, own: dict[str, _Source], split: tuple[float, float, float]) -> _Source:
+def _joined(read: Source, own: dict[str, Source], split: tuple[float, float, float]) -> Source:
     """One text of what is trained on and held-out texts, and where each of them lies."""
     if "validation" in own:
         places = {"train": slice(0, len(read.text))}
@@ -192,7 +197,7 @@ def _joined(read: _Source, own: dict[str, _Source], split: tuple[float, float, f
     return replace(read, text=text, places={name: places.get(name, end) for name in SPLITS})
 
 
-def _read_paths(paths: str | list[str], field: str | None) -> _Source:
+def _read_paths(paths: str | list[str], field: str | None) -> Source:
     """Reads files, folders and patterns of them, in this order."""
     written = [paths] if isinstance(paths, str) else paths
     found = [one for path in written for one in _matching(path)]
@@ -203,7 +208,7 @@ def _read_paths(paths: str | list[str], field: str | None) -> _Source:
     name = Path(written[0]).name if len(found) > 1 else read[0].name
     more = f" and {len(written) - 1} more" if len(written) > 1 else ""
     files = "; ".join(one.files for one in read if one.files) or (f"{len(found)} files" if len(found) > 1 else "")
-    return _Source(name + more, BREAK.join(one.text for one in read), files=files)
+    return Source(name + more, BREAK.join(one.text for one in read), files=files)
 
 
 def _matching(path: str) -> list[Path]:
@@ -216,7 +221,7 @@ def _matching(path: str) -> list[Path]:
     return list(map(Path, found))
 
 
-def _read_path(path: Path, field: str | None) -> _Source:
+def _read_path(path: Path, field: str | None) -> Source:
     try:
         found = documents_of(path, field)
     except OSError as error:
@@ -227,17 +232,17 @@ def _read_path(path: Path, field: str | None) -> _Source:
     files = str(found) if path.is_dir() else ""
     if not found.documents:
         raise CorpusError(f"corpus {path}: contains no text{files and f' ({files})'}; give one that does")
-    return _Source(path.resolve().name, BREAK.join(found.documents), files=files)
+    return Source(path.resolve().name, BREAK.join(found.documents), files=files)
 
 
-def _python_docs() -> _Source:
+def _python_docs() -> Source:
     """Python's own help on its language, about 0.5 MB; it differs between versions of Python."""
     from pydoc_data.topics import topics
 
-    return _Source("python-docs", "\n".join(topics[topic] for topic in sorted(topics)))
+    return Source("python-docs", "\n".join(topics[topic] for topic in sorted(topics)))
 
 
-def _markov(letters: int = 12, length: int = 400_000) -> _Source:
+def _markov(letters: int = 12, length: int = 400_000) -> Source:
     """A random source of letters, each drawn given the two before it, with an entropy of 2.1 bits.
 
     Given one letter it is 3.4 bits, given none 3.6: a model that does not look back twice is far from the best.
@@ -246,7 +251,7 @@ def _markov(letters: int = 12, length: int = 400_000) -> _Source:
     probabilities = _transitions(generator, letters)
     drawn = _walk(generator, probabilities, length)
     surprisal = -np.log2(probabilities[drawn[:-2], drawn[1:-1], drawn[2:]])
-    return _Source(
+    return Source(
         name="markov",
         text=(drawn + ord("a")).astype(np.uint8).tobytes().decode(),
         entropy=_entropy_rate(probabilities),
@@ -294,7 +299,7 @@ def _check_fingerprint(source: config.Corpus, name: str, fingerprint: str) -> No
         )
 
 
-def _places(source: _Source, split: tuple[float, float, float]) -> dict[str, slice]:
+def _places(source: Source, split: tuple[float, float, float]) -> dict[str, slice]:
     """Returns where each split lies in the text; a break counts as a character of the split it falls in."""
     length = len(source.text)
     middle, last = round(length * split[0]), round(length * (split[0] + split[1]))
@@ -312,10 +317,10 @@ def _characters(part: str) -> int:
     return len(part) - part.count(BREAK)
 
 
-def _split_entropy(source: _Source, places: dict[str, slice]) -> dict[str, float] | None:
+def _split_entropy(source: Source, split: tuple[float, float, float]) -> dict[str, float] | None:
     if source.surprisal is None:
         return None
-    bits = {split: source.surprisal[place] for split, place in places.items()}
+    bits = {name: source.surprisal[place] for name, place in _places(source, split).items()}
     return {split: float(each.mean()) for split, each in bits.items() if each.size}
 
 

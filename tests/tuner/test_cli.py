@@ -508,6 +508,18 @@ def test_a_shipped_study_is_found_from_any_folder(tuner: Command) -> None:
     assert result.out.endswith("studies/quickstart.yaml: fine; study quickstart searches 7 parameters and fixes 0\n")
 
 
+def test_a_text_is_looked_at_by_its_path_or_as_that_of_a_study(
+    tuner: Command, study_file: Callable[..., str], text_file: Path
+) -> None:
+    told = tuner("corpus", str(text_file), "--tokens", "1000")
+    assert told.code == 0, told
+    assert told.out.startswith(f"{text_file.name}: 1 document, ")
+    assert re.search(r"^  character +\d+ +[\d,]+ +1\.00 +[\d.]+ times$", told.out, re.MULTILINE)
+    found = json.loads(tuner("corpus", study_file(), "--json").out)
+    assert (found["name"], len(found["tokenizers"])) == (text_file.name, 4)
+    assert "nothing.txt: No such file" in tuner("corpus", "nothing.txt").err
+
+
 def test_a_file_of_the_name_of_a_shipped_study_comes_first(tuner: Command, study_file: Callable[..., str]) -> None:
     os.rename(study_file(name="mine"), "quickstart")
     assert tuner("check", "quickstart").out == "quickstart: fine; study mine searches 2 parameters and fixes 2\n"
