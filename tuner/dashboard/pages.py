@@ -52,7 +52,7 @@ def application(storage: RDBStorage, lock: Authenticator | None, key: str) -> Fl
     app.register_blueprint(pages)
     app.register_error_handler(Exception, _unless_away)
     app.jinja_env.filters.update(duration=duration, quoted=shlex.quote)
-    app.jinja_env.globals.update(quality=summary.quality, configured=tables.configured)
+    app.jinja_env.globals.update(quality=summary.quality, configured=tables.configured, hints=tables.hints)
     return app
 
 

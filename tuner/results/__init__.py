@@ -10,5 +10,6 @@ __all__ = [
     "outcomes",
     "queries",
     "records",
+    "states",
     "summary",
 ]

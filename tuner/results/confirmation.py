@@ -24,6 +24,7 @@ from models.config import DECODING
 from models.wording import counted
 from tuner.errors import StudyError
 from tuner.optuna_internals import database_of, storage_of, study_id, tables, trial_id
+from tuner.results.companions import CONFIRMS
 from tuner.results.summary import quality, require_board
 from tuner.storage.handle import StudyHandle
 from tuner.storage.leases import RUNNING, Leases, transaction
@@ -38,9 +39,6 @@ if TYPE_CHECKING:
     from models.training.metrics import Score
 
 SUFFIX = " (confirmation)"
-CONFIRMS = "confirms"
-"""The attribute of a confirmation that holds the identity of the study it confirms: names can change hands."""
-
 CONFIDENCE = 0.95
 SEEDS = 2**63
 TOP = 5

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -13,7 +14,8 @@ from optuna.storages import RDBStorage
 from sqlalchemy import Connection
 
 from models.errors import ConfigError
-from tuner.results import summary
+from tuner.results import companions, summary
+from tuner.results.states import Companion
 from tuner.results.summary import FAILED_SHOWN, Row, Snapshot
 from tuner.storage import leases
 from tuner.storage.blocking import blockages
@@ -43,11 +45,14 @@ _RESULT = (
     " AND NOT EXISTS (SELECT 1 FROM trial_values AS others WHERE others.trial_id = trials.trial_id"
     " AND (others.value IS NULL OR others.value = 'NaN'))"
 )
+_UNFIT = f" CAST(state AS text) = 'PRUNED' AND NOT {_FEASIBLE}"
 _BOOKS = sql.text(
     "SELECT books.study_id, books.state, active_seconds, lower(CAST(trials.state AS text)) AS of,"
-    " count(trials.trial_id) AS many, count(results.trial_id) AS results FROM tuner_studies AS books"
+    " count(trials.trial_id) AS many, count(results.trial_id) AS results,"
+    " books.forgiven, count(beyond.trial_id) AS beyond FROM tuner_studies AS books"
     " LEFT JOIN trials ON trials.study_id = books.study_id"
     f" LEFT JOIN (SELECT trial_id FROM trials WHERE {_RESULT}) AS results ON results.trial_id = trials.trial_id"
+    f" LEFT JOIN (SELECT trial_id FROM trials WHERE {_UNFIT}) AS beyond ON beyond.trial_id = trials.trial_id"
     " GROUP BY books.study_id, trials.state"
 )
 # Optuna's own minimum knows nothing of limits.
@@ -63,6 +68,7 @@ _BOARD = sql.text(
     f" WHERE study_id = :study AND {_RESULT} AND {_FEASIBLE}"
     " ORDER BY first.value, second.value, number"
 )
+_UNFITTING = sql.text(f"SELECT count(*) FROM trials WHERE study_id = :study AND {_UNFIT}")
 _RESULTS = sql.text(f"SELECT count(*) FROM trials WHERE study_id = :study AND {_RESULT}")
 _ENDED = sql.text(
     "SELECT trial_id FROM trials WHERE study_id = :study AND CAST(state AS text) NOT IN ('RUNNING', 'WAITING')"
@@ -84,7 +90,8 @@ def all_rows(storage: RDBStorage) -> list[Row]:
         studies = connection.execute(_STUDIES).all()
         if not studies:
             return []  # and perhaps no table of ours
-        books, counts, told = _books(connection)
+        books, counts, told, unfit = _books(connection)
+        seconds, confirming = leases.trial_seconds(connection), companions.pairs(connection)
         best = {row.study_id: row for row in connection.execute(_BEST)}
         workers = _workers(connection)
         blocked = blockages(connection, workers)
@@ -93,7 +100,7 @@ def all_rows(storage: RDBStorage) -> list[Row]:
         for number, name, text, result in studies
         if _is_ours(text) and _problem(text) is None
     ]
-    return [
+    found = [
         Row(
             study,
             Counts(**counts[number]),
@@ -106,10 +113,21 @@ def all_rows(storage: RDBStorage) -> list[Row]:
             best=best[number].value if number in best else None,
             best_trial=best[number].number if number in best else None,
             told=told[number],
+            unfit=unfit[number],
+            forgiven=books[number].forgiven,
+            trial_seconds=seconds.get(number),
         )
         for number, study, confirmation in readable
         if number in books
     ]
+    by_id = {row.study_id: row for row in found}
+    return [replace(row, companion=_companion(by_id.get(confirming.get(row.study_id, -1)))) for row in found]
+
+
+def _companion(row: Row | None) -> Companion | None:
+    if row is None:
+        return None
+    return Companion(row.requested, len(row.workers), is_over=not row.counts.unfinished)
 
 
 def unreadable(storage: RDBStorage) -> list[str]:
@@ -133,7 +151,9 @@ def in_short(study: StudyHandle, most: int) -> Snapshot:
         results = connection.execute(_RESULTS, {"study": study_id}).scalar_one()
         counts = book.counts(connection)
         workers = [worker for _, worker in leases.living(connection, leases.workers.c.study_id == study_id)]
+        unfit = connection.execute(_UNFITTING, {"study": study_id}).scalar_one()
         blocked = blockages(connection, {study_id: workers}).get(study_id)
+        line = book.line(connection)
     several = len(definition.objectives) > 1
     chosen = _front(ranked) if several else [row.trial_id for row in ranked[:most]]
     trials = [study.storage.get_trial(trial_id) for trial_id in (*chosen, *reversed(failed))]
@@ -142,13 +162,17 @@ def in_short(study: StudyHandle, most: int) -> Snapshot:
         definition,
         counts,
         workers,
-        book.active_seconds(),
-        book.state(),
+        line.active_seconds,
+        line.state,
         blocked,
         best=board[0] if board else None,
         trials=trials,
         infeasible=results - len(ranked),
         told=counts.complete - results,
+        unfit=unfit,
+        forgiven=line.forgiven,
+        trial_seconds=book.trial_seconds(),
+        companion=companions.companion_of(study.storage, study_id),
     )
 
 
@@ -189,17 +213,21 @@ def _confirmation(text: str) -> dict[str, Any] | None:
     return found if study_problem({"confirmation": found}) is None else None
 
 
-def _books(connection: Connection) -> tuple[dict[int, Any], dict[int, dict[str, int]], dict[int, int]]:
-    """The line of each study, how many of its trials are in which state, and how many no worker completed."""
+def _books(
+    connection: Connection,
+) -> tuple[dict[int, Any], dict[int, dict[str, int]], dict[int, int], dict[int, int]]:
+    """The line of each study, its trials by state, and how many no worker completed and how many do not fit."""
     lines: dict[int, Any] = {}
     counts: dict[int, dict[str, int]] = defaultdict(dict)
     told: dict[int, int] = defaultdict(int)
+    unfit: dict[int, int] = defaultdict(int)
     for row in connection.execute(_BOOKS):
         lines[row.study_id] = row
         if row.of is not None:
             counts[row.study_id][row.of] = row.many
+            unfit[row.study_id] += row.beyond
             told[row.study_id] += row.many - row.results if row.of == "complete" else 0
-    return lines, counts, told
+    return lines, counts, told, unfit
 
 
 def _workers(connection: Connection) -> dict[int, list[Worker]]:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from optuna.trial import FrozenTrial, TrialState
 
 from models.wording import counted
 from tuner.errors import StudyError
+from tuner.results import companions, states
+from tuner.results.states import Companion
 from tuner.storage.blocking import Blockage
 from tuner.storage.handle import StudyHandle
-from tuner.storage.leases import RUNNING, Counts, Worker
+from tuner.storage.leases import RUNNING, Counts, Worker, has_failed
 from tuner.study.definition import Study
 from tuner.study.facts import is_result, is_told
 
@@ -33,10 +35,20 @@ class Standing:
     counts: Counts
     workers: list[Worker]
     active_seconds: float
-    state: str = RUNNING
+    requested: str = RUNNING
+    """What a person last asked of it: running, paused or stopped."""
     blocked: Blockage | None = None
     told: int = 0
     """Trials that are complete though no worker wrote so."""
+    unfit: int = 0
+    """Trials that were ended because they do not fit in memory or in the study's limits; they count as pruned, too."""
+    forgiven: int = 0
+    """Trials that had failed when the study was last resumed."""
+    trial_seconds: float | None = None
+    """How long a trial takes on average, where that is known."""
+    companion: Companion | None = None
+    """Its confirmation, if there is one."""
+    best: FrozenTrial | float | None = field(default=None, kw_only=True)
 
     @property
     def spent(self) -> float:
@@ -49,18 +61,59 @@ class Standing:
         return min(max(parts), 1.0)
 
     @property
-    def condition(self) -> str:
-        """In one word, what the study is doing."""
-        if self.spent >= 1:
-            return "finished"
-        return self.state if self.workers or self.state != RUNNING else "no worker"
+    def facts(self) -> states.Facts:
+        """What its state follows from."""
+        queue_is_done = self.study.confirms is not None and not self.counts.unfinished
+        return states.Facts(
+            self.requested,
+            len(self.workers),
+            is_spent=self.spent >= 1 or queue_is_done,
+            has_failed=has_failed(self.counts, self.forgiven),
+            has_best=self.best is not None,
+            companion=self.companion,
+        )
+
+    @property
+    def state(self) -> str:
+        """In one word, one of `states.STATES`, what the study is doing."""
+        return states.state(self.facts)
+
+    @property
+    def next_step(self) -> states.Step | None:
+        """What a person can do next; None where there is only to wait."""
+        if self.study.confirms is not None and self.state == states.FINISHED:
+            return None
+        return states.next_step(self.study.name, self.facts)
+
+    @property
+    def done(self) -> str:
+        """How many trials are finished of how many: 5/20, or 24 (of 20 asked for) when the budget was lowered."""
+        finished, trials = self.counts.finished, self.study.trials
+        if trials is None or finished <= trials:
+            return f"{finished}" if trials is None else f"{finished}/{trials}"
+        return f"{finished} ({trials} asked for)"
+
+    @property
+    def pruned(self) -> int:
+        """The trials that the pruner ended, or that diverged: those that did not fit are counted apart."""
+        return self.counts.pruned - self.unfit
 
     @property
     def seconds_left(self) -> float | None:
-        """A guess from how the budget was spent so far; None before anything was, when all is, or without workers."""
-        if self.state != RUNNING or not self.workers:
+        """A guess from what a trial takes, or what is left of the hours; None before a trial ended or without workers.
+
+        What was already spent says little after a resumption: other workers, and trials that were half done.
+        """
+        if self.state != RUNNING or self.spent >= 1:
             return None
-        return self.active_seconds * (1 - self.spent) / self.spent if 0 < self.spent < 1 else None
+        hours, guesses = self.study.budget.hours, []
+        if self.study.trials is not None and self.trial_seconds is not None:
+            begun = sum(worker.progress or 0.0 for worker in self.workers)
+            left = max(self.study.trials - self.counts.finished - begun, 0.0)
+            guesses.append(self.trial_seconds * left / min(len(self.workers), max(left, 1.0)))
+        if hours is not None and self.counts.finished:
+            guesses.append(3600 * hours - self.active_seconds)
+        return min(guesses, default=None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,13 +138,18 @@ class Row(Standing):
 def snapshot(study: StudyHandle) -> Snapshot:
     """Reads the study's state; finished trials are read from the database once."""
     leases, trials = study.leases, study.trials()
+    line = leases.line()
     board, told = leaderboard(trials), sum(map(is_told, trials))
     return Snapshot(
         study.definition,
         leases.counts(),
         leases.alive(),
-        leases.active_seconds(),
-        leases.state(),
+        line.active_seconds,
+        line.state,
+        forgiven=line.forgiven,
+        unfit=sum(trial.state == TrialState.PRUNED and not is_feasible(trial) for trial in trials),
+        trial_seconds=leases.trial_seconds(),
+        companion=companions.companion_of(study.storage, study.id),
         best=board[0] if board else None,
         trials=trials,
         infeasible=sum(trial.state == TrialState.COMPLETE for trial in trials) - told - len(board),

@@ -59,8 +59,8 @@ class OpenStudy:
 
     @property
     def state(self) -> str:
-        """In one word, what it is doing: running, paused, stopped, finished, or no worker."""
-        return summary.current(self._handle).condition
+        """In one word, what it is doing: running, idle, paused, stopped, failed, confirming or finished."""
+        return summary.current(self._handle).state
 
     def status(self) -> dict[str, Any]:
         """Returns what `tuner status --json` prints of the study: trials, budget, workers, the best trials."""
@@ -269,10 +269,9 @@ class OpenStudy:
         if self._closed:
             return f"<OpenStudy {self.name!r}: closed>"
         now = summary.current(self._handle)
-        total = "" if now.study.trials is None else f" of {now.study.trials}"
         best = self.best
         found = "" if best is None else f", best {best.bits_per_byte:.4f} bits per byte (trial {best.number})"
-        return f"<OpenStudy {self.name!r}: {now.condition}, {now.counts.finished}{total} trials{found}>"
+        return f"<OpenStudy {self.name!r}: {now.state}, {now.done} trials{found}>"
 
 
 @contextmanager

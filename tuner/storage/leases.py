@@ -87,7 +87,8 @@ leases = sql.Table(
 )
 _studies = sql.table("studies", sql.column("study_id"), sql.column("study_name"))  # Optuna's
 _trials = sql.table(  # Optuna's
-    "trials", sql.column("trial_id"), sql.column("number"), sql.column("study_id"), sql.column("state")
+    "trials",
+    *map(sql.column, ("trial_id", "number", "study_id", "state", "datetime_start", "datetime_complete")),
 )
 _attributes = {  # Optuna's
     kind: sql.table(f"trial_{kind}_attributes", *map(sql.column, ("trial_id", "key", "value_json")))
@@ -173,6 +174,11 @@ class Counts:
         """The trials that count against the budget."""
         return self.complete + self.pruned
 
+    @property
+    def unfinished(self) -> int:
+        """The trials that are trained, or wait for that."""
+        return self.running + self.waiting
+
 
 @contextmanager
 def transaction(storage: RDBStorage) -> Iterator[Connection]:
@@ -201,7 +207,7 @@ def transaction(storage: RDBStorage) -> Iterator[Connection]:
 
 
 @dataclass(frozen=True)
-class _Line:
+class Line:
     """What a study's line says, and what a new one would."""
 
     state: str = RUNNING
@@ -209,7 +215,7 @@ class _Line:
     active_seconds: float = 0.0
 
 
-def _why_ended(line: _Line, counts: Counts, trials: int | None, hours: float | None, new: bool) -> str | None:
+def _why_ended(line: Line, counts: Counts, trials: int | None, hours: float | None, new: bool) -> str | None:
     """Why a study has ended: the one place that knows; None while it has not."""
     if trials is not None and counts.finished >= trials:
         return f"all {trials} trials are finished" if trials > 1 else "its only trial is finished"
@@ -217,11 +223,16 @@ def _why_ended(line: _Line, counts: Counts, trials: int | None, hours: float | N
         return f"the {hours:g} hours are spent"
     if line.state == STOPPED:
         return "the study was stopped"
-    if counts.fail - line.forgiven >= NEVER_FINISHED and counts.finished == 0:
+    if has_failed(counts, line.forgiven):
         return f"all of its {counts.fail} trials failed"
-    if not new and line.state != PAUSED and counts.waiting + counts.running == 0:
+    if not new and line.state != PAUSED and not counts.unfinished:
         return "all that was queued is done"
     return None
+
+
+def has_failed(counts: Counts, forgiven: int) -> bool:
+    """Whether so many trials failed since the last `tuner resume`, and none finished, that workers end."""
+    return counts.fail - forgiven >= NEVER_FINISHED and counts.finished == 0
 
 
 class Leases:
@@ -416,8 +427,14 @@ class Leases:
 
     def state(self) -> str:
         """Returns what was last asked of the study: running, paused or stopped."""
-        with self.engine.begin() as connection:
-            return self._line(connection).state
+        return self.line().state
+
+    def line(self, connection: Connection | None = None) -> Line:
+        """Returns what the study's line says."""
+        if connection is not None:
+            return self._line(connection)
+        with self.engine.begin() as own:
+            return self._line(own)
 
     def why_ended(self, trials: int | None, hours: float | None, new: bool = True) -> str | None:
         """Returns why there is nothing more to do with this budget, as `claim` would say; None while there is."""
@@ -437,6 +454,11 @@ class Leases:
         """Returns for how long at least one worker has been at work."""
         with self.engine.begin() as connection:
             return self._line(connection).active_seconds
+
+    def trial_seconds(self) -> float | None:
+        """Returns how long a trial takes on average; None before one is finished."""
+        with self.engine.begin() as connection:
+            return trial_seconds(connection, _trials.c.study_id == self.study_id).get(self.study_id)
 
     def alive(self) -> list[Worker]:
         """Returns the workers whose last heartbeat is no older than a lease, in the order they joined."""
@@ -466,10 +488,10 @@ class Leases:
     def _own(self) -> Any:
         return studies.c.study_id == self.study_id
 
-    def _line(self, connection: Connection) -> _Line:
+    def _line(self, connection: Connection) -> Line:
         """The study's line; a study that was copied by other means has none yet."""
         query = sql.select(studies.c.state, studies.c.forgiven, studies.c.active_seconds).where(self._own())
-        return _Line(*(connection.execute(query).one_or_none() or ()))
+        return Line(*(connection.execute(query).one_or_none() or ()))
 
     def _abandoned(self, connection: Connection) -> int | None:
         """A running trial whose worker is gone: its lease expired some time ago, or was never entered."""
@@ -532,6 +554,22 @@ def living(connection: Connection, *which: Any, seconds: float = LEASE_SECONDS) 
     recently = seen.between(-seconds, seconds)  # before zero where the clock was set back since
     rows = connection.execute(query.where(recently).order_by(workers.c.number)).mappings()
     return [(row["study_id"], Worker(seen=float(row["seen"]), **{name: row[name] for name in names})) for row in rows]
+
+
+def trial_seconds(connection: Connection, *which: Any) -> dict[int, float]:
+    """Returns how long a finished trial of each study took on average, of those that one worker had from start to end.
+
+    Those that were interrupted say nothing: some of their time nobody worked on them.
+    """
+    took = func.avg(func.extract("epoch", _trials.c.datetime_complete - _trials.c.datetime_start))
+    query = (
+        sql.select(_trials.c.study_id, took)
+        .select_from(_trials.outerjoin(leases, leases.c.trial_id == _trials.c.trial_id))
+        .where(sql.cast(_trials.c.state, sql.Text).in_(("COMPLETE", "PRUNED")), func.coalesce(leases.c.attempt, 1) == 1)
+        .where(_trials.c.datetime_start.is_not(None), _trials.c.datetime_complete.is_not(None), *which)
+        .group_by(_trials.c.study_id)
+    )
+    return {study: float(seconds) for study, seconds in connection.execute(query).all() if seconds is not None}
 
 
 def forget_deleted(engine: Engine) -> None:

@@ -28,7 +28,7 @@ from tuner.results.summary import front, quality, snapshot
 from tuner.storage.handle import StudyHandle
 from tuner.study.definition import Study
 from tuner.study.space import Categorical, Searched
-from tuner.watch import plots
+from tuner.watch import plots, tables
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -58,7 +58,7 @@ def report(study: StudyHandle, kept: Artifacts | None) -> str:
         counts=now.counts,
         trials=now.trials,
         written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        over=not now.workers and not now.counts.running,
+        hints=tables.hints,
         best=best,
         architecture=plots.architecture(definition)(best.trial) if best else None,
         text=("the built-in corpus " if definition.corpus.builtin else "") + definition.corpus.described,

@@ -91,7 +91,7 @@ class Watcher(View):
         self.study, self.board, self.plain_seconds = study, board, plain_seconds
         self.told = queries.ended(study)
         self.spoke = -plain_seconds if board else time.monotonic()
-        self.state = RUNNING
+        self.requested = RUNNING
 
     def show(self) -> None:
         now = queries.in_short(self.study, BOARD_ROWS)
@@ -99,9 +99,9 @@ class Watcher(View):
             self.say(f"study {self.study.name} is now called {now.study.name}")
             self.study.rename(now.study.name)
         self._tell_finished(now)
-        if now.state != self.state:
-            self.state = now.state
-            self.say(f"the study is {now.state}")
+        if now.requested != self.requested:
+            self.requested = now.requested
+            self.say(f"the study is {now.state}{f'. {now.next_step}' if now.next_step else ''}")
         if self.is_live:
             self.live.update(self._view(now), refresh=True)
         elif time.monotonic() - self.spoke > self.plain_seconds:
@@ -181,16 +181,14 @@ def follow(look: Callable[[], object], requested: threading.Event) -> None:
 
 
 def _line(now: Snapshot) -> str:
-    total = "" if now.study.trials is None else f"/{now.study.trials}"
     left = "" if now.seconds_left is None else f", about {duration(now.seconds_left)} left"
     best = ""
     if now.best is not None:
         best = f", best {quality(now.best):.4f} ({configured(now.best)})"
-    return f"{now.counts.finished}{total} trials finished, {counted(len(now.workers), 'worker')}{left}{best}"
+    return f"{now.done} trials finished, {counted(len(now.workers), 'worker')}{left}{best}"
 
 
 def _row_line(row: Row) -> str:
-    total = "" if row.study.trials is None else f"/{row.study.trials}"
     best = "" if row.best is None else f", best {row.best:.4f} in trial {row.best_trial}"
-    finished = f"{row.counts.finished}{total} trials finished, {row.counts.fail} failed"
-    return f"{row.study.name}: {row.condition}, {finished}, {counted(len(row.workers), 'worker')}{best}"
+    finished = f"{row.done} trials finished, {row.counts.fail} failed"
+    return f"{row.study.name}: {row.state}, {finished}, {counted(len(row.workers), 'worker')}{best}"

@@ -13,11 +13,12 @@ from models.config import Config, flat
 from models.safe_text.markdown import code, fenced
 from models.wording import counted, duration
 from tuner.results.confirmation import lines
+from tuner.results.states import Step
 from tuner.results.summary import NO_WORKER, Row, excess, front, quality
 from tuner.study.definition import Study
 from tuner.study.facts import is_told, trial_problem
 from tuner.trials.attachments import SAMPLES_ATTRIBUTE
-from tuner.watch.tables import activity, configured
+from tuner.watch.tables import activity, configured, unfit_hint
 
 WIDTH = 100
 """Characters in a line of a sample."""
@@ -199,9 +200,10 @@ def _what(study: Study) -> str:
 
 def _budget(now: Row) -> str:
     counts = now.counts
-    states = {"complete": counts.complete, "pruned": counts.pruned, "running": counts.running}
-    states |= {name: count for name, count in {"failed": counts.fail, "waiting": counts.waiting}.items() if count}
-    spent = [f"{counts.finished:,} of {now.study.trials:,} trials"] if now.study.trials is not None else []
+    states = {"complete": counts.complete, "pruned": now.pruned, "running": counts.running}
+    others = {"did not fit": now.unfit, "failed": counts.fail, "waiting": counts.waiting}
+    states |= {name: count for name, count in others.items() if count}
+    spent = [f"{now.done} trials"] if now.study.trials is not None else []
     hours = now.study.budget.hours
     spent += [f"{duration(now.active_seconds)} of {duration(3600 * hours)}"] if hours is not None else []
     filled = round(20 * now.spent)
@@ -209,12 +211,20 @@ def _budget(now: Row) -> str:
     left = "" if now.seconds_left is None else f", about {duration(now.seconds_left)} left"
     numbers = ", ".join(f"{count:,} {state}" for state, count in states.items())
     blocked = "" if now.blocked is None else f"\n\n{shown(str(now.blocked))}"
-    return f"**{now.condition.capitalize()}**{left}\n\n{bar} ({numbers}){blocked}"
+    hints = "".join(f"\n\n{hint}" for hint in _hints(now))
+    return f"**{now.state.capitalize()}**{left}\n\n{bar} ({numbers}){hints}{blocked}"
+
+
+def _hints(now: Row) -> list[str]:
+    """The next step, its commands as code, and what helps against trials that do not fit."""
+    step = now.next_step
+    said = "" if step is None else str(Step(step.said, tuple(map(code, step.commands))))
+    return [hint for hint in (said, unfit_hint(now)) if hint]
 
 
 def _workers(now: Row) -> list[str]:
     if not now.workers:
-        return [] if now.spent >= 1 else [f"No worker is there. Start some: {code(_command('work', now))}"]
+        return []
     rows = []
     for worker in now.workers[:WORKER_ROWS]:
         words = activity(worker)

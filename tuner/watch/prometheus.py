@@ -12,10 +12,9 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from tuner.results.queries import all_rows
+from tuner.results.states import STATES
 from tuner.results.summary import Row
-from tuner.storage.leases import PAUSED, RUNNING, STOPPED, Worker
-
-STATES = (RUNNING, PAUSED, STOPPED)
+from tuner.storage.leases import Worker
 
 STUDY_GAUGES = {
     "tuner_study_budget_trials": "Finished trials that the study may have.",
@@ -25,6 +24,7 @@ STUDY_GAUGES = {
     "tuner_study_workers": "Workers whose last heartbeat is no older than a lease.",
     "tuner_study_tokens_per_second": "Tokens per second that all workers of the study train on.",
     "tuner_study_last_heartbeat_age_seconds": "Seconds since the last heartbeat of any worker of the study.",
+    "tuner_study_trials_unfit": "Pruned trials that did not fit in memory or in the study's limits.",
 }
 WORKER_GAUGES = {
     "tuner_worker_tokens_per_second": "Tokens per second that the worker trains on.",
@@ -78,7 +78,7 @@ def _trials(found: list[Row]) -> Metric:
 
 
 def _states(found: list[Row]) -> Metric:
-    family = GaugeMetricFamily("tuner_study_state", "1 for the state that was requested.", labels=["study", "state"])
+    family = GaugeMetricFamily("tuner_study_state", "1 for the state that the study is in.", labels=["study", "state"])
     for one in found:
         for state in STATES:
             family.add_metric([one.study.name, state], one.state == state)
@@ -118,6 +118,7 @@ def _of_study(one: Row) -> dict[str, float | None]:
         len(one.workers),
         sum(worker.tokens_per_second or 0 for worker in one.workers),
         min((worker.seen for worker in one.workers), default=None),
+        one.unfit,
     )
     return dict(zip(STUDY_GAUGES, values, strict=True))
 

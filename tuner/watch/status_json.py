@@ -70,7 +70,9 @@ def _standing(now: Standing) -> Document:
     return {
         "name": now.study.name,
         "state": now.state,
-        "condition": now.condition,
+        "condition": now.state,  # its name up to 0.2
+        "requested": now.requested,
+        "next": None if now.next_step is None else str(now.next_step),
         "objectives": now.study.objectives,
         "trials": {
             "finished": now.counts.finished,
@@ -78,6 +80,7 @@ def _standing(now: Standing) -> Document:
             **counts,
             "failed": failed,
             "ended_by_no_worker": now.told,
+            "unfit": now.unfit,
         },
         "hours": {"spent": now.active_seconds / 3600, "budget": now.study.budget.hours},
         "spent": now.spent,

@@ -19,13 +19,14 @@ from tuner.results.summary import (
     NO_WORKER,
     Row,
     Snapshot,
+    Standing,
     excess,
     front,
     is_feasible,
     leaderboard,
     quality,
 )
-from tuner.storage.leases import RUNNING, Worker
+from tuner.storage.leases import Worker
 from tuner.study.definition import Study
 from tuner.study.facts import is_told, number
 
@@ -85,7 +86,7 @@ def progress(now: Snapshot) -> RenderableType:
     head = Table.grid(padding=(0, 2))
     name = Text(terminal.line(now.study.name), style="bold")
     head.add_row(name, ProgressBar(1.0, now.spent, width=30), states(now))
-    lines: list[RenderableType] = [head]
+    lines: list[RenderableType] = [head, *map(Text, hints(now))]
     if now.best is not None:
         best = f"best: {quality(now.best):.4f} bits per byte, trial {now.best.number}  {configured(now.best)}"
         lines.append(Text(best, style="green"))
@@ -95,17 +96,29 @@ def progress(now: Snapshot) -> RenderableType:
     return Group(*lines)
 
 
+def hints(now: Standing) -> list[str]:
+    """What a person can do about a study: its next step, and what helps against trials that do not fit."""
+    return [terminal.line(str(hint)) for hint in (now.next_step, unfit_hint(now)) if hint]
+
+
+def unfit_hint(now: Standing) -> str:
+    """What helps against trials that do not fit; empty without any."""
+    if not now.unfit:
+        return ""
+    narrow = "search smaller hidden_size, layers, batch_size or sequence_length"
+    return f"{counted(now.unfit, 'trial')} did not fit in memory or the limits: {narrow}, or raise the limits"
+
+
 def states(now: Snapshot) -> str:
     """How many trials are in which state, what was asked of the study, and how long it may still take."""
     counts = now.counts
-    done = f"{counts.finished}/{now.study.trials}" if now.study.trials is not None else str(counts.finished)
-    rest = {"failed": counts.fail, "waiting": counts.waiting}
+    rest = {"did not fit": now.unfit, "failed": counts.fail, "waiting": counts.waiting}
     others = "".join(f", {count} {state}" for state, count in rest.items() if count)
     apart = {"beyond the limits": now.infeasible, "ended by no worker": now.told}
     infeasible = "".join(f" of which {count} {what}" for what, count in apart.items() if count)
-    asked = f"  {now.state}" if now.state != RUNNING and now.spent < 1 else ""
     left = "" if now.seconds_left is None else f"  about {duration(now.seconds_left)} left"
-    return f"{done} trials  ({counts.complete} complete{infeasible}, {counts.pruned} pruned{others}){asked}{left}"
+    numbers = f"{counts.complete} complete{infeasible}, {now.pruned} pruned{others}"
+    return f"{now.state}  {now.done} trials  ({numbers}){left}"
 
 
 def worker_table(workers: list[Worker]) -> Table:
@@ -152,16 +165,27 @@ def leaderboard_table(now: Snapshot, rows: int = 5) -> Table:
 def studies_table(rows: Sequence[Row]) -> Table:
     """All studies, a row each."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("study", "state", "trials", "complete", "pruned", "failed", "running", "workers", "left", "best"):
+    for column in (
+        "study",
+        "state",
+        "trials",
+        "complete",
+        "pruned",
+        "unfit",
+        "failed",
+        "running",
+        "workers",
+        "left",
+        "best",
+    ):
         table.add_column(column, justify="left" if column in ("study", "state") else "right")
     for now in rows:
         counts = now.counts
-        total = "" if now.study.trials is None else f"/{now.study.trials}"
         best = "-" if now.best is None else f"{now.best:.4f}"
         left = "-" if now.seconds_left is None else duration(now.seconds_left)
-        numbers = map(str, (counts.complete, counts.pruned, counts.fail, counts.running, len(now.workers)))
-        state = now.condition if now.blocked is None else f"{now.condition}, blocked {now.blocked.seconds:.0f} s"
-        table.add_row(terminal.line(now.study.name), state, f"{counts.finished}{total}", *numbers, left, best)
+        numbers = map(str, (counts.complete, now.pruned, now.unfit, counts.fail, counts.running, len(now.workers)))
+        state = now.state if now.blocked is None else f"{now.state}, blocked {now.blocked.seconds:.0f} s"
+        table.add_row(terminal.line(now.study.name), state, now.done, *numbers, left, best)
     return table
 
 

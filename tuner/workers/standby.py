@@ -75,8 +75,8 @@ def _next_study(storage: RDBStorage, rested: dict[str, float], seen: Callable[[]
 def _has_work(row: Row) -> bool:
     """Whether a worker that joins will find a trial, now or as soon as one is handed back."""
     if row.study.confirms is not None:
-        return row.state == RUNNING and row.counts.waiting + row.counts.running > 0
-    return row.state == RUNNING and row.spent < 1
+        return row.requested == RUNNING and row.counts.unfinished > 0
+    return row.requested == RUNNING and row.spent < 1
 
 
 def _run(command: Sequence[str], requested: threading.Event) -> int:

@@ -77,7 +77,7 @@ def test_a_search_in_the_background_ends_with_a_confirmed_best_trial(searched: t
     assert searched.confirmation is not None
     assert searched.best is not None
     assert searched.best.number == searched.confirmation["winner"]
-    assert repr(searched).startswith("<OpenStudy 'api-searched': finished, 3 of 3 trials, best ")
+    assert repr(searched).startswith("<OpenStudy 'api-searched': finished, 3/3 trials, best ")
 
 
 def test_trials_are_records_and_a_frame(searched: tuner.OpenStudy) -> None:
@@ -207,5 +207,5 @@ def test_the_first_example_of_the_document_runs(
     example = re.search(r"```python\n(.*?)```", DOCUMENT.read_text(encoding="utf-8"), re.DOTALL)
     assert example is not None
     exec(compile(example[1], str(DOCUMENT), "exec"), {})
-    assert "<OpenStudy 'first': finished, 4 of 4 trials, best " in capsys.readouterr().out
+    assert "<OpenStudy 'first': finished, 4/4 trials, best " in capsys.readouterr().out
     assert read_recipe(Path("best.yaml")).parameters.hidden_size == 32

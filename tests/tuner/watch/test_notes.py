@@ -150,6 +150,7 @@ WORKER = Worker(3, EVIL, 17, "cuda:0", 2, 1.0, 6, "gru", 0.5, 65432.1, 3 * 2**20
 def row(study: Study, **changes: Any) -> Row:
     counts = Counts(complete=3, pruned=2, running=1, waiting=1, fail=2)
     values: dict[str, Any] = {"counts": counts, "workers": [WORKER], "active_seconds": 50.0, "study_id": 7, "best": 2.5}
+    values["trial_seconds"] = 20.0
     return Row(study, **(values | {"best_trial": 0} | changes))
 
 
@@ -163,7 +164,7 @@ def test_the_note_of_a_study_says_what_where_how_far_who_and_how_good(small: Cal
     }  # fmt: skip
     note = study_note(row(study, confirmation=confirmation), [made(**FACTS)])
     page = html(note)
-    for text in ("Running", "5 of 10 trials", "50%", "██████████░", "0:00:50 left", "1 s ago", "65,432 tokens/s"):
+    for text in ("Running", "5/10 trials", "50%", "██████████░", "0:01:30 left", "1 s ago", "65,432 tokens/s"):
         assert text in page
     assert '<a href="/dashboard/studies/7/trials?numbers=6">6</a>' in page
     assert '<a href="/dashboard/studies/7/trials?numbers=0">0</a>' in page

@@ -104,7 +104,7 @@ def test_all_studies_are_read_without_reading_trials(storage: RDBStorage, begun:
     event.listen(storage.engine, "before_cursor_execute", note)
     queries.rows(storage)
     event.remove(storage.engine, "before_cursor_execute", note)
-    assert len(asked) == 5
+    assert len(asked) == 7
     assert not any("intermediate" in statement or "trial_params" in statement for statement in asked)
 
 
@@ -122,7 +122,7 @@ def test_a_study_for_machines(storage: RDBStorage, begun: optuna.Study) -> None:
     assert document.keys() == {"schema", "time", "reachable", "study"}
     assert study["trials"] == {
         "finished": 4, "budget": 10, "complete": 3, "pruned": 1, "running": 1, "waiting": 1, "failed": 1,
-        "infeasible": 1, "ended_by_no_worker": 1,
+        "infeasible": 1, "ended_by_no_worker": 1, "unfit": 0,
     }  # fmt: skip
     assert study["best"] == {"trial": 1, "value": 2.0}
     assert [one["trial"] for one in study["leaderboard"]] == [1]  # infinity is no result

@@ -159,19 +159,19 @@ def test_a_reason_of_several_lines_is_told_by_its_first(small: Callable[..., Stu
 @pytest.mark.parametrize(
     ("trials", "hours", "spent", "left"),
     [
-        (10, None, 0.5, 50.0),
+        (10, None, 0.5, 90.0),  # 4.5 trials of 20 seconds
         (None, 100 / 3600, 0.5, 50.0),
         (20, 100 / 3600, 0.5, 50.0),
-        (10, 1000 / 3600, 0.5, 50.0),
+        (10, 1000 / 3600, 0.5, 90.0),
         (5, None, 1.0, None),
         (3, None, 1.0, None),
     ],
 )
-def test_the_rest_is_guessed_from_what_is_spent(
+def test_the_rest_is_guessed_from_what_a_trial_takes_or_from_the_hours(
     small: Callable[..., Study], trials: int | None, hours: float | None, spent: float, left: float | None
 ) -> None:
     budget = {name: value for name, value in {"trials": trials, "hours": hours}.items() if value is not None}
-    now = snapshot(small(budget=budget))
+    now = snapshot(small(budget=budget), trial_seconds=20.0)
     assert now.spent == pytest.approx(spent)
     assert now.seconds_left == (None if left is None else pytest.approx(left))
 
@@ -181,8 +181,8 @@ def test_nothing_is_guessed_before_a_trial_is_finished(small: Callable[..., Stud
 
 
 def test_progress_says_how_far_how_good_and_who(small: Callable[..., Study]) -> None:
-    text = shown(tables.progress(snapshot(small(10))))
-    assert "5/10 trials  (3 complete, 2 pruned, 1 failed, 1 waiting)  about 0:00:50 left" in text
+    text = shown(tables.progress(snapshot(small(10), trial_seconds=20.0)))
+    assert "running  5/10 trials  (3 complete, 2 pruned, 1 failed, 1 waiting)  about 0:01:30 left" in text
     assert "best: 2.2500 bits per byte, trial 1  learning_rate=0.01234" in text
     worker = [part for part in text.splitlines()[-1].split("  ") if part]
     assert [part.strip() for part in worker] == [
@@ -192,7 +192,8 @@ def test_progress_says_how_far_how_good_and_who(small: Callable[..., Study]) -> 
 
 def test_progress_of_a_study_that_has_just_begun_or_is_over(small: Callable[..., Study]) -> None:
     begun = shown(tables.progress(snapshot(small(None, budget={"hours": 1}), counts=Counts(), best=None, workers=[])))
-    assert "0 trials  (0 complete, 0 pruned)" in begun
+    assert "idle  0 trials  (0 complete, 0 pruned)" in begun
+    assert "No worker is there; start some: tuner work small-" in begun
     assert "best" not in begun
     assert " left" not in shown(tables.progress(snapshot(small(5))))
 
@@ -204,12 +205,22 @@ def test_the_tables(small: Callable[..., Study]) -> None:
         ["2", "2.2500", "-", "12,345"],
     ]
     counts = Counts(complete=3, pruned=2, running=1, waiting=1, fail=1)
-    first = Row(small(10, name="a [b] :smile: study"), counts, [WORKER], 50.0, study_id=1, best=2.25, best_trial=1)
+    first = Row(
+        small(10, name="a [b] :smile: study"),
+        counts,
+        [WORKER],
+        50.0,
+        study_id=1,
+        best=2.25,
+        best_trial=1,
+        unfit=1,
+        trial_seconds=20.0,
+    )
     second = Row(small(None, budget={"hours": 1}), Counts(), [], 0.0, "paused", study_id=2, best=None, best_trial=None)
     studies = shown(tables.studies_table([first, second])).splitlines()
     assert "a [b] :smile: study" in studies[1]
-    assert studies[1].split()[-9:] == ["running", "5/10", "3", "2", "1", "1", "1", "0:00:50", "2.2500"]
-    assert studies[2].split()[-9:] == ["paused", "0", "0", "0", "0", "0", "0", "-", "-"]
+    assert studies[1].split()[-10:] == ["running", "5/10", "3", "1", "1", "1", "1", "1", "0:01:30", "2.2500"]
+    assert studies[2].split()[-10:] == ["paused", *["0"] * 7, "-", "-"]
 
 
 def test_the_table_of_all_studies_tells_which_waits_for_a_lock(small: Callable[..., Study]) -> None:
@@ -218,11 +229,15 @@ def test_the_table_of_all_studies_tells_which_waits_for_a_lock(small: Callable[.
     assert "  running, blocked 12 s  " in shown(tables.studies_table([waiting]))
 
 
-def test_a_study_is_what_was_asked_of_it_unless_it_is_over_or_nobody_works(small: Callable[..., Study]) -> None:
-    assert snapshot(small(10)).condition == "running"
-    assert snapshot(small(10), workers=[]).condition == "no worker"
-    assert snapshot(small(10), workers=[], state="stopped").condition == "stopped"
-    assert snapshot(small(5), state="stopped").condition == "finished"
+def test_trials_that_do_not_fit_stand_apart_from_the_pruned_with_a_hint(small: Callable[..., Study]) -> None:
+    text = shown(tables.progress(snapshot(small(10), unfit=1)))
+    assert "(3 complete, 1 pruned, 1 did not fit, 1 failed, 1 waiting)" in text
+    assert "1 trial did not fit in memory or the limits: search smaller hidden_size, layers, batch_size" in text
+
+
+def test_a_budget_that_was_lowered_is_no_fraction(small: Callable[..., Study]) -> None:
+    assert snapshot(small(4)).done == "5 (4 asked for)"
+    assert snapshot(small(5)).done == "5/5"
 
 
 def test_a_watcher_tells_each_trial_once_in_the_order_they_ended(
