@@ -228,6 +228,14 @@ class Corpus(_Strict):
     )
     fingerprint: str | None = Field(None, description="SHA-256 the text must have; written by export.")
 
+    @field_validator("path", "validation", "test", mode="before")
+    @classmethod
+    def _paths(cls, value: Any) -> Any:
+        listed = value if isinstance(value, list) else [value]
+        if value is not None and not all(isinstance(one, str) for one in listed):
+            raise ValueError("should be a path, or a list of paths")
+        return value
+
     @field_validator("split", mode="before")
     @classmethod
     def _tuple(cls, value: Any) -> Any:
