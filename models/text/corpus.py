@@ -97,8 +97,7 @@ def load_corpus(
 
     The tokenizer is learned from the train split alone. Without `cache` the user's own cache folder is used; if it
     cannot be written, the arrays stay in memory. Of several processes that want the same, one encodes while the
-    others wait; `on_progress` gets a line about the waiting, and about how far
-    a long encoding is; the same is logged.
+    others wait; `on_progress` gets a line about the waiting and about how far a long encoding is, as the log does.
 
     CorpusError if the text is missing, unreadable, not the one that `source.fingerprint` asks for
     (ChangedCorpusError), or too short to split.
@@ -108,27 +107,28 @@ def load_corpus(
     _check_fingerprint(source, read.name, fingerprint)
     split = [[place.start, place.stop] for place in read.places.values()] if read.places else source.split
     facts = _facts(fingerprint, split, tokenizer_kind, vocabulary_size)
-    cache = cache or _users_cache()
-    sizes = {split: len(part.replace(BREAK, "").encode()) for split, part in parts.items()}
-
-    def report(text: str) -> None:
-        line = f"corpus {read.name}: {text}"
-        logger.info("%s", line)
-        on_progress(line)
-
-    tokenizer, arrays = _encode_cached(parts, facts, cache, report)
+    tokenizer, arrays = _encode_cached(parts, facts, cache or _users_cache(), _reporter(read.name, on_progress))
     logger.debug("corpus %s: %d %s tokens to train on", read.name, len(arrays["train"]), tokenizer_kind)
     return EncodedCorpus(
         name=read.name,
         fingerprint=fingerprint,
         tokenizer=tokenizer,
         **arrays,
-        bytes=sizes,
+        bytes={split: len(part.replace(BREAK, "").encode()) for split, part in parts.items()},
         characters={split: _characters(part) for split, part in parts.items()},
         entropy=read.entropy,
         split_entropy=_split_entropy(read, source.split),
         files=read.files,
     )
+
+
+def _reporter(name: str, on_progress: Report) -> Report:
+    def report(text: str) -> None:
+        line = f"corpus {name}: {text}"
+        logger.info("%s", line)
+        on_progress(line)
+
+    return report
 
 
 def parts_of(source: config.Corpus) -> tuple[Source, dict[str, str]]:

@@ -146,24 +146,20 @@ def export(
     After a confirmation, the best is the trial that it chose.
     """
     from models.files import is_stdout
-    from tuner.results.export import best_trials, chosen_trial, copy_run, exported, files, require_copiable
+    from tuner.results.export import best_trials, chosen_trial, copy_run, exported, files
     from tuner.results.formats import FORMATS, OURS
-    from tuner.results.kept_runs import fetched
 
     printed = output is not None and (str(output) == "-" or is_stdout(output))
     if top is not None and (number is not None or weights is not None or printed):
         raise click.UsageError("--top writes several files; leave out --trial, --weights and -o -")
     usual = Path("best").with_suffix(FORMATS[notation])
-    output = output or usual
     with places.opened() as opened:
         study = find(opened, study_name)
         found = study.optuna_study
         chosen = best_trials(found, prefer, top)[:top] if top else [chosen_trial(found, number, prefer)]
         if weights is not None:
-            kept = places.artifacts_of(found)
-            run_folder = fetched(kept, chosen[0].number) or kept.run_folder(chosen[0].number)
-            require_copiable(run_folder, weights, force, kept.refused and kept.why_not_kept())
-        paths = files(usual if printed else output, top)
+            run_folder = _copiable(places.artifacts_of(found), chosen[0], weights, force)
+        paths = files(usual if printed else output or usual, top)
         texts = [exported(study, trial, path, notation) for path, trial in zip(paths, chosen, strict=True)]
     if printed:
         click.echo(texts[0], nl=False)
@@ -174,6 +170,16 @@ def export(
         click.echo(f"{weights}: its run folder", err=printed)
     if notation in OURS and not printed:
         click.echo(f"Train it: tuner train {shlex.quote(str(paths[0]))} -o my-run")
+
+
+def _copiable(kept: Artifacts, trial: FrozenTrial, weights: Path, force: bool) -> Path:
+    """Returns the run folder of a trial; raises what stands in the way of copying it."""
+    from tuner.results.export import require_copiable
+    from tuner.results.kept_runs import fetched
+
+    run_folder = fetched(kept, trial.number) or kept.run_folder(trial.number)
+    require_copiable(run_folder, weights, force, kept.refused and kept.why_not_kept())
+    return run_folder
 
 
 def _write_exports(paths: list[Path], texts: list[str], chosen: list[FrozenTrial], force: bool, name: str) -> None:

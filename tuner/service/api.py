@@ -38,9 +38,8 @@ def run(
     """Searches with parallel workers, as `tuner run` does, and returns the study, open; the caller closes it.
 
     `study` is a study file, the name of a study that comes with the tuner, or a mapping with what a file would hold.
-    The same call continues a study that was stopped. With `wait=False` it returns as soon as workers start; they end
-    with this process. The other arguments are those of `tuner run` (docs/commands.md); where studies are kept is taken
-    from the environment where it is not given (TUNER_STORAGE, TUNER_DATA, TUNER_ARTIFACTS).
+    The same call continues a study that was stopped. With `wait=False` it returns as workers start; they end with this
+    process. The other arguments are those of `tuner run` (docs/commands.md), from the environment as there.
 
     Raises ConfigError, CorpusError, StudyError, StorageError, WorkerError or DeviceError; KeyboardInterrupt after
     Ctrl-C, when the workers have saved their trials.

@@ -410,24 +410,22 @@ def quality_and_diversity(trials: list[FrozenTrial]) -> go.Figure | None:
     for colour, trial in zip(COLOURS, shown, strict=False):
         curve, text = trial.user_attrs["decoding_curve"], trial.user_attrs["text"]
         name = f"trial {trial.number}, {quality(trial):.4f}"
-        hints = [f"temperature {point['temperature']:g}<br>divergence {point['divergence']:.4f}" for point in curve]
         figure.add_scatter(
             x=[point["bleu"] for point in curve],
             y=[point["self_bleu"] for point in curve],
             mode="lines+markers",
             name=name,
-            text=hints,
+            text=[f"temperature {point['temperature']:g}<br>divergence {point['divergence']:.4f}" for point in curve],
             legendgroup=name,
             line={"color": colour},
         )
-        chosen = f"chosen: temperature {trial.user_attrs['configuration']['temperature']:g}"
         figure.add_scatter(
             x=[text["bleu"]],
             y=[text["self_bleu"]],
             mode="markers",
             marker={"symbol": "star", "size": 13, "color": colour},
             name=f"chosen in trial {trial.number}",
-            text=[chosen],
+            text=[f"chosen: temperature {trial.user_attrs['configuration']['temperature']:g}"],
             legendgroup=name,
         )
     human = shown[0].user_attrs["human_text"]
@@ -435,11 +433,8 @@ def quality_and_diversity(trials: list[FrozenTrial]) -> go.Figure | None:
     figure.add_scatter(x=[human["bleu"]], y=[human["self_bleu"]], mode="markers", marker=mark, name="people")
     figure.update_xaxes(title="BLEU against what people wrote (more is closer)")
     figure.update_yaxes(title="self-BLEU (more is more monotonous)")
-    return _finish(
-        figure,
-        "Quality and diversity over temperature",
-        f"the best {len(shown)} trials that were measured, at all temperatures tried",
-    )
+    said = f"the best {len(shown)} trials that were measured, at all temperatures tried"
+    return _finish(figure, "Quality and diversity over temperature", said)
 
 
 # What figures are made of.

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, suppress
 from functools import partial
+from pathlib import Path
 from typing import Protocol
 
 import optuna
@@ -71,15 +72,12 @@ class Supervisor:
     ) -> str:
         """Runs workers until the study ends, shown by `view`; returns why it ended.
 
-        Raises Interrupted after Ctrl-C, when they have saved their trials, WorkerError when all of them failed, and
-        Gone when the study was deleted.
+        Raises Interrupted after Ctrl-C, when trials are saved, WorkerError when all workers failed, Gone when deleted.
         """
         logs = kept.folder / "logs"
-        told = environment(self.places, self.crew)
         with self.stop() as requested, view as watcher:
             watcher.say(f"study {study.name}: {begins}")
-            arguments = [*arguments, "--study-id", str(study.id)]
-            team = WorkerPool(slots, arguments, told, logs, partial(_free_trial, study))
+            team = self._pool(study, slots, arguments, logs)
             try:
                 while team.watch() and not requested.is_set():
                     if watcher.look():
@@ -102,8 +100,16 @@ class Supervisor:
                 raise
             finally:
                 team.kill()
+        return self._ending(study, team, logs, killed, requested.is_set())
+
+    def _pool(self, study: StudyHandle, slots: Sequence[Slot], arguments: Sequence[str], logs: Path) -> WorkerPool:
+        arguments = [*arguments, "--study-id", str(study.id)]
+        return WorkerPool(slots, arguments, environment(self.places, self.crew), logs, partial(_free_trial, study))
+
+    def _ending(self, study: StudyHandle, team: WorkerPool, logs: object, killed: int, interrupted: bool) -> str:
+        """Why the study ended, when its workers have."""
         now = current(study)
-        if requested.is_set() and now.spent < 1:
+        if interrupted and now.spent < 1:
             late = f"the last seconds of {killed} trials that were not saved within {self.crew.grace:g} s are lost"
             raise Interrupted(late if killed else "nothing is lost")
         if team.failed():
