@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -34,7 +35,7 @@ from models.text.tokenizers import Tokenizer
 from models.training.checkpoint import as_written, load_weights, require_finite, require_weights, weights, write_tensors
 from models.training.distributed import ALONE, FailedElsewhere, Team
 from models.training.loop import Diverged, Evaluation, Trained, Training, train, usable_device
-from models.training.metrics import Score
+from models.training.metrics import HeldOut, Score
 from models.training.observer import UNOBSERVED, RunObserver, TrainingObserver
 from models.training.scoring import Scorer, held_out
 from models.training.stopping import Stopped
@@ -262,7 +263,7 @@ def write_model(folder: Path, model: nn.Module) -> None:
     write_tensors(folder / MODEL, as_written(weights(model)))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Run:
     """A trained text generator with all that it needs to write."""
 
@@ -316,6 +317,33 @@ class Run:
         start = prompt or self.opening
         return sampling.beam_search(self.model, self.tokenizer, start, options, beams, length_penalty)
 
+    def score(self, text: str, *, context: str = "") -> Score:
+        """Returns how well the model predicts `text`, in bits per byte of UTF-8 and nats per token; less is better.
+
+        It is measured as on held-out text, each token after those before it. `context` is what stands before the text,
+        by default what a text without a prompt goes on from; it is read and not scored. A character that the
+        vocabulary lacks is spelled in bytes, which the model never saw, and costs many bits. Raises ConfigError for a
+        text that is empty or that UTF-8 cannot hold.
+        """
+        if not text:
+            raise ConfigError("an empty text has no score; give at least one character")
+        try:
+            tokens = self.tokenizer.encode(text)
+            before = self.tokenizer.encode(context or self.opening)
+        except UnicodeEncodeError as error:
+            raise ConfigError(f"half a character (position {error.start}) cannot be scored; leave it out") from error
+        if not len(before):
+            before = np.array([self.tokenizer.end_of_text])
+        half, _ = set_precision(self.model, self.recipe.parameters, self._device)
+        scorer = Scorer(self.model, self.recipe.parameters, self.tokenizer.vocabulary_size, half)
+        return scorer.score_alone(HeldOut(before, tokens, len(text.encode())))
+
+    def __repr__(self) -> str:
+        weights = sum(weight.numel() for weight in self.model.parameters())
+        words = f"{self.tokenizer.kind} vocabulary of {self.tokenizer.vocabulary_size:,}"
+        trained = f"{weights:,} parameters on {self._device}, {words}, trained on {self.recipe.corpus.described}"
+        return f"<Run: {self.recipe.parameters.architecture}, {trained}>"
+
     @property
     def opening(self) -> str:
         """What a text without a prompt goes on from, unseen: a line break, where the corpus is one text.
@@ -327,6 +355,10 @@ class Run:
         if documents or len(self.tokenizer.encode("\n")) == 1:
             return "" if documents else "\n"
         return getattr(self.tokenizer, "characters", "")[:1]
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.model.parameters()).device
 
     def _options(
         self, length: int, seed: int | None, stop: Sequence[str], decoding: dict[str, Any]

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import nn
 
 from models.config import Budget, Config
+from models.nn.network import remembers
 from models.nn.precision import autocast
 from models.text.corpus import EncodedCorpus
 from models.training.distributed import ALONE, Team
@@ -66,6 +68,28 @@ class Scorer:
             return self.score(text, 1, on_batch)
         with autocast(self._device, self.half):
             return evaluate_part(self.model, text, self.vocabulary_size, self._window, most, self.team, on_batch)
+
+    def score_alone(self, text: HeldOut) -> Score:
+        """Scores a text of which little may stand before; it is the score of `score` where enough does.
+
+        The first tokens have what there is for a context, all others as many tokens as in `score`.
+        """
+        missing = max(0, self._looked_back_on + 1 - len(text.before))
+        first, rest = text.tokens[:missing], text.tokens[missing:]
+        if not len(first):
+            return self.score(text)
+        nats = self._nats(replace(text, tokens=first))
+        if len(rest):
+            nats += self._nats(replace(text, before=np.concatenate([text.before, first]), tokens=rest))
+        return Score.of(nats, len(text.tokens), text.text_bytes)
+
+    def _nats(self, text: HeldOut) -> float:
+        return len(text.tokens) * self.score(text).nats_per_token
+
+    @property
+    def _looked_back_on(self) -> int:
+        """Tokens before a lane or window that are read as its context."""
+        return WARM_UP if remembers(self.model) else self._window // 2
 
     @property
     def _window(self) -> int:

@@ -1,6 +1,7 @@
 """Run folders: what a run leaves, what is loaded from it, and what is never overwritten by accident."""
 
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -21,11 +22,13 @@ from models.errors import ConfigError, CorpusError, DeviceError, RunError, UserE
 from models.files import draft_of
 from models.runs import run
 from models.runs.run import load, read_recipe, score_test, train_run
+from models.text.corpus import load_corpus
 from models.text.tokenizers import learn
 from models.training.checkpoint import load_weights, read_checkpoint, weights, write_checkpoint, write_tensors
 from models.training.loop import Evaluation, Trained, Training
 from models.training.observer import RunObserver
 from models.training.stopping import Stopped
+from tests.models.conftest import RHYME
 
 FILES = [
     "README.md",
@@ -520,6 +523,49 @@ def test_a_run_is_scored_again_without_a_training(
     monkeypatch.setattr("models.training.loop.build_optimizers", None)
     assert trained.test is not None
     assert score_test(tmp_path / "run", "cpu") == trained.test
+
+
+@pytest.mark.parametrize("architecture", ["gru", "transformer"])
+def test_a_text_is_scored_as_held_out_text_is(architecture: str, recipe: Recipe, tmp_path: Path) -> None:
+    trained = train_run(varied(recipe, architecture=architecture), tmp_path / "run", device="cpu")
+    loaded = load(tmp_path / "run", "cpu")
+    corpus = load_corpus(loaded.recipe.corpus, "character", 0)
+    validation, test = (loaded.tokenizer.decode(part) for part in (corpus.validation, corpus.test))
+    assert loaded.score(test, context=validation) == trained.test
+    alone = loaded.score(test)
+    assert 0.5 < alone.bits_per_byte / loaded.score(test, context=validation).bits_per_byte < 2
+    assert loaded.score(test[:1]).nats_per_token == pytest.approx(first_nats(loaded, test[0]), abs=1e-4)
+
+
+def first_nats(loaded: run.Run, character: str) -> float:
+    """What a text that begins with that character costs, in nats."""
+    start = torch.from_numpy(loaded.tokenizer.encode(loaded.opening)).long()[None]
+    with torch.no_grad():
+        logits, _ = loaded.model(start, None)
+    return -float(logits[0, -1].log_softmax(-1)[loaded.tokenizer.encode(character)[0]])
+
+
+def test_each_character_of_a_text_is_scored_once_and_after_all_before_it(recipe: Recipe, tmp_path: Path) -> None:
+    train_run(varied(recipe, architecture="gru"), tmp_path / "run", device="cpu")
+    loaded, text = load(tmp_path / "run", "cpu"), RHYME[:700]
+    ids = torch.from_numpy(loaded.tokenizer.encode(loaded.opening + text)).long()[None]
+    with torch.no_grad():
+        logits, _ = loaded.model(ids[:, :-1], None)
+    nats = torch.nn.functional.cross_entropy(logits[0], ids[0, 1:]).item()
+    assert loaded.score(text).nats_per_token == pytest.approx(nats, abs=0.01)
+    assert loaded.score(text).bits_per_byte == pytest.approx(nats / math.log(2), abs=0.01)
+
+
+def test_what_cannot_be_scored_is_said_and_what_was_never_seen_costs_more(recipe: Recipe, tmp_path: Path) -> None:
+    train_run(recipe, tmp_path / "run", device="cpu")
+    loaded = load(tmp_path / "run", "cpu")
+    with pytest.raises(ConfigError, match="an empty text has no score"):
+        loaded.score("")
+    with pytest.raises(ConfigError, match=r"half a character \(position 2\) cannot be scored"):
+        loaded.score("ab\ud800")
+    assert loaded.score("\u4e2d").nats_per_token > 0  # spelled in its bytes
+    assert repr(loaded).startswith("<Run: ")
+    assert len(repr(loaded)) < 300
 
 
 def test_patience_says_which_rung_was_kept(recipe: Recipe, tmp_path: Path) -> None:
