@@ -1,5 +1,6 @@
 """The commands in one process: what each says, its exit codes, and that a refused command leaves nothing half done."""
 
+import csv
 import itertools
 import json
 import os
@@ -25,6 +26,7 @@ from models.runs.run import read_recipe
 from tests.tuner.conftest import complete
 from tuner import cli
 from tuner.cli import shared
+from tuner.storage.connection import open_storage
 from tuner.storage.leases import Leases
 from tuner.study.definition import Study, stored_study
 from tuner.workers import supervisor
@@ -609,6 +611,27 @@ def worked(tuner: Command, study_file: Callable[..., str], workers: Workers, tmp
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(Path("first.yaml").read_text())
     return name
+
+
+def test_all_trials_are_written_as_a_table(tuner: Command, worked: str) -> None:
+    told = tuner("trials", worked)
+    assert told.code == 0, told
+    table = list(csv.DictReader(told.out.splitlines()))
+    records = json.loads(tuner("trials", worked, "--format", "json").out)
+    assert [int(row["number"]) for row in table] == [one["number"] for one in records] == list(range(len(records)))
+    for row, one in zip(table, records, strict=True):
+        assert float(row["bits_per_byte"]) == one["bits_per_byte"]
+        assert float(row["parameters.learning_rate"]) == one["parameters"]["learning_rate"]
+    assert tuner("trials", worked, "-o", "trials.csv").out == f"trials.csv: {len(records)} trials\n"
+    assert Path("trials.csv").read_text() == told.out
+    assert "exists already" in tuner("trials", worked, "-o", "trials.csv").err
+
+
+def test_the_address_of_a_database_is_printed_without_a_password(tuner: Command, fresh_url: str) -> None:
+    told = tuner("url", "--storage", fresh_url)
+    assert told.code == 0, told
+    with open_storage(told.out.strip()) as storage:
+        assert list(storage.get_all_studies()) == []
 
 
 def provenance(path: str) -> Any:

@@ -83,6 +83,17 @@ class TrialRecord:
         )
 
 
+def rows(records: Iterable[TrialRecord]) -> list[dict[str, Any]]:
+    """Returns a flat row for each record, with a column `parameters.NAME` for each parameter that any of them has."""
+    listed = list(records)
+    names = list(dict.fromkeys(name for record in listed for name in record.parameters))
+    return [
+        {name: value for name, value in vars(record).items() if name not in ("parameters", "configuration", "rungs")}
+        | {f"parameters.{name}": record.parameters.get(name) for name in names}
+        for record in listed
+    ]
+
+
 def frame(records: Iterable[TrialRecord]) -> pandas.DataFrame:
     """Returns records as a pandas frame: a row for each trial, a column `parameters.NAME` for each parameter.
 
@@ -90,9 +101,4 @@ def frame(records: Iterable[TrialRecord]) -> pandas.DataFrame:
     """
     import pandas
 
-    rows = [
-        {name: value for name, value in vars(record).items() if name not in ("parameters", "configuration", "rungs")}
-        | {f"parameters.{name}": value for name, value in record.parameters.items()}
-        for record in records
-    ]
-    return pandas.DataFrame(rows)
+    return pandas.DataFrame(rows(records))
