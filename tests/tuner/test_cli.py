@@ -582,7 +582,7 @@ def test_status_of_all_studies_and_of_one(
     found.tell(failed, state=TrialState.FAIL)
     Leases(storage, found._study_id).join("someone", "host", 1, "cuda:3", 1)
     (line,) = [line for line in tuner("status").out.splitlines() if line.startswith("a [bold] :smile: study")]
-    assert line.split()[-9:] == ["running", "3/8", "2", "1", "1", "0", "1", "0:00:00", "2.2500"]
+    assert line.split()[-10:] == ["running", "3/8", "2", "1", "0", "1", "0", "1", "0:00:00", "2.2500"]
     assert "a foreign one" not in tuner("status").out
     result = tuner("status", study.name)
     assert result.code == 0, result

@@ -59,7 +59,7 @@ def dashboard(study_name: str | None, places: StorageOptions, **door: Any) -> No
             click.echo(f"Dashboard: {found_door.address}{page}   (Ctrl-C ends it)")
             click.echo(f"To steer:  {found_door.address}/tuner/")
 
-        serve(opened, attachments, found_door, tell)
+        serve(opened, attachments, found_door, tell, places.artifacts_of)
 
 
 @click.command()

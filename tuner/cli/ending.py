@@ -47,7 +47,8 @@ def show_ending(
         write_new(output, exported(study, trial, output), force=True)
     except RunError as error:  # it was free before the search
         problem = error
-    click.echo(f"\nDone: {reason}. {now.counts.complete} complete, {now.counts.pruned} pruned.\n")
+    unfit = f", {now.unfit} did not fit" if now.unfit else ""
+    click.echo(f"\nDone: {reason}. {now.counts.complete} complete, {now.pruned} pruned{unfit}.\n")
     show(leaderboard_table(now))
     _show_confirmation(study.optuna_study)
     if problem is not None:

@@ -17,7 +17,8 @@ from werkzeug.middleware.proxy_fix import ProxyFix
 from tuner.dashboard.auth import MOST_BYTES, Authenticator, AuthMiddleware
 from tuner.dashboard.compression import CompressionMiddleware
 from tuner.dashboard.error_middleware import ErrorMiddleware
-from tuner.dashboard.pages import application, is_away
+from tuner.dashboard.importance import ImportanceMiddleware
+from tuner.dashboard.pages import Kept, application, is_away
 from tuner.dashboard.publisher import Publisher
 from tuner.dashboard.rate_limit import RateLimiter
 from tuner.dashboard.security_headers import is_loopback
@@ -25,6 +26,8 @@ from tuner.dashboard.server import Server
 from tuner.dashboard.sessions import Sessions, session_key
 from tuner.dashboard.users import ReloadingFile, User, Users, parse_password, parse_users, warn_if_open
 from tuner.errors import ServerConfigError
+from tuner.storage.leases import Leases
+from tuner.study.definition import is_ours
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
@@ -87,21 +90,34 @@ class ServerConfig:
         return Users(sources)
 
 
-def guarded(storage: RDBStorage, attachments: ArtifactStore, door: ServerConfig) -> WSGIApplication:
-    """Returns the whole application: Optuna's dashboard and our pages, behind the door. Raises ServerConfigError."""
+def guarded(
+    storage: RDBStorage, attachments: ArtifactStore, door: ServerConfig, kept: Kept | None = None
+) -> WSGIApplication:
+    """Returns the whole application: Optuna's dashboard and our pages, behind the door. Raises ServerConfigError.
+
+    `kept` returns the artifacts of a study, for the texts in its report.
+    """
     door.require_safe()
     key = session_key(door.session_key_file)
     lock = Authenticator(Sessions(key, door.users()), RateLimiter()) if door.is_locked else None
-    optunas = CompressionMiddleware(
-        ErrorMiddleware(wsgi(storage, artifact_store=attachments), partial(is_away, storage))
-    )
-    gate = AuthMiddleware(application(storage, lock, key), optunas, lock)
+    dashboard = ErrorMiddleware(wsgi(storage, artifact_store=attachments), partial(is_away, storage))
+    optunas = CompressionMiddleware(ImportanceMiddleware(dashboard, partial(completed, storage)))
+    gate = AuthMiddleware(application(storage, lock, key, kept), optunas, lock)
     return ProxyFix(gate, x_for=1, x_proto=1) if door.behind_proxy else gate
 
 
-def server(storage: RDBStorage, attachments: ArtifactStore, door: ServerConfig) -> Server:
+def completed(storage: RDBStorage, study_id: int) -> int | None:
+    """Returns how many trials of a study are complete; None if there is none or it is not the tuner's."""
+    try:
+        attributes = storage.get_study_user_attrs(study_id)
+    except KeyError:
+        return None
+    return Leases(storage, study_id).counts().complete if is_ours(attributes) else None
+
+
+def server(storage: RDBStorage, attachments: ArtifactStore, door: ServerConfig, kept: Kept | None = None) -> Server:
     """Returns a server of the whole application. Raises ServerConfigError."""
-    made = Server(door.host, door.port, guarded(storage, attachments, door), MOST_BYTES)
+    made = Server(door.host, door.port, guarded(storage, attachments, door, kept), MOST_BYTES)
     if door.certificate is not None and door.key is not None:
         made.certify(door.certificate, door.key)
         warn_if_open(door.key)
@@ -115,9 +131,10 @@ def serve(
     attachments: ArtifactStore,
     door: ServerConfig,
     on_ready: Callable[[], None],
+    kept: Kept | None = None,
 ) -> None:
     """Serves until Ctrl-C. Raises ServerConfigError, and WorkerError when the port is taken."""
-    made = server(storage, attachments, door)
+    made = server(storage, attachments, door, kept)
     made.prepare()
     publisher = Publisher(storage)
     publisher.start()

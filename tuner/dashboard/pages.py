@@ -21,6 +21,7 @@ from werkzeug.wrappers import Response
 
 from models.errors import UserError
 from models.wording import duration
+from tuner.artifacts.store import Artifacts
 from tuner.control import steering
 from tuner.dashboard.auth import USER, Authenticator, cookie_name
 from tuner.dashboard.responses import TITLES, answer
@@ -30,11 +31,12 @@ from tuner.results import queries, summary
 from tuner.storage.handle import StudyHandle, open_study
 from tuner.storage.outages import is_outage
 from tuner.study.definition import is_ours
-from tuner.watch import prometheus, tables
+from tuner.watch import html_report, prometheus, tables
 
 logger = logging.getLogger(__name__)
 
 Said = Response | str | tuple[str, int]
+Kept = Callable[[optuna.Study], Artifacts]
 
 ROWS = 5
 SAID_SECONDS = 60.0
@@ -44,11 +46,14 @@ STYLE = "style.css"
 pages = Blueprint("pages", __name__)
 
 
-def application(storage: RDBStorage, lock: Authenticator | None, key: str) -> Flask:
-    """Returns the WSGI application of our pages; without a lock no user has to log in."""
+def application(storage: RDBStorage, lock: Authenticator | None, key: str, kept: Kept | None = None) -> Flask:
+    """Returns the WSGI application of our pages; without a lock no user has to log in.
+
+    `kept` returns the artifacts of a study, for the texts in its report.
+    """
     app = Flask(__name__, static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = FORM_BYTES
-    app.extensions["tuner"] = Service(storage, lock, key)
+    app.extensions["tuner"] = Service(storage, lock, key, kept)
     app.register_blueprint(pages)
     app.register_error_handler(Exception, _unless_away)
     app.jinja_env.filters.update(duration=duration, quoted=shlex.quote)
@@ -59,8 +64,8 @@ def application(storage: RDBStorage, lock: Authenticator | None, key: str) -> Fl
 class Service:
     """What the pages need."""
 
-    def __init__(self, storage: RDBStorage, lock: Authenticator | None, key: str) -> None:
-        self.storage, self.lock = storage, lock
+    def __init__(self, storage: RDBStorage, lock: Authenticator | None, key: str, kept: Kept | None) -> None:
+        self.storage, self.lock, self.kept = storage, lock, kept
         self.signer = URLSafeTimedSerializer(key, salt="said")
 
     def study(self, study_id: int) -> StudyHandle:
@@ -157,6 +162,14 @@ def study(study_id: int) -> Said:
     except BadData:
         said = None
     return _shown(study_id, said=said)
+
+
+@pages.get("/tuner/<int(max=2147483647):study_id>/report")
+def report(study_id: int) -> Said:
+    """The report of a study, as `tuner report` writes it."""
+    service = _service()
+    study = service.study(study_id)
+    return html_report.report(study, None if service.kept is None else service.kept(study.optuna_study))
 
 
 def _shown(study_id: int, **more: Any) -> str:

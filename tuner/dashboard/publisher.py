@@ -24,11 +24,15 @@ from optuna.trial import FrozenTrial, TrialState
 from optuna_dashboard import save_plotly_graph_object
 from psycopg2.errors import InsufficientPrivilege, ReadOnlySqlTransaction
 
+from models.safe_text.markdown import code
 from tuner.optuna_internals import cached, dashboard_replaced, study_id
 from tuner.results import queries
+from tuner.results.analysis import importance_hints
+from tuner.results.companions import CONFIRMS
 from tuner.results.summary import Row, front, leaderboard
 from tuner.storage.leases import Counts
 from tuner.storage.outages import is_outage
+from tuner.storage.ownership import KEY
 from tuner.study.definition import Study, is_ours, renamed
 from tuner.watch import notes, plots
 
@@ -46,6 +50,9 @@ REDRAWN_SECONDS = 20.0
 LONGEST_FACT = 120
 """Characters of a fact about a trial up to which the dashboard shows it as an attribute."""
 
+OURS = ("study", KEY, "confirmation", CONFIRMS)
+"""Attributes of a study that are JSON for programs; the note and the report say the same for people."""
+
 Document = dict[str, Any]
 
 
@@ -58,6 +65,7 @@ class _Known:
     drawn: Counts = field(default_factory=Counts)
     drawn_at: float = -math.inf
     board: list[FrozenTrial] | None = None
+    importance: list[str] = field(default_factory=list)
     note: str = ""
 
     def is_to_be_drawn(self, counts: Counts) -> bool:
@@ -130,6 +138,7 @@ class Publisher(threading.Thread):
         document = serialize(study, best, trials, *more)
         if known is not None:
             document["note"]["body"] = notes.joined(document["note"]["body"], known.note)
+        document["user_attrs"] = [fact for fact in document["user_attrs"] if fact["key"] not in OURS]
         definition = renamed(queries.definition(json.dumps(study.user_attrs["study"])), study.study_name)
         for trial, sent in [
             *zip(trials, document["trials"], strict=True),
@@ -144,10 +153,11 @@ class Publisher(threading.Thread):
         if known.board is None or known.counts != row.counts or to_be_drawn:  # counting is cheap, reading trials is not
             trials = known.study.get_trials(deepcopy=False)
             known.board, known.counts = leaderboard(trials), row.counts
+            known.importance = importance_hints(row.study, trials, code)
             if to_be_drawn:
                 self._draw(known.study, row.study, trials)
                 known.drawn, known.drawn_at = row.counts, time.monotonic()
-        known.note = notes.study_note(row, known.board)
+        known.note = notes.study_note(row, known.board, known.importance)
         self.known[row.study_id] = known
 
     def _study(self, row: Row) -> optuna.Study:

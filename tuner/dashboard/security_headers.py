@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
@@ -26,6 +27,12 @@ DASHBOARD = (
 )
 ARTIFACT = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; sandbox; frame-ancestors 'none'"
 """A file that a user uploaded may be a page: it runs nothing, and is of no origin."""
+
+REPORT = (
+    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:; "
+    "sandbox allow-scripts; frame-ancestors 'none'"
+)
+"""A report runs its own scripts alone, which its page names by their hashes, and is of no origin."""
 
 HSTS = "max-age=31536000"
 
@@ -52,6 +59,8 @@ def _protection(request: Request) -> Iterator[tuple[str, str]]:
 def _policy(path: str) -> str:
     if path.startswith("/artifacts/"):
         return ARTIFACT
+    if re.fullmatch(r"/tuner/[0-9]+/report", path):
+        return REPORT
     return DASHBOARD if path == "/dashboard" or path.startswith("/dashboard/") else PAGE
 
 

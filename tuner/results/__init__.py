@@ -2,6 +2,7 @@
 
 __all__ = [
     "analysis",
+    "companions",
     "confirmation",
     "decoding_plot",
     "export",

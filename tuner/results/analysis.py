@@ -6,7 +6,7 @@ import json
 import math
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,7 @@ from optuna.artifacts import get_all_artifact_meta
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
+from models.wording import counted
 from tuner.artifacts.layout import SAMPLES_FILE, run_file
 from tuner.artifacts.store import Artifacts
 from tuner.results.confirmation import Result, confirmed_trial
@@ -23,9 +24,13 @@ from tuner.results.summary import NO_WORKER, quality
 from tuner.study.definition import Study
 from tuner.study.facts import is_result, is_told
 from tuner.study.facts import number as fact
+from tuner.study.space import Categorical
 
 FEWEST = 10
 """Trials from which on the importance of parameters is more than chance."""
+
+RARELY = 3
+"""Trials from which on a choice counts as tried."""
 
 MOST_WEIGHED = 1_000
 """Most trials from which importance is computed: of more, an even sample."""
@@ -180,6 +185,36 @@ def _shares(
         warnings.simplefilter("ignore")  # of conditional parameters that few trials have; we say how many there are
         found = optuna.importance.get_param_importances(study, params=names)
     return {name: share for name, share in found.items() if math.isfinite(share)} if any(found.values()) else {}
+
+
+def importance_hints(definition: Study, trials: Iterable[FrozenTrial], quoted: Callable[[str], str] = str) -> list[str]:
+    """Returns what a reader of importances must know: that too few trials say nothing, or what was hardly tried.
+
+    `quoted` makes the name and value of a choice safe for where they are shown.
+    """
+    ended = [trial for trial in trials if outcome(trial) in (FULL, PRUNED)]
+    trained = sum(outcome(trial) == FULL for trial in ended)
+    if trained < FEWEST:
+        few = f"{counted(trained, 'trial')} trained to the end, and fewer than {FEWEST} say nothing"
+        return [f"Which parameters matter is not known yet: {few}."]
+    rare = [
+        f"{quoted(f'{name} {value}')} ({counted(count, 'trial')})"
+        for name, value, count in _hardly_tried(definition, ended)
+    ]
+    more = f", and {len(rare) - LISTED} more" if len(rare) > LISTED else ""
+    return [f"Hardly tried, so that little is known of it: {', '.join(rare[:LISTED])}{more}."] if rare else []
+
+
+def _hardly_tried(definition: Study, ended: Sequence[FrozenTrial]) -> Iterator[tuple[str, Any, int]]:
+    """Yields the choices of the training that fewer than RARELY trials had, each with how many."""
+    for name in definition.space.training_parameters:
+        searched = definition.space.searched.get(name)
+        if isinstance(searched, Categorical):
+            had = [trial.params[name] for trial in ended if name in trial.params]
+            for choice in searched.choices:
+                count = sum(type(one) is type(choice) and one == choice for one in had)
+                if count < RARELY:
+                    yield name, "none" if choice is None else choice, count
 
 
 def _varies(values: Iterable[Any]) -> bool:

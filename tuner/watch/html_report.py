@@ -73,6 +73,7 @@ def report(study: StudyHandle, kept: Artifacts | None) -> str:
         savings=analysis.savings(definition, now.trials),
         worker_seconds=analysis.worker_seconds(now.trials),
         missing=missing,
+        importance_hints=analysis.importance_hints(definition, now.trials),
         samples=analysis.samples(study.storage, kept, shown),
         troubles=analysis.troubles(now.trials),
         origins=analysis.origins(now.trials),

@@ -67,8 +67,8 @@ class View:
             self.live.stop()
 
     def say(self, text: str) -> None:
-        """Prints a line above the live view."""
-        self.console.print(terminal.lines(text), soft_wrap=True)
+        """Prints a line above the live view; in a terminal a long one is broken between words."""
+        self.console.print(terminal.lines(text), soft_wrap=not self.is_live)
 
     def look(self) -> bool:
         """Looks once and shows what is there; returns False when the database is away."""

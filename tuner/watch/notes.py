@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Iterable, Iterator, Sequence
+from textwrap import wrap
 from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
@@ -27,6 +28,8 @@ WIDTH = 100
 TRACEBACK_CHARACTERS, REASON_CHARACTERS = 3_000, 500
 CURVE_ROWS = 12
 BOARD_ROWS, WORKER_ROWS = 10, 40
+
+BOARD_COLUMNS = ("trial", "bits per byte", "confirmed", "divergence", "parameters", "tokens/s", "configuration")
 
 BEGIN = "[//]: # (tuner: from here to the end it is written anew all the time; write above)"
 END = "[//]: # (tuner: the end)"
@@ -164,22 +167,31 @@ def _sample(sample: dict[str, str]) -> list[str]:
 
 
 def shown(text: str) -> str:
-    """Returns a text as a block of Markdown; long lines are broken, for the page does not."""
-    pieces = (line[start : start + WIDTH] for line in text.split("\n") for start in range(0, len(line) or 1, WIDTH))
-    return fenced("\n".join(pieces))
+    """Returns a text as a block of Markdown; long lines are broken between words, for the page does not."""
+    return fenced("\n".join(piece for line in text.split("\n") for piece in _broken(line)))
+
+
+def _broken(line: str) -> list[str]:
+    """A line in pieces of at most WIDTH characters, which make up the whole line."""
+    return wrap(line, WIDTH, drop_whitespace=False, replace_whitespace=False, expand_tabs=False) or [""]
 
 
 # A study.
 
 
-def study_note(now: Row, board: Sequence[FrozenTrial]) -> str:
-    """Returns what a study is and has come to; `board` are its trials that keep the limits, the best one first."""
+def study_note(now: Row, board: Sequence[FrozenTrial], importance: Sequence[str] = ()) -> str:
+    """Returns what a study is and has come to; `board` are its trials that keep the limits, the best one first.
+
+    `importance` is what to say beside the dashboard's chart of importances, in Markdown.
+    """
     return "\n\n".join(
         [
             _what(now.study),
+            _links(now),
             _budget(now),
             *_workers(now),
             *_board(now, board),
+            *_importance(importance),
             *_failed(now),
             *_confirmation(now),
         ]
@@ -196,6 +208,10 @@ def _what(study: Study) -> str:
         f"## {code(study.name)}\n\n{about}, for the lowest {' and '.join(study.objectives).replace('_', ' ')} on "
         f"{code(study.corpus.described)}. A full trial reads {trial}, in {study.trial.rungs} rungs."
     )
+
+
+def _links(now: Row) -> str:
+    return f"[Steer this study](/tuner/{now.study_id}) or [read its report](/tuner/{now.study_id}/report)."
 
 
 def _budget(now: Row) -> str:
@@ -242,10 +258,19 @@ def _board(now: Row, board: Sequence[FrozenTrial]) -> list[str]:
     if not board:
         return infeasible or ["No trial is complete yet."]
     best = front(list(board)) if len(now.study.objectives) > 1 else board
-    shown = [_board_row(now, trial) for trial in best[:BOARD_ROWS]]
-    columns = ("trial", "bits per byte", "confirmed", "divergence", "parameters", "tokens/s", "configuration")
+    columns, rows = _filled(BOARD_COLUMNS, [_board_row(now, trial) for trial in best[:BOARD_ROWS]])
     commands = f"```sh\n{_command('export', now)}\ntuner train best.yaml -o my-run\n```"
-    return ["### Best trials", _table(columns, shown), *infeasible, commands]
+    return ["### Best trials", _table(columns, rows), *infeasible, commands]
+
+
+def _filled(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> tuple[list[str], list[list[str]]]:
+    """The columns that some row has a text in: on a phone each one counts."""
+    kept = [index for index in range(len(columns)) if any(row[index] for row in rows)]
+    return [columns[index] for index in kept], [[row[index] for index in kept] for row in rows]
+
+
+def _importance(hints: Sequence[str]) -> list[str]:
+    return ["### Importance", *hints] if hints else []
 
 
 def _board_row(now: Row, trial: FrozenTrial) -> tuple[str, ...]:
@@ -263,9 +288,10 @@ def _board_row(now: Row, trial: FrozenTrial) -> tuple[str, ...]:
 
 
 def _confirmed(now: Row, number: int) -> str:
-    candidates = (now.confirmation or {}).get("candidates", [])
-    one = next((one for one in candidates if one["trial"] == number), None)
-    if one is None or now.confirmation is None:
+    if now.confirmation is None:
+        return ""
+    one = next((one for one in now.confirmation["candidates"] if one["trial"] == number), None)
+    if one is None:
         return "no"
     star = ", chosen" if now.confirmation["winner"] == number else ""
     return f"{one['mean']:.4f} ± {one['high'] - one['mean']:.4f}{star}"

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import optuna
@@ -15,6 +17,9 @@ from optuna_dashboard import save_note, wsgi
 from werkzeug.test import Client
 
 from tests.tuner.conftest import Heard, complete
+from tuner.dashboard.app import completed
+from tuner.dashboard.importance import ImportanceMiddleware
+from tuner.dashboard.pages import application
 from tuner.dashboard.publisher import Publisher
 from tuner.storage.connection import open_storage
 from tuner.storage.leases import Leases
@@ -212,3 +217,66 @@ def test_long_facts_make_no_wide_page(
     shown = {fact["key"]: fact["value"] for fact in page(begun)["trials"][3]["user_attrs"]}
     assert shown["tokens_per_second"] == "1234"
     assert "decoding_curve" not in shown
+
+
+def test_importance_is_empty_until_enough_trials_say_something_and_never_of_decoding(
+    publisher: Publisher,
+    storage: RDBStorage,
+    small: Callable[..., Study],
+    enter: Callable[[Study], optuna.Study],
+    page: Callable[..., dict[str, Any]],
+) -> None:
+    space: dict[str, Any] = {
+        "learning_rate": {"type": "float", "low": 1e-3, "high": 1e-1, "log": True},
+        "architecture": {"type": "categorical", "choices": ["rnn", "gru"]},
+        "temperature": {"type": "float", "low": 0.5, "high": 1.5},
+    }
+    definition = small(20, parameters=space | {"hidden_size": 8, "batch_size": 8, "sequence_length": 16})
+    study = enter(definition)
+    client = Client(ImportanceMiddleware(wsgi(storage), partial(completed, storage)))
+
+    def asked() -> Any:
+        return json.loads(client.get(f"/api/studies/{study._study_id}/param_importances").text)["param_importances"]
+
+    def add() -> None:
+        trial = study.ask()
+        rate = trial.suggest_float("learning_rate", 1e-3, 1e-1, log=True)
+        trial.suggest_categorical("architecture", ["rnn", "gru"])
+        complete(study, trial, rate + trial.suggest_float("temperature", 0.5, 1.5))
+
+    for _ in range(9):
+        add()
+    publisher.publish()
+    assert asked() == [[]]
+    assert "9 trials trained to the end, and fewer than 10 say nothing" in page(study)["note"]["body"]
+    add()
+    (weights,) = asked()
+    assert {one["name"] for one in weights} == {"learning_rate", "architecture"}
+    assert sum(one["importance"] for one in weights) == pytest.approx(1)
+    publisher.publish()
+    assert "say nothing" not in page(study)["note"]["body"]
+
+
+def test_importance_of_other_studies_and_other_answers_are_as_they_were(storage: RDBStorage) -> None:
+    study = optuna.create_study(storage=storage)
+    study.optimize(lambda trial: trial.suggest_float("temperature", 0, 1), n_trials=3)
+    ours, theirs = Client(ImportanceMiddleware(wsgi(storage), partial(completed, storage))), Client(wsgi(storage))
+    for number in (study._study_id, 2**20):
+        path = f"/api/studies/{number}/param_importances"
+        assert (ours.get(path).status_code, ours.get(path).json) == (
+            theirs.get(path).status_code,
+            theirs.get(path).json,
+        )
+
+
+def test_a_note_links_to_the_pages_that_steer_and_report_and_attributes_are_for_people(
+    publisher: Publisher, storage: RDBStorage, begun: optuna.Study, page: Callable[..., dict[str, Any]]
+) -> None:
+    begun.set_user_attr("mine", 5)
+    publisher.publish()
+    sent = page(begun)
+    assert {fact["key"] for fact in sent["user_attrs"]} == {"fingerprint", "mine"}
+    pages = application(storage, None, "k" * 32).test_client()
+    steer, report = re.findall(r"\]\((/tuner/[^)]*)\)", sent["note"]["body"])
+    assert begun.study_name in pages.get(steer).text
+    assert f"<title>{begun.study_name}: tuning report</title>" in pages.get(report).text

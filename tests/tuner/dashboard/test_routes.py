@@ -41,6 +41,7 @@ ROUTES: list[tuple[str, str, dict[str, Any]]] = [
     ("get", "/metrics", {}),
     ("get", "/tuner/", {}),
     ("get", "/tuner/{study_id}", {}),
+    ("get", "/tuner/{study_id}/report", {}),
     ("post", "/tuner/{study_id}/{what}", {"trial": TEXT, "values": TEXT}),
     ("get", "/", {}),
     ("get", "/dashboard", {}),

@@ -219,6 +219,16 @@ def test_importance_is_told_from_ten_trials_on(desk: Callable[..., Desk]) -> Non
     assert "all are equally good" in nothing.missing[0]
 
 
+def test_choices_that_were_hardly_tried_are_named(desk: Callable[..., Desk]) -> None:
+    made = desk(parameters=PARAMETERS | {"batch_size": {"type": "categorical", "choices": [8, 16]}})  # no trial has it
+    for number in range(9):
+        made.add(COMPLETE, 5.0 - number / 10, 3.0, 2.0 + number / 10)
+    assert "9 trials trained to the end, and fewer than 10 say nothing" in made.text()
+    made.add(COMPLETE, 4.0, 3.0, 2.5)
+    rare = "batch_size 8 (0 trials), batch_size 16 (0 trials)"
+    assert f"Hardly tried, so that little is known of it: {rare}." in made.text()
+
+
 def test_what_went_wrong_is_told_by_reason(desk: Callable[..., Desk]) -> None:
     made = desk()
     made.search(1)

@@ -133,6 +133,7 @@ def test_long_lines_are_broken_and_nothing_is_lost() -> None:
     text = "word " * 60 + "\n\nend"
     block = shown(text)
     assert max(map(len, block.splitlines())) == 100
+    assert set(shown("a " + text).split()) == {"```text", "```", "a", "word", "end"}  # no line ends within a word
     assert block.replace("\n", "") == fenced(text).replace("\n", "")
 
 
