@@ -5,9 +5,10 @@ from __future__ import annotations
 import difflib
 import io
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from types import UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
@@ -276,14 +277,13 @@ def _place(location: Iterable[str | int]) -> Place:
 
 
 def _message(error: Any, model: type[BaseModel], advice: Callable[[Place, Iterable[str]], str]) -> str:
+    place = _place(error["loc"])
     if error["type"] == "extra_forbidden":
-        place = _place(error["loc"])
         return f"unknown key{advice(place, _model_at(model, place[:-1]).model_fields)}"
-    example = _example(model, _place(error["loc"]))
     if error["type"] == "missing":
-        return f"missing{example}"
+        return f"missing{_example(model, place)}"
     if error["type"] == "model_type":
-        return f"should be a mapping, not {_shown(error['input'])}{example}"
+        return f"should be a mapping, not {_shown(error['input'])}{_example(model, place)}"
     message = in_words(str(error["msg"]))
     return f"{message}, not {_shown(error['input'])}" if message.startswith("should be") else message
 
@@ -304,10 +304,26 @@ def _example(model: type[BaseModel], place: Place) -> str:
 
 def _model_at(model: type[BaseModel], place: Place) -> type[BaseModel]:
     for key in place:
-        annotation = model.model_fields[str(key)].annotation if str(key) in model.model_fields else None
-        candidates = [annotation, *getattr(annotation, "__args__", ())]
-        model = next((one for one in candidates if isinstance(one, type) and issubclass(one, BaseModel)), model)
+        field = model.model_fields.get(str(key))
+        model = (None if field is None else model_in(field.annotation)) or model
     return model
+
+
+def model_in(annotation: Any) -> type[BaseModel] | None:
+    """Returns the model among the types of a field."""
+    kinds = kinds_of(annotation)
+    return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
+
+
+def kinds_of(annotation: Any) -> Iterator[Any]:
+    """The types of a field, and the texts of its literals."""
+    if get_origin(annotation) in (Union, UnionType, Annotated):
+        for part in get_args(annotation):
+            yield from kinds_of(part)
+    elif get_origin(annotation) is Literal:
+        yield from get_args(annotation)
+    else:
+        yield annotation
 
 
 def _shown(value: Any) -> str:

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
-from types import UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from collections.abc import Callable, Iterable
+from typing import Any
 
 from pydantic import BaseModel
 from ruamel.yaml.comments import CommentedMap
 
-from models.config import ARCHITECTURES, Config
-from models.reader import Place, nearest
+from models.config import ARCHITECTURES, Config, Corpus
+from models.reader import Place, kinds_of, model_in, nearest
 
 UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9}
 
 BOOLEANS = {"yes": True, "on": True, "true": True, "no": False, "off": False, "false": False}
-
-BUILTIN = ("python-docs", "markov")
 
 INSTEAD = {
     **dict.fromkeys(("params", "hyperparameters", "search_space", "space", "config", "model"), "parameters"),
@@ -49,7 +46,7 @@ def meant(value: Any, annotation: Any, names: Iterable[str] = ()) -> Any:
 
     `names` are texts that the field knows, beside those of its type.
     """
-    kinds = list(_kinds(annotation))
+    kinds = list(kinds_of(annotation))
     known = {_folded(name): name for name in (*(kind for kind in kinds if isinstance(kind, str)), *names)}
     if isinstance(value, str) and _folded(value) in known:
         return known[_folded(value)]
@@ -67,11 +64,12 @@ def parameter_meant(name: str, value: Any) -> Any:
 
 def write_out(document: dict[str, Any], model: type[BaseModel]) -> None:
     """Writes out, in place, what a file of a recipe or a study says in short."""
-    sections = {"corpus": _corpus, "trial": _counted("tokens"), "budget": _counted("trials")}
+    sections = {"corpus": corpus_meant, "trial": _counted("tokens"), "budget": _counted("trials")}
     for name, short in sections.items():
         if name in document and not isinstance(document[name], dict):
             written = short(document[name])
-            document[name] = document[name] if written is None else CommentedMap(written)
+            if written is not None:
+                document[name] = CommentedMap(written)
     _write_out(document, model)
 
 
@@ -87,10 +85,13 @@ def _write_out(document: Any, model: type[BaseModel]) -> None:
             document[name] = meant(value, field.annotation)
 
 
-def _corpus(value: Any) -> dict[str, Any] | None:
+def corpus_meant(value: Any) -> dict[str, Any] | None:
+    """Returns the section that a path, a list of paths or the name of a built-in text means; None for others."""
     if isinstance(value, list) and all(isinstance(one, str) for one in value):
         return {"path": value}
-    return {"builtin" if value in BUILTIN else "path": value} if isinstance(value, str) else None
+    if not isinstance(value, str):
+        return None
+    return {"builtin" if value in kinds_of(Corpus.model_fields["builtin"].annotation) else "path": value}
 
 
 def _counted(name: str) -> Callable[[Any], dict[str, int] | None]:
@@ -99,23 +100,6 @@ def _counted(name: str) -> Callable[[Any], dict[str, int] | None]:
         return {name: number} if isinstance(number, int) and not isinstance(number, bool) else None
 
     return written
-
-
-def model_in(annotation: Any) -> type[BaseModel] | None:
-    """Returns the model among the types of a field."""
-    kinds = _kinds(annotation)
-    return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
-
-
-def _kinds(annotation: Any) -> Iterator[Any]:
-    """The types of a field, and the texts of its literals."""
-    if get_origin(annotation) in (Union, UnionType, Annotated):
-        for part in get_args(annotation):
-            yield from _kinds(part)
-    elif get_origin(annotation) is Literal:
-        yield from get_args(annotation)
-    else:
-        yield annotation
 
 
 def _folded(name: str) -> str:

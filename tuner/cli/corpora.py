@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from models.config import Corpus
     from models.text.inspection import Inspection
 
-KINDS = ("byte", "character", "word", "byte-pair")
-
 
 @click.command()
 @click.argument("texts", metavar="TEXT...", nargs=-1, required=True)
@@ -40,10 +38,13 @@ def corpus(texts: tuple[str, ...], field: str | None, vocabulary_size: int, toke
 
     TEXT is a file, folder or pattern as a study file has it, or a study file, whose corpus and budget then count.
     """
+    from models.config import Config
+    from models.reader import kinds_of
     from models.text.inspection import inspect
 
     source, budget = _source(texts, field)
-    found = inspect(source, [(kind, vocabulary_size) for kind in KINDS])
+    kinds = kinds_of(Config.model_fields["tokenizer"].annotation)
+    found = inspect(source, [(kind, vocabulary_size) for kind in kinds])
     tokens = tokens or budget
     if as_json:
         click.echo(json.dumps(asdict(found) | {"budget_tokens": tokens}, indent=2))
@@ -54,14 +55,16 @@ def corpus(texts: tuple[str, ...], field: str | None, vocabulary_size: int, toke
 def _source(texts: tuple[str, ...], field: str | None) -> tuple[Corpus, int | None]:
     """The corpus that is asked for, and the tokens of a trial where it is a study's."""
     from models.config import Corpus, resolve_path
+    from models.shorthand import corpus_meant
     from tuner.study.definition import read_study
 
     if len(texts) == 1 and Path(texts[0]).suffix in (".yaml", ".yml"):
         study = read_study(Path(texts[0]), rehearsed=False)
         return study.corpus, study.trial.tokens
-    if texts[0] in ("python-docs", "markov"):
-        return Corpus(builtin=texts[0]), None  # type: ignore[arg-type]
-    return resolve_path(Corpus(path=texts[0] if len(texts) == 1 else list(texts), field=field), Path.cwd()), None
+    given = corpus_meant(texts[0] if len(texts) == 1 else list(texts)) or {}
+    if "path" in given:
+        given["field"] = field
+    return resolve_path(Corpus(**given), Path.cwd()), None
 
 
 def _lines(found: Inspection, tokens: int | None) -> Iterator[str]:

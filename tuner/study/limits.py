@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from models.shorthand import UNITS
 from tuner.optuna_internals import trial_id
 
 if TYPE_CHECKING:
     import optuna
 
-UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9}
 BYTES = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "kB": 10**3, "MB": 10**6, "GB": 10**9}
 
 

@@ -104,7 +104,7 @@ def _kind(name: str, low: Any, high: Any) -> str | None:
     if field is None:
         both_whole = isinstance(low, int) and isinstance(high, int)
         return "int" if both_whole else "float" if _is_number(low) and _is_number(high) else None
-    return "int" if meant("1", field.annotation) == 1 else "float" if meant("1.5", field.annotation) == "1.5" else None
+    return "int" if meant("1", field.annotation) == 1 else "float"
 
 
 def _spans(low: float, high: float) -> bool:

@@ -348,10 +348,8 @@ def _foreign(value: Mapping[str, Any]) -> str | None:
     kind = value.get("type", "float")
     if not nearest(str(kind), KINDS).endswith("?"):
         return f"type {kind!r}"
-    keys = (
-        key for key in value if not nearest(str(key), {*Float.model_fields, *Categorical.model_fields}).endswith("?")
-    )
-    return next((f"key {key}" for key in keys), None)
+    known = {*Float.model_fields, *Categorical.model_fields}
+    return next((f"key {key}" for key in value if not nearest(str(key), known).endswith("?")), None)
 
 
 def _range_problem(name: str, value: Mapping[str, Any], error: Any) -> Problem:
