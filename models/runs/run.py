@@ -375,10 +375,10 @@ def load(folder: str | Path, device: str = "auto") -> Run:
     missing = [name for name in (CONFIG, TOKENIZER, MODEL) if not (folder / name).exists()]
     if missing and MODEL not in missing:
         raise RunError(f"{folder}: {', '.join(missing)} missing; restore it, or train into another folder")
-    inside = sorted(one.parent.name for one in folder.glob(f"*/{MODEL}"))
-    if len(missing) == 3 and inside:
-        raise RunError(f"{folder}: holds run folders; give one of them: {folder / inside[0]}")
     if missing:
+        inside = sorted(folder.glob(f"*/{MODEL}")) if len(missing) == 3 else []
+        if inside:
+            raise RunError(f"{folder}: holds run folders; give one of them: {inside[0].parent}")
         raise RunError(f"{folder}: no complete run, {', '.join(missing)} missing; finish it with `train --resume`")
     try:
         require_plain(folder / CONFIG, LARGEST_CONFIG)

@@ -114,8 +114,8 @@ def load_corpus(
         fingerprint=fingerprint,
         tokenizer=tokenizer,
         **arrays,
-        bytes={split: len(part.replace(BREAK, "").encode()) for split, part in parts.items()},
-        characters={split: _characters(part) for split, part in parts.items()},
+        bytes={split: bytes_of(part) for split, part in parts.items()},
+        characters={split: characters_of(part) for split, part in parts.items()},
         entropy=read.entropy,
         split_entropy=_split_entropy(read, source.split),
         files=read.files,
@@ -305,16 +305,22 @@ def _places(source: Source, split: tuple[float, float, float]) -> dict[str, slic
     middle, last = round(length * split[0]), round(length * (split[0] + split[1]))
     places = dict(zip(SPLITS, (slice(middle), slice(middle, last), slice(last, None)), strict=True))
     for part, (name, place) in zip(split, places.items(), strict=True):
-        if part > 0 and not _characters(source.text[place]):
+        if part > 0 and not characters_of(source.text[place]):
             raise CorpusError(
-                f"corpus {source.name}: a {name} split of {part:g} leaves none of its {_characters(source.text)} "
+                f"corpus {source.name}: a {name} split of {part:g} leaves none of its {characters_of(source.text)} "
                 "characters; add text or enlarge that part in corpus.split"
             )
     return places
 
 
-def _characters(part: str) -> int:
+def characters_of(part: str) -> int:
+    """Returns the characters of a text without the breaks between its documents."""
     return len(part) - part.count(BREAK)
+
+
+def bytes_of(part: str) -> int:
+    """Returns the bytes of a text in UTF-8 without the breaks between its documents."""
+    return len(part.replace(BREAK, "").encode())
 
 
 def _split_entropy(source: Source, split: tuple[float, float, float]) -> dict[str, float] | None:

@@ -95,8 +95,6 @@ def documents_of(path: Path, key: str | None) -> Found:
     if path.is_dir() and is_saved_dataset(path):
         return Found([document for document in saved_dataset(path, key) if document], [path.name])
     if not path.is_dir():
-        if key is not None and ending_of(path) not in KEYED:
-            refuse_key(f"corpus {path}")
         return Found([document for document in _documents(path, key) if document], [path.name])
     found = Found()
     files = _files(path, found)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from models import config
 from models.text import tokenizers
-from models.text.corpus import BREAK, SPLITS, parts_of
+from models.text.corpus import BREAK, SPLITS, bytes_of, characters_of, parts_of
 
 SAMPLE = 20_000_000
 """Characters of a text that tokenizers are learned on and tried on, in pieces from all of it; scripts likewise."""
@@ -70,18 +70,18 @@ def inspect(source: config.Corpus, kinds: Iterable[tuple[str, int]]) -> Inspecti
     """
     read, parts = parts_of(source)
     sampled = _sample(parts["train"])
-    train_bytes = len(parts["train"].replace(BREAK, "").encode())
+    sizes, characters = ({split: of(part) for split, part in parts.items()} for of in (bytes_of, characters_of))
     return Inspection(
         name=read.name,
         files=read.files,
         documents=read.text.count(BREAK) + 1,
-        bytes=len(read.text.replace(BREAK, "").encode()),
-        characters={split: len(part) - part.count(BREAK) for split, part in parts.items()},
+        bytes=sum(sizes.values()),
+        characters=characters,
         scripts=_scripts(sampled),
         duplicates=_duplicates(parts),
         longest_line=max(map(len, re.split(f"[\n{BREAK}]", read.text))),
-        is_sampled=sum(map(len, sampled)) < len(parts["train"].replace(BREAK, "")),
-        tokenizers=[_tokenized(kind, size, sampled, train_bytes) for kind, size in kinds],
+        is_sampled=sum(map(len, sampled)) < characters["train"],
+        tokenizers=[_tokenized(kind, size, sampled, sizes["train"]) for kind, size in kinds],
     )
 
 
