@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from models import __main__ as single
+from models.wording import counted
 from tuner.cli import options
 from tuner.cli.shared import find
 from tuner.storage.locations import StorageOptions
@@ -36,23 +37,21 @@ if TYPE_CHECKING:
 def trials(study_name: str, places: StorageOptions, notation: str, output: Path | None, force: bool) -> None:
     """Write all trials of a study as a table, for spreadsheets, pandas and scripts."""
     from models.files import is_stdout
-    from tuner.results.export import require_free
+    from tuner.results.export import require_free, write_new
     from tuner.results.records import TrialRecord
 
-    printed = output is None or str(output) == "-" or is_stdout(output)
-    if output is not None and not printed:
+    if output is not None and (str(output) == "-" or is_stdout(output)):
+        output = None
+    if output is not None:
         require_free(output, force)
     with places.opened() as opened:
         records = [TrialRecord.of(trial) for trial in find(opened, study_name).trials()]
     text = _csv(records) if notation == "csv" else json.dumps(list(map(asdict, records)), indent=1, default=str) + "\n"
-    if output is None or printed:
+    if output is None:
         click.echo(text, nl=False)
-        return
-    try:
-        output.write_text(text, encoding="utf-8", newline="")
-    except OSError as error:
-        raise click.ClickException(f"{output}: cannot be written ({error.strerror})") from error
-    click.echo(f"{output}: {len(records)} trials")
+    else:
+        write_new(output, text, force)
+        click.echo(f"{output}: {counted(len(records), 'trial')}")
 
 
 def _csv(records: list[TrialRecord]) -> str:

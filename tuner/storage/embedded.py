@@ -133,9 +133,8 @@ def revive(folder: Path, limits: ServerLimits = ServerLimits()) -> None:
     """Starts the server of a folder again if it died, at the same address; for a process that is attached to it."""
     server = _prepare(_resolved(folder), limits)
     with _explaining(folder), _opened(server.folder / "change.lock") as change:
-        _locked_within(
-            change, limits.standstill_seconds
-        )  # or without: while we are attached no process stops the server
+        # Or without the lock: while we are attached no process stops the server.
+        _locked_within(change, limits.standstill_seconds)
         server._ensure_running()
 
 
