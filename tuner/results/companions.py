@@ -34,12 +34,11 @@ def pairs(connection: Connection) -> dict[int, int]:
     return {owners[identity]: study for identity, study in reversed(confirming) if identity in owners}
 
 
-def companion_of(storage: RDBStorage, study_id: int) -> Companion | None:
+def companion_of(storage: RDBStorage, study_id: int, connection: Connection) -> Companion | None:
     """Returns how far the confirmation of a study is; None without one."""
-    with storage.engine.begin() as connection:
-        number = pairs(connection).get(study_id)
-        if number is None:
-            return None
-        books = Leases(storage, number)
-        line, counts = books.line(connection), books.counts(connection)
-    return Companion(line.state, len(books.alive()), is_over=not counts.unfinished)
+    number = pairs(connection).get(study_id)
+    if number is None:
+        return None
+    books = Leases(storage, number)
+    state, workers, counts = books.line(connection).state, books.alive(connection), books.counts(connection)
+    return Companion(state, len(workers), is_over=not counts.unfinished)

@@ -150,10 +150,11 @@ def in_short(study: StudyHandle, most: int) -> Snapshot:
         failed = connection.execute(_FAILED, {"study": study_id, "most": FAILED_SHOWN}).scalars().all()
         results = connection.execute(_RESULTS, {"study": study_id}).scalar_one()
         counts = book.counts(connection)
-        workers = [worker for _, worker in leases.living(connection, leases.workers.c.study_id == study_id)]
+        workers = book.alive(connection)
         unfit = connection.execute(_UNFITTING, {"study": study_id}).scalar_one()
         blocked = blockages(connection, {study_id: workers}).get(study_id)
-        line = book.line(connection)
+        line, trial_seconds = book.line(connection), book.trial_seconds(connection)
+        companion = companions.companion_of(study.storage, study_id, connection)
     several = len(definition.objectives) > 1
     chosen = _front(ranked) if several else [row.trial_id for row in ranked[:most]]
     trials = [study.storage.get_trial(trial_id) for trial_id in (*chosen, *reversed(failed))]
@@ -171,8 +172,8 @@ def in_short(study: StudyHandle, most: int) -> Snapshot:
         told=counts.complete - results,
         unfit=unfit,
         forgiven=line.forgiven,
-        trial_seconds=book.trial_seconds(),
-        companion=companions.companion_of(study.storage, study_id),
+        trial_seconds=trial_seconds,
+        companion=companion,
     )
 
 

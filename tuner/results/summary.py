@@ -138,18 +138,21 @@ class Row(Standing):
 def snapshot(study: StudyHandle) -> Snapshot:
     """Reads the study's state; finished trials are read from the database once."""
     leases, trials = study.leases, study.trials()
-    line = leases.line()
+    with study.storage.engine.begin() as connection:
+        line, counts, workers = leases.line(connection), leases.counts(connection), leases.alive(connection)
+        trial_seconds = leases.trial_seconds(connection)
+        companion = companions.companion_of(study.storage, study.id, connection)
     board, told = leaderboard(trials), sum(map(is_told, trials))
     return Snapshot(
         study.definition,
-        leases.counts(),
-        leases.alive(),
+        counts,
+        workers,
         line.active_seconds,
         line.state,
         forgiven=line.forgiven,
         unfit=sum(trial.state == TrialState.PRUNED and not is_feasible(trial) for trial in trials),
-        trial_seconds=leases.trial_seconds(),
-        companion=companions.companion_of(study.storage, study.id),
+        trial_seconds=trial_seconds,
+        companion=companion,
         best=board[0] if board else None,
         trials=trials,
         infeasible=sum(trial.state == TrialState.COMPLETE for trial in trials) - told - len(board),

@@ -46,7 +46,7 @@ class Search:
 
         Raises what `Supervisor.supervise` raises.
         """
-        reason = study.leases.why_ended(study.definition.trials, study.definition.budget.hours, not _is_queue(study))
+        reason = study.why_ended()
         if reason is not None:  # workers would take a while to start, only to find that
             with self.view(study) as view:
                 view.say(f"study {study.name}: {reason}; there is nothing to train")
@@ -91,11 +91,6 @@ class Search:
         kept = self.supervisor.places.writable_artifacts_of(study.optuna_study)
         arguments = [study.name, *(["--corpus", str(self.corpus_path)] if self.corpus_path else [])]
         return self.supervisor.supervise(study, kept, slots, begins, arguments, self.view(study))
-
-
-def _is_queue(study: StudyHandle) -> bool:
-    """Whether a study has only what was queued, as a confirmation does."""
-    return study.definition.confirms is not None
 
 
 def _tested(device: str, run_folder: Path) -> Score | None:

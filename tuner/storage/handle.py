@@ -52,6 +52,11 @@ class StudyHandle:
         self.optuna_study.study_name = name
         self.definition = renamed(self.definition, name)
 
+    def why_ended(self) -> str | None:
+        """Returns why workers have nothing left to do; None while they have. A confirmation has only its queue."""
+        budget = self.definition.trials, self.definition.budget.hours
+        return self.leases.why_ended(*budget, new=self.definition.confirms is None)
+
     def stored(self) -> Self:
         """Returns the study as it is stored by now: its budget may have been changed since. Raises ConfigError."""
         return replace(self, definition=defined(self.optuna_study))

@@ -349,7 +349,7 @@ class Leases:
             _lock(connection, CLAIM_LOCK, self.study_id)
             counts = self.counts(connection)
             abandoned = self._abandoned(connection)
-            line = self._line(connection)
+            line = self.line(connection)
             reason = _why_ended(line, counts, trials, hours, new)
             if reason is not None:
                 return Ended(reason)
@@ -430,16 +430,17 @@ class Leases:
         return self.line().state
 
     def line(self, connection: Connection | None = None) -> Line:
-        """Returns what the study's line says."""
-        if connection is not None:
-            return self._line(connection)
-        with self.engine.begin() as own:
-            return self._line(own)
+        """Returns what the study's line says; a study that was copied by other means has none yet."""
+        if connection is None:
+            with self.engine.begin() as own:
+                return self.line(own)
+        query = sql.select(studies.c.state, studies.c.forgiven, studies.c.active_seconds).where(self._own())
+        return Line(*(connection.execute(query).one_or_none() or ()))
 
     def why_ended(self, trials: int | None, hours: float | None, new: bool = True) -> str | None:
         """Returns why there is nothing more to do with this budget, as `claim` would say; None while there is."""
         with self.engine.begin() as connection:
-            return _why_ended(self._line(connection), self.counts(connection), trials, hours, new)
+            return _why_ended(self.line(connection), self.counts(connection), trials, hours, new)
 
     def counts(self, connection: Connection | None = None) -> Counts:
         """Returns how many trials are in which state."""
@@ -452,19 +453,19 @@ class Leases:
 
     def active_seconds(self) -> float:
         """Returns for how long at least one worker has been at work."""
-        with self.engine.begin() as connection:
-            return self._line(connection).active_seconds
+        return self.line().active_seconds
 
-    def trial_seconds(self) -> float | None:
+    def trial_seconds(self, connection: Connection) -> float | None:
         """Returns how long a trial takes on average; None before one is finished."""
-        with self.engine.begin() as connection:
-            return trial_seconds(connection, _trials.c.study_id == self.study_id).get(self.study_id)
+        return trial_seconds(connection, _trials.c.study_id == self.study_id).get(self.study_id)
 
-    def alive(self) -> list[Worker]:
+    def alive(self, connection: Connection | None = None) -> list[Worker]:
         """Returns the workers whose last heartbeat is no older than a lease, in the order they joined."""
-        with self.engine.begin() as connection:
-            own = workers.c.study_id == self.study_id
-            return [worker for _, worker in living(connection, own, seconds=self.lease_seconds)]
+        if connection is None:
+            with self.engine.begin() as own:
+                return self.alive(own)
+        of_study = workers.c.study_id == self.study_id
+        return [worker for _, worker in living(connection, of_study, seconds=self.lease_seconds)]
 
     def attempts(self) -> dict[int, int]:
         """Returns how many workers have had each trial, by trial id."""
@@ -487,11 +488,6 @@ class Leases:
 
     def _own(self) -> Any:
         return studies.c.study_id == self.study_id
-
-    def _line(self, connection: Connection) -> Line:
-        """The study's line; a study that was copied by other means has none yet."""
-        query = sql.select(studies.c.state, studies.c.forgiven, studies.c.active_seconds).where(self._own())
-        return Line(*(connection.execute(query).one_or_none() or ()))
 
     def _abandoned(self, connection: Connection) -> int | None:
         """A running trial whose worker is gone: its lease expired some time ago, or was never entered."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Protocol
@@ -115,8 +116,7 @@ class Supervisor:
         if team.failed():
             failed = f"every worker of study {study.name} ended with an error"
             raise WorkerError(f"{failed}; see above, and the logs in {logs}")
-        budget = now.study.trials, now.study.budget.hours
-        reason = study.leases.why_ended(*budget, new=now.study.confirms is None)
+        reason = replace(study, definition=now.study).why_ended()
         return reason or "the study was stopped"  # and resumed before we looked
 
     def _revive(self) -> None:
