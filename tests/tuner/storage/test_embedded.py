@@ -70,7 +70,8 @@ def open_place(parent: str = "/tmp") -> Iterator[Path]:
     place.chmod(0o755)
     yield place
     for process in server_processes(place):
-        process.kill()
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
     shutil.rmtree(place)
 
 
@@ -221,7 +222,8 @@ def test_data_survives_a_kill_of_everything(folder: Path, client: Callable[..., 
     processes = [psutil.Process(postmaster(folder)), *psutil.Process(postmaster(folder)).children()]
     each.kill()
     for process in processes:
-        process.kill()
+        with suppress(psutil.NoSuchProcess):  # the session of the client that was killed ends by itself
+            process.kill()
     while runs(folder):  # the kernel takes a moment
         pass
     read_it_again(folder)
