@@ -77,7 +77,7 @@ class Server:
 
 
 def lives(process: psutil.Process) -> bool:
-    """Whether a process is more than a line in the kernel's table that nobody has asked for."""
+    """Whether a process is more than a zombie, whose parent has not read its exit code."""
     with suppress(psutil.Error):
         return bool(process.status() != psutil.STATUS_ZOMBIE)
     return False

@@ -1,4 +1,4 @@
-"""What a benchmark ran on, and how its results are printed: a table for people, JSON for machines."""
+"""What a benchmark ran on, and how its results are printed: as a table, or as JSON for programs."""
 
 from __future__ import annotations
 

@@ -104,7 +104,7 @@ class BareTransformer(nn.Module):
 
 
 def bare(config: Config, corpus: EncodedCorpus, tokens: int, device: str, compiled: bool = False) -> float:
-    """Returns the tokens per second of the loop everybody writes; what comes first is not counted."""
+    """Returns the tokens per second of the usual loop, written by hand; its warm-up is not counted."""
     vocabulary = corpus.tokenizer.vocabulary_size
     model = (BareTransformer if config.architecture == "transformer" else BareRecurrent)(config, vocabulary).to(device)
     call = torch.compile(model) if compiled else model

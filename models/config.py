@@ -307,7 +307,7 @@ class Recipe(_Strict):
     micro_batch: int | None = Field(
         None, ge=1, description="Sequences read at a time, where a whole batch does not fit into memory."
     )
-    provenance: dict[str, Any] | None = Field(None, description="Where the configuration comes from; for people.")
+    provenance: dict[str, Any] | None = Field(None, description="Where the configuration comes from; for its readers.")
 
 
 def resolve_path(corpus: Corpus, folder: Path) -> Corpus:

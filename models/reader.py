@@ -153,8 +153,8 @@ def parse(text: str, name: str) -> CommentedMap:
 def require_schema(document: CommentedMap, name: str, newest: int) -> None:
     """Takes the key `schema` out of a file's mapping; raises ConfigError where it is newer than what is known here.
 
-    A file without it is one that a person wrote, or an export from before there were versions. In JSON, which has no
-    comments, an export begins with its `command`, which is for people and taken out as well.
+    A file without it was written by hand, or is an export from before there were versions. In JSON, which has no
+    comments, an export begins with its `command`, a hint for its reader that is taken out as well.
     """
     if "schema" not in document:
         return

@@ -42,7 +42,7 @@ def half_precision(config: Config, device: torch.device) -> bool:
 
 
 def set_recurrences(model: nn.Module, device: torch.device, half: bool) -> str:
-    """Takes the recurrences that cannot be in bfloat16 there out of autocast; returns the format for people to read.
+    """Takes the recurrences that cannot be in bfloat16 there out of autocast; returns the format's name for reports.
 
     It changes the modules of `model`, custom ones too; outside of autocast they do what they did.
     """

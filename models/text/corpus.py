@@ -70,7 +70,7 @@ class EncodedCorpus:
     entropy: float | None
     split_entropy: dict[str, float] | None
     files: str = ""
-    """Which files of a folder were read, and which not; for people."""
+    """Which files of a folder were read and which were not, as a message."""
 
 
 @dataclass(frozen=True, eq=False)

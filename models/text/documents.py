@@ -64,7 +64,7 @@ PASSED_OVER = (".lock", ".safetensors", ".pt", ".pth", ".ckpt", ".onnx", ".gguf"
 NEVER_TEXT = {"__pycache__", "Thumbs.db", "desktop.ini", "package-lock.json"}
 
 NAMED = 5
-"""Most names in a list for people."""
+"""Most names in a message's list."""
 
 
 @dataclass

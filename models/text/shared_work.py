@@ -25,8 +25,8 @@ Report = Callable[[str], None]
 def alone(path: Path, report: Report, what: str) -> Iterator[None]:
     """Lets one process of this machine at a time do what `path` stands for; the others wait, and report it.
 
-    The file at `path` is the lock, and gone afterwards. A process that dies lets go of it. Where no file can be made,
-    nobody waits.
+    The file at `path` is the lock, and gone afterwards. A process that dies lets go of it. Where no file can be
+    created, no process waits.
     """
     file = _locked(path, report, what)
     try:

@@ -58,7 +58,7 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
             draft.touch()
             mode = draft.stat().st_mode
             save_file(tensors, draft, metadata)
-            draft.chmod(mode)  # the library closes its files to everybody but their owner
+            draft.chmod(mode)  # the library lets only the owner read its files
     except SafetensorError as error:  # what the library makes of a full disk
         raise OSError(0, str(error), str(path)) from error
 

@@ -1,4 +1,4 @@
-"""Logs: a line for people, one with its place for workers' files, JSON for machines; silent without a command."""
+"""Logs: a short line for terminals, a full one for workers' files, JSON for machines; silent without a command."""
 
 import json
 import logging

@@ -747,7 +747,7 @@ def test_a_confirmation_that_was_stopped_says_how_to_go_on(tuner: Command, worke
     assert "the confirmation is not finished; go on with the same command" in result.err
 
 
-def test_a_run_confirms_its_best_two_unless_it_is_told_not_to(
+def test_a_run_confirms_its_best_two_by_default(
     tuner: Command, study_file: Callable[..., str], workers: Workers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("TUNER_CONFIRM")

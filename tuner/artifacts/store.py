@@ -330,7 +330,7 @@ def artifacts_of(
     beside it. `wrote` tells whether files without an owner, as those of version 0.1, are of this study. For
     `reading` nothing is written down. With a name alone, ownership is not looked at.
 
-    Raises WorkerError when the place cannot be used, or the name, which anybody with a database can choose, leads out.
+    Raises WorkerError when the place cannot be used, or the name, which is not trusted, leads out of it.
     """
     if isinstance(study, str):
         return _at(place, study, default / "s3")

@@ -191,5 +191,5 @@ def reading(path: Path) -> Iterator[Reader]:
 
 
 def _shown(name: str) -> str:
-    """A name that anybody may have chosen, for a terminal."""
+    """A name of unknown origin, made safe for a terminal."""
     return ascii(name[:100])

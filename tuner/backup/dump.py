@@ -149,8 +149,8 @@ class TrialLine(_Line):
 
 
 @dataclass
-class Told:
-    """What was backed up or restored, for people."""
+class Totals:
+    """What was backed up or restored, as the command reports it."""
 
     name: str
     trials: int = 0
@@ -164,7 +164,7 @@ class Told:
         return f"study {self.name}: {counted(self.trials, 'trial')}{unfinished}, {runs}, {attachments}"
 
 
-def backup(storage: RDBStorage, study: Study, path: Path, place: Place) -> Told:
+def backup(storage: RDBStorage, study: Study, path: Path, place: Place) -> Totals:
     """Writes a study, and the one that confirms its best, into a file; workers go on meanwhile.
 
     `place` returns the artifacts of a study. Raises RunError when the file cannot be written.
@@ -172,7 +172,7 @@ def backup(storage: RDBStorage, study: Study, path: Path, place: Place) -> Told:
     if study.confirms is not None:
         raise StudyError(f"{study.name} is itself a confirmation; back up study {study.confirms}, which takes it along")
     name = study.name
-    told = Told(name)
+    totals = Totals(name)
     found = optuna.load_study(study_name=name, storage=storage)
     companion = companion_of(found)
     names = [name] if companion is None else [name, companion.study_name]
@@ -184,9 +184,9 @@ def backup(storage: RDBStorage, study: Study, path: Path, place: Place) -> Told:
             for part, one, kept in wanted:
                 study_id = connection.scalar(sql.select(_studies.c.study_id).where(_studies.c.study_name == one))
                 if study_id is not None and (part == PARTS[0] or _is_begun(connection, study_id)):
-                    _add_study(file, part, connection, study_id, kept, told)
+                    _add_study(file, part, connection, study_id, kept, totals)
         file.finish({"versions": {package: version(package) for package in ("textgen-tuner", "optuna")}})
-    return told
+    return totals
 
 
 @contextmanager
@@ -204,15 +204,15 @@ def _take_time(connection: Connection) -> None:
     connection.execute(sql.text("SET LOCAL idle_in_transaction_session_timeout = 0"))
 
 
-def _add_study(file: Writer, part: str, connection: Connection, study_id: int, kept: Artifacts, told: Told) -> None:
+def _add_study(file: Writer, part: str, connection: Connection, study_id: int, kept: Artifacts, totals: Totals) -> None:
     file.add_lines(f"{part}/study.json", [_study_line(connection, study_id)])
     finished: set[int] = set()
     attached: list[str] = []
 
     def lines() -> Iterator[dict[str, Any]]:
         for line in _trial_lines(connection, study_id):
-            told.trials += part == PARTS[0]
-            told.unfinished += part == PARTS[0] and line["state"] in UNFINISHED
+            totals.trials += part == PARTS[0]
+            totals.unfinished += part == PARTS[0] and line["state"] in UNFINISHED
             finished.update([line["number"]] if line["state"] == "COMPLETE" else [])
             attached.extend(_attached(line["system"]))
             yield line
@@ -229,8 +229,8 @@ def _add_study(file: Writer, part: str, connection: Connection, study_id: int, k
         run = RUN_FILE.fullmatch(name)
         return run is not None and int(run[1]) in finished
 
-    told.runs |= {(part, name.split("/")[0]) for name in _add_artifacts(file, f"{part}/artifacts", kept, is_wanted)}
-    told.attachments += _add_attachments(file, f"{part}/attachments", kept, attached)
+    totals.runs |= {(part, name.split("/")[0]) for name in _add_artifacts(file, f"{part}/artifacts", kept, is_wanted)}
+    totals.attachments += _add_attachments(file, f"{part}/attachments", kept, attached)
 
 
 def _study_line(connection: Connection, study_id: int) -> dict[str, Any]:
@@ -356,7 +356,7 @@ def _add_attachments(file: Writer, folder: str, kept: Artifacts, attached: list[
     return added
 
 
-def restore(storage: RDBStorage, path: Path, place: NewPlace, new_name: str | None = None) -> Told:
+def restore(storage: RDBStorage, path: Path, place: NewPlace, new_name: str | None = None) -> Totals:
     """Puts a study from a file into the database and its artifacts where `place` says, or does nothing at all.
 
     It is a study of its own, with files of its own, even where the one that was backed up is still there. Running
@@ -373,11 +373,11 @@ def restore(storage: RDBStorage, path: Path, place: NewPlace, new_name: str | No
             raise file.damaged("no study is in it")
         name = new_name or parts[0].study.name
         owners = dict(zip(PARTS, (new_owner(name), new_owner(companion_name(name))), strict=True))
-        told = Told(name)
+        totals = Totals(name)
         with _all_or_nothing(storage, name) as (connection, written):
             for part in parts:
-                part.restore(connection, owners, place, written, told)
-    return told
+                part.restore(connection, owners, place, written, totals)
+    return totals
 
 
 @contextmanager
@@ -427,7 +427,7 @@ class _Part:
         owners: dict[str, Owner],
         place: NewPlace,
         undo: list[Callable[[], None]],
-        told: Told,
+        totals: Totals,
     ) -> None:
         """Writes the study; files are written last, when everything else is known to be right."""
         names = {part: owner.folder for part, owner in owners.items()}
@@ -446,9 +446,9 @@ class _Part:
         if self.part == PARTS[1]:
             row = {"study_id": study_id, "key": CONFIRMS, "value_json": json.dumps(owners[PARTS[0]].identity)}
             connection.execute(_study_attributes["user"].insert(), row)
-        self._restore_files(kept, undo, told)
+        self._restore_files(kept, undo, totals)
         if self.part == PARTS[0]:
-            told.trials, told.unfinished = len(self.ids), len(self.unfinished)
+            totals.trials, totals.unfinished = len(self.ids), len(self.unfinished)
 
     def _rename_attachments(self, kept: Artifacts) -> None:
         """Gives a new id to what is there already: deleted in one study, it must stay in the other."""
@@ -576,14 +576,14 @@ class _Part:
         confirms = {"confirms": names[PARTS[0]]} if self.part == PARTS[1] else {}
         return self._study({**self._study(values).stored(), "name": names[self.part], **confirms}).stored()
 
-    def _restore_files(self, kept: Artifacts, undo: list[Callable[[], None]], told: Told) -> None:
+    def _restore_files(self, kept: Artifacts, undo: list[Callable[[], None]], totals: Totals) -> None:
         store = kept.attachments()
         for name in self.file.names(f"{self.part}/attachments"):
             new = self.renamed.get(name, name)
             undo.append(lambda new=new: store.remove(new))  # type: ignore[misc]
             with self.file.open(f"{self.part}/attachments/{name}") as source:
                 store.write(new, source)
-            told.attachments += 1
+            totals.attachments += 1
         for name in self.file.names(f"{self.part}/artifacts"):
             checkpoint, run = CHECKPOINT.fullmatch(name), RUN_FILE.fullmatch(name)
             if run or (checkpoint and int(checkpoint[1]) in self.unfinished):
@@ -591,7 +591,7 @@ class _Part:
                 with self.file.open(f"{self.part}/artifacts/{name}") as source:
                     kept.put(name, source)
             if run:
-                told.runs.add((self.part, run[1]))
+                totals.runs.add((self.part, run[1]))
 
     def _trial_row(self, line: TrialLine) -> dict[str, Any]:
         # A worker of the old database may still have a running trial there; here it waits for one.
@@ -655,7 +655,7 @@ class _Part:
 
 _RungKind = models.TrialIntermediateValueModel.TrialIntermediateValueType
 _PAST = datetime(1970, 1, 1, tzinfo=UTC)
-_KINDS = {told: kind for kind, told in _WORDS.items()}
+_KINDS = {word: kind for kind, word in _WORDS.items()}
 
 
 def _distribution(one: Parameter) -> BaseDistribution:

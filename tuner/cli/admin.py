@@ -39,8 +39,8 @@ def backup(
     require_free(output, force)
     with places.opened() as opened:
         study = find(opened, study_name).definition
-        told = backups.backup(opened, study, output, partial(_kept_of, places, opened))
-    click.echo(f"{output}: {told}", err=is_stdout(output))
+        totals = backups.backup(opened, study, output, partial(_kept_of, places, opened))
+    click.echo(f"{output}: {totals}", err=is_stdout(output))
 
 
 def _kept_of(places: StorageOptions, storage: RDBStorage, study_name: str) -> Artifacts:
@@ -59,8 +59,8 @@ def restore(file: Path, places: StorageOptions, new_name: str | None) -> None:
     from tuner.backup import dump as backups
 
     with places.opened() as opened:
-        told = backups.restore(opened, file, places.new_artifacts, new_name)
-    click.echo(f"Restored {told}")
+        totals = backups.restore(opened, file, places.new_artifacts, new_name)
+    click.echo(f"Restored {totals}")
 
 
 @click.command()

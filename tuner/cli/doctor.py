@@ -31,6 +31,10 @@ def doctor(device: str, places: StorageOptions, as_json: bool) -> None:
                 click.echo(line(check))
     failed = any(check.result == "failed" for check in results)
     if as_json:
-        told = {"version": version("textgen-tuner"), "failed": failed, "checks": [asdict(check) for check in results]}
-        click.echo(json.dumps(told, indent=2))
+        document = {
+            "version": version("textgen-tuner"),
+            "failed": failed,
+            "checks": [asdict(check) for check in results],
+        }
+        click.echo(json.dumps(document, indent=2))
     sys.exit(1 if failed else 0)

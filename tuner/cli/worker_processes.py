@@ -65,7 +65,7 @@ def worker(
 
 
 def supervisor_of_this() -> int | None:
-    """The process that watches over this one, if one does; its children are told of theirs."""
+    """The process that supervises this one, if any; it passes its own number to its children."""
     from tuner.workers.supervisor_watch import SUPERVISOR
 
     number = os.environ.pop(SUPERVISOR, "")

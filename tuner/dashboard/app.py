@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ServerConfig:
-    """Where the dashboard is served, and who may enter; without users everybody on this machine may."""
+    """Where the dashboard is served, and who may log in; without users, every user of this machine has access."""
 
     host: str = "127.0.0.1"
     port: int = 8080
@@ -53,19 +53,19 @@ class ServerConfig:
 
     @property
     def is_locked(self) -> bool:
-        """Whether a login is asked for."""
+        """Whether a login is required."""
         return bool(self.users_file or self.login or self.operator_password_file)
 
     def require_safe(self) -> None:
-        """Raises ServerConfigError for a door that would stand open to others, or that cannot be."""
+        """Raises ServerConfigError for a server that would be open to other machines, or that cannot start."""
         users = "give users, who then have to log in: --users FILE, with lines that `tuner password NAME` prints"
         if not self.is_locked and not is_loopback(self.host):
             raise ServerConfigError(
-                f"{self.host}: everybody who reaches this address could stop and delete studies; {users}"
+                f"{self.host}: anyone who can reach this address could stop and delete studies; {users}"
             )
         if not self.is_locked and self.behind_proxy:
             raise ServerConfigError(
-                f"--behind-proxy: everybody who reaches the proxy could stop and delete studies; {users}"
+                f"--behind-proxy: anyone who can reach the proxy could stop and delete studies; {users}"
             )
         if (self.certificate is None) != (self.key is None):
             raise ServerConfigError("--certificate and --key: give both, or none")

@@ -16,7 +16,7 @@ from tuner.dashboard.rate_limit import RateLimiter
 from tuner.dashboard.responses import answer, is_for_programs
 from tuner.dashboard.security_headers import hostname, is_loopback, secure
 from tuner.dashboard.sessions import Sessions
-from tuner.dashboard.users import ANYBODY, User
+from tuner.dashboard.users import ANONYMOUS, User
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication
@@ -86,7 +86,7 @@ class AuthMiddleware:
     def _not_allowed(self, request: Request) -> Response | None:
         if request.path in OPEN:
             return None
-        user = ANYBODY if self.lock is None else self.lock.user(request)
+        user = ANONYMOUS if self.lock is None else self.lock.user(request)
         if isinstance(user, Response):
             return user
         if user is None:

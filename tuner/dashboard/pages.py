@@ -25,7 +25,7 @@ from tuner.artifacts.store import Artifacts
 from tuner.control import steering
 from tuner.dashboard.auth import USER, Authenticator, cookie_name
 from tuner.dashboard.responses import TITLES, answer
-from tuner.dashboard.users import ANYBODY, User
+from tuner.dashboard.users import ANONYMOUS, User
 from tuner.errors import StudyError
 from tuner.results import queries, summary
 from tuner.storage.handle import StudyHandle, open_study
@@ -86,7 +86,7 @@ def _service() -> Service:
 
 
 def _user() -> User:
-    user: User = request.environ.get(USER, ANYBODY)
+    user: User = request.environ.get(USER, ANONYMOUS)
     return user
 
 

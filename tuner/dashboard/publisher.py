@@ -51,7 +51,7 @@ LONGEST_FACT = 120
 """Characters of a fact about a trial up to which the dashboard shows it as an attribute."""
 
 OURS = ("study", KEY, "confirmation", CONFIRMS)
-"""Attributes of a study that are JSON for programs; the note and the report say the same for people."""
+"""Attributes of a study that are JSON for programs; the note and the report show the same in words."""
 
 Document = dict[str, Any]
 

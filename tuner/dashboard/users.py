@@ -44,8 +44,8 @@ class User:
         return self.role == OPERATOR
 
 
-ANYBODY = User("", OPERATOR, "")
-"""Who comes in where no login is asked for."""
+ANONYMOUS = User("", OPERATOR, "")
+"""The user of every request where no login is required."""
 
 
 def line(name: str, role: str, password: str) -> str:

@@ -22,7 +22,7 @@ from tuner.results.confirmation import Result, confirmed_trial
 from tuner.results.outcomes import BEYOND, BROKEN, FULL, PRUNED, best_first, outcome, spent
 from tuner.results.summary import NO_WORKER, quality
 from tuner.study.definition import Study
-from tuner.study.facts import is_result, is_told
+from tuner.study.facts import ended_by_no_worker, is_result
 from tuner.study.facts import number as fact
 from tuner.study.space import Categorical
 
@@ -238,7 +238,7 @@ def troubles(trials: Iterable[FrozenTrial]) -> list[Trouble]:
 def _kind(trial: FrozenTrial) -> str | None:
     """The part of a reason that trials share."""
     facts = trial.user_attrs
-    if is_told(trial):
+    if ended_by_no_worker(trial):
         return NO_WORKER
     if outcome(trial) in (BEYOND, BROKEN):
         return str(facts.get("reason", "no reason was written down")).partition("\n")[0].partition(":")[0][:100]

@@ -31,7 +31,7 @@ from tuner.storage.leases import RUNNING, Leases, transaction
 from tuner.storage.migrations.migrate import make_tables
 from tuner.storage.ownership import KEY, owner_of
 from tuner.study.definition import Decoding, Study, StudyBudget
-from tuner.study.facts import is_told
+from tuner.study.facts import ended_by_no_worker
 from tuner.study.limits import Limits
 from tuner.study.space import is_searched
 
@@ -179,7 +179,7 @@ def judged(chosen: Sequence[FrozenTrial], trainings: dict[tuple[int, int], Froze
 
 
 def lines(result: Result) -> Iterator[str]:
-    """Yields what a confirmation found, for people."""
+    """Yields what a confirmation found, as lines for a terminal."""
     yield f"Confirmed with {result['seeds']} fresh seeds each (bits per byte; {result['interval']}):"
     for one in result["candidates"]:
         mark = "  * chosen" if one["trial"] == result["winner"] else ""
@@ -281,7 +281,9 @@ def _trainings(companion: optuna.Study) -> dict[tuple[int, int], FrozenTrial]:
     return {
         (trial.params["candidate"], trial.params["seed"]): trial
         for trial in companion.get_trials(deepcopy=False)
-        if trial.params.keys() >= {"candidate", "seed"} and trial.state != TrialState.FAIL and not is_told(trial)
+        if trial.params.keys() >= {"candidate", "seed"}
+        and trial.state != TrialState.FAIL
+        and not ended_by_no_worker(trial)
     }
 
 

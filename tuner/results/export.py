@@ -40,7 +40,7 @@ KEPT = (
     "tokenizer_fingerprint",
     "versions",
 )
-"""The facts of a trial that its export tells, those that its worker wrote down."""
+"""The facts of a trial that its worker wrote and its export repeats."""
 
 
 def chosen_trial(study: optuna.Study, wanted: int | None = None, prefer: str = OBJECTIVES[0]) -> FrozenTrial:

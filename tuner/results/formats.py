@@ -48,7 +48,7 @@ def _values(recipe: Recipe) -> dict[str, Any]:
 
 
 def _settings(recipe: Recipe) -> dict[str, Any]:
-    """What a training must be told, beside its text."""
+    """What a training needs beside its text."""
     budget = recipe.trial.model_dump(include={"tokens", "seconds"})
     parameters = {
         name.replace(".", "_"): value for name, value in flat(recipe.parameters.model_dump(mode="json")).items()

@@ -90,7 +90,7 @@ def all_rows(storage: RDBStorage) -> list[Row]:
         studies = connection.execute(_STUDIES).all()
         if not studies:
             return []  # and perhaps no table of ours
-        books, counts, told, unfit = _books(connection)
+        books, counts, external, unfit = _books(connection)
         seconds, confirming = leases.trial_seconds(connection), companions.pairs(connection)
         best = {row.study_id: row for row in connection.execute(_BEST)}
         workers = _workers(connection)
@@ -112,7 +112,7 @@ def all_rows(storage: RDBStorage) -> list[Row]:
             confirmation=None if confirmation is None else _confirmation(confirmation),
             best=best[number].value if number in best else None,
             best_trial=best[number].number if number in best else None,
-            told=told[number],
+            external=external[number],
             unfit=unfit[number],
             forgiven=books[number].forgiven,
             trial_seconds=seconds.get(number),
@@ -142,7 +142,7 @@ def in_short(study: StudyHandle, most: int) -> Snapshot:
     """Returns a study at this moment with the trials that matter: the best, all of the front, and the last failed ones.
 
     Reading 10,000 trials takes seconds; `report.snapshot` is for those who need them all, or keep them. The study is
-    told under the name that it has now. Raises Gone when it was deleted.
+    described under the name that it has now. Raises Gone when it was deleted.
     """
     book, study_id, definition = study.leases, study.id, renamed(study.definition, study.leases.name())
     with study.storage.engine.begin() as connection:
@@ -169,7 +169,7 @@ def in_short(study: StudyHandle, most: int) -> Snapshot:
         best=board[0] if board else None,
         trials=trials,
         infeasible=results - len(ranked),
-        told=counts.complete - results,
+        external=counts.complete - results,
         unfit=unfit,
         forgiven=line.forgiven,
         trial_seconds=trial_seconds,
@@ -220,15 +220,15 @@ def _books(
     """The line of each study, its trials by state, and how many no worker completed and how many do not fit."""
     lines: dict[int, Any] = {}
     counts: dict[int, dict[str, int]] = defaultdict(dict)
-    told: dict[int, int] = defaultdict(int)
+    external: dict[int, int] = defaultdict(int)
     unfit: dict[int, int] = defaultdict(int)
     for row in connection.execute(_BOOKS):
         lines[row.study_id] = row
         if row.of is not None:
             counts[row.study_id][row.of] = row.many
             unfit[row.study_id] += row.beyond
-            told[row.study_id] += row.many - row.results if row.of == "complete" else 0
-    return lines, counts, told, unfit
+            external[row.study_id] += row.many - row.results if row.of == "complete" else 0
+    return lines, counts, external, unfit
 
 
 def _workers(connection: Connection) -> dict[int, list[Worker]]:

@@ -39,7 +39,7 @@ class Facts:
     workers: int = 0
     is_spent: bool = False
     has_failed: bool = False
-    """Whether so many trials failed, and none finished, that its workers end."""
+    """Whether its workers end, because its first trials all failed."""
     has_best: bool = False
     companion: Companion | None = None
 

@@ -16,7 +16,7 @@ from tuner.storage.blocking import Blockage
 from tuner.storage.handle import StudyHandle
 from tuner.storage.leases import RUNNING, Counts, Worker, has_failed
 from tuner.study.definition import Study
-from tuner.study.facts import is_result, is_told
+from tuner.study.facts import ended_by_no_worker, is_result
 
 Entry = TypeVar("Entry")
 
@@ -38,7 +38,8 @@ class Standing:
     requested: str = RUNNING
     """What a person last asked of it: running, paused or stopped."""
     blocked: Blockage | None = None
-    told: int = 0
+    external: int = 0
+    """Trials that were completed by another program than a worker; they do not compete."""
     """Trials that are complete though no worker wrote so."""
     unfit: int = 0
     """Trials that were ended because they do not fit in memory or in the study's limits; they count as pruned, too."""
@@ -142,7 +143,7 @@ def snapshot(study: StudyHandle) -> Snapshot:
         line, counts, workers = leases.line(connection), leases.counts(connection), leases.alive(connection)
         trial_seconds = leases.trial_seconds(connection)
         companion = companions.companion_of(study.storage, study.id, connection)
-    board, told = leaderboard(trials), sum(map(is_told, trials))
+    board, external = leaderboard(trials), sum(map(ended_by_no_worker, trials))
     return Snapshot(
         study.definition,
         counts,
@@ -155,8 +156,8 @@ def snapshot(study: StudyHandle) -> Snapshot:
         companion=companion,
         best=board[0] if board else None,
         trials=trials,
-        infeasible=sum(trial.state == TrialState.COMPLETE for trial in trials) - told - len(board),
-        told=told,
+        infeasible=sum(trial.state == TrialState.COMPLETE for trial in trials) - external - len(board),
+        external=external,
     )
 
 
@@ -176,7 +177,7 @@ def leaderboard(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
 
 
 def is_feasible(trial: FrozenTrial) -> bool:
-    """Whether a trial keeps the study's limits, as far as anybody found out."""
+    """Whether a trial keeps the study's limits, as far as is known."""
     return not excess(trial)
 
 
@@ -196,10 +197,10 @@ def require_board(trials: Sequence[FrozenTrial], study_name: str) -> list[Frozen
             f"study {study_name} has {counted(complete, 'completed trial')}, but none that keeps its limits; "
             f"raise them in a study of another name, or export one all the same with --trial"
         )
-    told = sum(map(is_told, trials))
-    if told:
+    external = sum(map(ended_by_no_worker, trials))
+    if external:
         raise StudyError(
-            f"study {study_name} has no completed trial: no worker wrote the end of {counted(told, 'trial')}"
+            f"study {study_name} has no completed trial: no worker wrote the end of {counted(external, 'trial')}"
         )
     raise StudyError(f"study {study_name} has no completed trial yet; look again with `tuner status`")
 

@@ -14,8 +14,8 @@ from tuner.storage.leases import CLAIM_LOCK, Worker
 LONG_SECONDS = 1.0
 """What is waited for less than this is in use."""
 
-# Names of sessions, and locks, are shown to everybody; where a session comes from only to those who may read its
-# statistics. One that waits itself is not to blame.
+# Every role sees the names of sessions and their locks; only one that may read statistics sees where a session comes
+# from. A session that waits itself is not to blame.
 _WAITING = sql.text(
     "SELECT holder.pid AS session, holder.application_name AS name, holder.usename AS role,"
     " CAST(holder.client_addr AS text) AS address, waiter.application_name AS waiter,"

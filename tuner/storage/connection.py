@@ -31,7 +31,7 @@ SHUTDOWN_SECONDS = 2.0
 
 CREATION_LOCK = 7083725462  # any number that only our processes ask this database to lock
 
-# What libpq is told unless the URL says otherwise: a dead server or network is noticed within half a minute.
+# libpq's settings unless the URL has others: a dead server or network is noticed within half a minute.
 CONNECTION = {
     "application_name": "textgen-tuner",  # and which process, see `session_name`
     "connect_timeout": "10",
@@ -137,7 +137,7 @@ def describe(url: str | None, data_folder: Path | None = None) -> str:
 def with_password(url: str, file: Path) -> str:
     """Returns a URL with the password that a file holds; one that has a password keeps it. Raises StorageError.
 
-    libpq's own passfile must be closed to everybody but its owner, which a mounted secret seldom is.
+    libpq reads its own passfile only where no other user may read it; a mounted secret is seldom that private.
     """
     address = _parse(url)
     if address.password is not None or "password" in address.query:
@@ -194,7 +194,7 @@ def upgrade(url: str | None, data_folder: Path | None = None) -> Upgraded:
 
 
 def session_name(process: int, host: str) -> str:
-    """Returns what the server calls the sessions of a process: all that others are told who may not see more."""
+    """Returns the name of a process's sessions on the server, which is all that other roles may see of them."""
     return f"{CONNECTION['application_name']} {process} {host}"[:63]
 
 
@@ -282,9 +282,9 @@ def _require_version(connection: Connection) -> None:
 
 
 def _must_create(connection: Connection) -> bool:
-    """Whether we have to create Optuna's tables; if so, everybody else waits here until our connection is closed.
+    """Whether we have to create Optuna's tables; if so, other processes wait here until our connection is closed.
 
-    Optuna looks for its tables and then creates them, so that two processes at once collide.
+    Optuna looks for its tables and then creates them, so two processes at once would collide.
     """
     if _is_created(connection):
         return False

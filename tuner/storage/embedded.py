@@ -75,7 +75,7 @@ class ServerLimits:
 
 
 def own_folder() -> Path:
-    """Where everything is kept unless told otherwise: with root the machine's place, whatever HOME says.
+    """Where everything is kept by default: for root the machine's place, whatever HOME says.
 
     Raises StorageError for another user who has no home.
     """
@@ -90,12 +90,12 @@ def own_folder() -> Path:
 
 
 def default_folder() -> Path:
-    """Where the embedded server keeps its data unless told otherwise. Raises StorageError."""
+    """Where the embedded server keeps its data by default. Raises StorageError."""
     return own_folder() / "postgres"
 
 
 def default_artifacts() -> Path:
-    """Where artifacts are kept unless told otherwise; root's have been at home before. Raises StorageError."""
+    """Where artifacts are kept by default; older versions kept root's at home. Raises StorageError."""
     place = own_folder() / "artifacts"
     if os.geteuid() == 0 and not place.exists():
         with suppress(RuntimeError):
@@ -374,7 +374,7 @@ def _has_name() -> bool:
 def _nameless(programs: Path, place: Path) -> Path:
     """Programs that make a data folder for a user without a name, who can run the server, but not make its folder.
 
-    They look for the name of their user even when they are told another, and end if there is none. These copies take
+    They look up the name of their user even when another is given, and end if there is none. These copies take
     the first name of this machine instead (`getpwent` for `getpwuid`), and make no use of it.
     """
     packages = programs.parents[2]
@@ -407,7 +407,7 @@ def _copied_programs(programs: Path) -> Path:
 
 
 def _copy(packages: Path, copy: Path) -> None:
-    """Copy the wheel's programs and libraries, in the places they expect each other, readable for everybody."""
+    """Copy the wheel's programs and libraries, in the places they expect each other, readable by all users."""
     unfinished = copy.with_suffix(".unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     for part in (f"{WHEEL}/pginstall{VERSION}", f"{WHEEL}.libs"):
@@ -451,7 +451,7 @@ def _explaining(folder: Path) -> Iterator[None]:
 def _without_client_variables() -> Iterator[None]:
     """Take what libpq reads, PGSERVICE and the like, out of the environment for a while: it is for another server.
 
-    What a connection is told does not overrule all of them.
+    The settings of a connection do not override all of them.
     """
     before = {name: os.environ.pop(name) for name in list(os.environ) if name.startswith("PG")}
     try:

@@ -83,6 +83,6 @@ def open_study(storage: RDBStorage, name: str) -> StudyHandle:
 def defined(found: optuna.Study) -> Study:
     """Returns a study of the database as the tuner wrote it, under the name that it has there now. Raises ConfigError.
 
-    Anybody may give it another in Optuna's dashboard.
+    Optuna's dashboard can rename it.
     """
     return renamed(stored_study(found.user_attrs["study"]), found.study_name)

@@ -106,7 +106,7 @@ class LostLease(Exception):
 
 
 class Gone(StudyError):
-    """The study was deleted, as anybody may in Optuna's dashboard."""
+    """The study was deleted; Optuna's dashboard lets any of its users do that."""
 
 
 @dataclass(frozen=True)
@@ -231,7 +231,7 @@ def _why_ended(line: Line, counts: Counts, trials: int | None, hours: float | No
 
 
 def has_failed(counts: Counts, forgiven: int) -> bool:
-    """Whether so many trials failed since the last `tuner resume`, and none finished, that workers end."""
+    """Whether the study's workers end: enough trials failed since the last `tuner resume`, and none finished."""
     return counts.fail - forgiven >= NEVER_FINISHED and counts.finished == 0
 
 
@@ -267,7 +267,7 @@ class Leases:
         return connection.execute(own_study).scalar() is not None
 
     def name(self) -> str:
-        """Returns the study's name, which anybody may change in Optuna's dashboard. Raises Gone."""
+        """Returns the study's name, which may have been changed in Optuna's dashboard. Raises Gone."""
         with self.engine.begin() as connection:
             own_name = sql.select(_studies.c.study_name).where(_studies.c.study_id == self.study_id)
             found = connection.execute(own_name).scalar()
@@ -555,7 +555,7 @@ def living(connection: Connection, *which: Any, seconds: float = LEASE_SECONDS) 
 def trial_seconds(connection: Connection, *which: Any) -> dict[int, float]:
     """Returns how long a finished trial of each study took on average, of those that one worker had from start to end.
 
-    Those that were interrupted say nothing: some of their time nobody worked on them.
+    Interrupted trials do not count: for some of their time, no worker trained them.
     """
     took = func.avg(func.extract("epoch", _trials.c.datetime_complete - _trials.c.datetime_start))
     query = (

@@ -75,7 +75,7 @@ def _forget_copied(connection: Connection, study: int) -> bool:
 
 
 def wrote(found: optuna.Study) -> Callable[[Artifacts], bool]:
-    """Returns what tells whether this study left the files of a folder without an owner, as version 0.1 made them.
+    """Returns a check of whether this study left the files of a folder without an owner, as version 0.1 made them.
 
     Each of its runs and checkpoints must be that of the trial of its number here, by configuration, text, scores and
     seconds: a study of the same file in another database has other ones.
@@ -123,7 +123,7 @@ def _is_checkpoint_of(trial: FrozenTrial, text: Any, kept: Artifacts, name: str)
         with safe_open(kept.folder / name, framework="np") as file:
             facts = json.loads((file.metadata() or {})["facts"])
         config = Config.model_validate(facts["config"])
-        told = {one["rung"]: one["bits_per_byte"] for one in facts["evaluations"]}
+        reported = {one["rung"]: one["bits_per_byte"] for one in facts["evaluations"]}
         its_text = facts["corpus"][0]
     except (OSError, SafetensorError, ValueError, LookupError, TypeError, RecursionError):
         return False
@@ -132,7 +132,7 @@ def _is_checkpoint_of(trial: FrozenTrial, text: Any, kept: Artifacts, name: str)
     if stored is None or config.model_dump(exclude=chosen_later) != stored.model_dump(exclude=chosen_later):
         return False
     known = trial.intermediate_values
-    return its_text == text and all(known.get(rung, value) == value for rung, value in told.items())
+    return its_text == text and all(known.get(rung, value) == value for rung, value in reported.items())
 
 
 def _configuration(trial: FrozenTrial) -> Config | None:

@@ -105,7 +105,7 @@ def _statements(connection: Connection, role: Role) -> Iterator[str]:
 
 
 def _policies(connection: Connection, role: Role) -> Iterator[str]:
-    """Keeps a dashboard to some rows; for everybody else only their rights on a table count."""
+    """Restricts a dashboard to some rows; for other roles only their rights on a table count."""
     number = connection.scalar(sql.text("SELECT oid FROM pg_roles WHERE rolname = :name"), {"name": role.name})
     name = _quoted(connection, role.name)
     for table, (changed, written) in ROWS.items():

@@ -213,7 +213,7 @@ def is_result(trial: FrozenTrial) -> bool:
     return trial_problem(facts, trial.system_attrs) is None
 
 
-def is_told(trial: FrozenTrial) -> bool:
+def ended_by_no_worker(trial: FrozenTrial) -> bool:
     """Whether a trial is complete and no worker has written that."""
     return trial.state == TrialState.COMPLETE and not is_result(trial)
 

@@ -47,7 +47,7 @@ CLEAR = 0.01
 """The part of the range of values seen that is not worth trying more for."""
 
 ALIKE = 1.0
-"""Within how many standard deviations of the best value others cannot be told apart from it."""
+"""Values within this many standard deviations of the best one count as equal to it."""
 
 DOUBT = 0.05
 """How probable it may be that a further parameter is used of which none helps, however many values are tried."""
@@ -59,7 +59,7 @@ ORDER = ("temperature", "top_p", "min_p", "top_k", "repetition_penalty")
 """In which the parameters are chosen: what changes most comes first."""
 
 SAMPLE_COUNT, SAMPLE_TOKENS = 3, 200
-"""Texts that are kept for people, and their length."""
+"""Texts that are kept to be read, and their length."""
 
 MOST_LISTED = 10_000
 """Values of a range of whole numbers that are all looked at."""
@@ -133,7 +133,7 @@ def decode(
 
 
 def _measured(model: nn.Module, places: Continuations, config: Config, on_tokens: Callable[[], None]) -> dict[str, Any]:
-    """What texts are like that were not those the decoding was chosen by; the same measures for people's."""
+    """Measures fresh texts, not those that the decoding was chosen by, and the held-out text in the same way."""
     (written,) = places.written(model, [config], config.seed + 1, on_tokens)
     return {
         "text_divergence": round(places.divergence(written), 5),

@@ -290,7 +290,7 @@ def is_crowded(device: str) -> bool:
         return False
     try:
         free, total = torch.cuda.mem_get_info(device)
-    except RuntimeError:  # a device that does not answer tells nothing
+    except RuntimeError:  # a device that does not answer
         return False
     own = torch.cuda.memory_reserved(device)
     return bool(total - free - own > own)

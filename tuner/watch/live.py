@@ -89,7 +89,7 @@ class Watcher(View):
     def __init__(self, study: StudyHandle, board: bool = False, plain_seconds: float = PLAIN_SECONDS) -> None:
         super().__init__(transient=not board)
         self.study, self.board, self.plain_seconds = study, board, plain_seconds
-        self.told = queries.ended(study)
+        self.shown = queries.ended(study)
         self.spoke = -plain_seconds if board else time.monotonic()
         self.requested = RUNNING
 
@@ -112,9 +112,9 @@ class Watcher(View):
         return Group(progress(now), Text(""), *details(self.study.optuna_study, now)) if self.board else progress(now)
 
     def _tell_finished(self, now: Snapshot) -> None:
-        fresh = queries.ended(self.study) - self.told
+        fresh = queries.ended(self.study) - self.shown
         trials = [self.study.storage.get_trial(trial_id) for trial_id in fresh]
-        self.told |= fresh
+        self.shown |= fresh
         for trial in sorted(trials, key=lambda one: (one.datetime_complete is None, one.datetime_complete)):
             self.say(described(trial, now.study, now.best))
             self.spoke = time.monotonic()
@@ -141,7 +141,7 @@ class StudiesWatcher(View):
     def __init__(self, storage: RDBStorage) -> None:
         super().__init__(transient=False)
         self.storage = storage
-        self.told: dict[str, str] = {}
+        self.shown: dict[str, str] = {}
 
     def show(self) -> None:
         rows = queries.rows(self.storage)
@@ -149,10 +149,10 @@ class StudiesWatcher(View):
             self.live.update(tables.studies_table(rows), refresh=True)
             return
         for row in rows:
-            told = _row_line(row)
-            if self.told.get(row.study.name) != told:
-                self.told[row.study.name] = told
-                self.say(told)
+            line = _row_line(row)
+            if self.shown.get(row.study.name) != line:
+                self.shown[row.study.name] = line
+                self.say(line)
 
 
 def details(found: optuna.Study, now: Snapshot) -> list[RenderableType]:

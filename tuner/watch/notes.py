@@ -17,7 +17,7 @@ from tuner.results.confirmation import lines
 from tuner.results.states import Step
 from tuner.results.summary import NO_WORKER, Row, excess, front, quality
 from tuner.study.definition import Study
-from tuner.study.facts import is_told, trial_problem
+from tuner.study.facts import ended_by_no_worker, trial_problem
 from tuner.trials.attachments import SAMPLES_ATTRIBUTE
 from tuner.watch.tables import activity, configured, unfit_hint
 
@@ -86,7 +86,7 @@ def _headline(study: Study, trial: FrozenTrial) -> str:
         TrialState.RUNNING: f"Running, rung {rung} of {study.trial.rungs}",
         TrialState.WAITING: "Waiting for a worker",
     }[trial.state]
-    if is_told(trial):
+    if ended_by_no_worker(trial):
         return f"**{what}**\n\n**No result**: {NO_WORKER}; never the best trial"
     beyond = ", ".join(f"{code(name)} by {by:.0%}" for name, by in excess(trial).items())
     return f"**{what}**" + (f"\n\n**Infeasible**: exceeds {beyond}; never the best trial" if beyond else "")
@@ -252,9 +252,9 @@ def _workers(now: Row) -> list[str]:
 
 
 def _board(now: Row, board: Sequence[FrozenTrial]) -> list[str]:
-    beyond = now.counts.complete - now.told - len(board)
+    beyond = now.counts.complete - now.external - len(board)
     infeasible = [f"Beyond the limits, and not listed: {counted(beyond, 'completed trial')}."] if beyond > 0 else []
-    infeasible += [f"Ended by no worker, and not listed: {counted(now.told, 'trial')}."] if now.told else []
+    infeasible += [f"Ended by no worker, and not listed: {counted(now.external, 'trial')}."] if now.external else []
     if not board:
         return infeasible or ["No trial is complete yet."]
     best = front(list(board)) if len(now.study.objectives) > 1 else board

@@ -45,7 +45,7 @@ POINTS, CURVES = 300, 120
 """Most trials shown as points and as curves: half of them the best, the others an even sample."""
 
 COLOURS = ("#1F83C9", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#8C6D31")
-"""After Okabe and Ito: told apart by the colour-blind, and on white as on black."""
+"""After Okabe and Ito: colour-blind readers can distinguish them, on white and on black."""
 
 BEST, PALE = "#D55E00", "#8A8F98"
 
@@ -98,7 +98,7 @@ def dashboard_figures(definition: Study, trials: list[FrozenTrial]) -> dict[str,
 
 
 def architecture(definition: Study) -> Callable[[FrozenTrial], str]:
-    """Returns what tells the architecture of a trial, searched or fixed."""
+    """Returns the architecture of a trial, searched or fixed."""
     default = definition.space.fixed.get("architecture", Config().architecture)
     return lambda trial: str(trial.params.get("architecture", default))
 
@@ -477,7 +477,7 @@ def _finish(figure: go.Figure, title: str, subtitle: str, axis: dict[str, Any] |
 
 
 def _quality_axis(values: list[float]) -> dict[str, Any]:
-    """The axis of bits per byte: without the few that are so bad that nothing else could be told apart."""
+    """The axis of bits per byte: without the few outliers beside which all others would look alike."""
     low, high = min(values, default=0.0), max(values, default=1.0)
     usual = quantiles(values, n=20)[-1] if len(values) > 4 else high
     top = usual if high - low > 1.6 * (usual - low) and usual > low else high

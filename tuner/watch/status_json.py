@@ -79,7 +79,7 @@ def _standing(now: Standing) -> Document:
             "budget": now.study.trials,
             **counts,
             "failed": failed,
-            "ended_by_no_worker": now.told,
+            "ended_by_no_worker": now.external,
             "unfit": now.unfit,
         },
         "hours": {"spent": now.active_seconds / 3600, "budget": now.study.budget.hours},

@@ -28,7 +28,7 @@ from tuner.results.summary import (
 )
 from tuner.storage.leases import Worker
 from tuner.study.definition import Study
-from tuner.study.facts import is_told, number
+from tuner.study.facts import ended_by_no_worker, number
 
 
 def described(trial: FrozenTrial, study: Study, best: FrozenTrial | None) -> str:
@@ -39,7 +39,7 @@ def described(trial: FrozenTrial, study: Study, best: FrozenTrial | None) -> str
     reason = terminal.line(str(trial.user_attrs.get("reason", "")).partition("\n")[0])
     beyond = f"  exceeds {exceeded(trial)}" if not is_feasible(trial) else ""
     what = {
-        TrialState.COMPLETE: f"complete  {shown}{beyond}{f'  {NO_WORKER}' if is_told(trial) else ''}",
+        TrialState.COMPLETE: f"complete  {shown}{beyond}{f'  {NO_WORKER}' if ended_by_no_worker(trial) else ''}",
         TrialState.PRUNED: f"pruned    {reason or f'{shown} at rung {rungs}/{study.trial.rungs}'}",
         TrialState.FAIL: f"failed    {reason or NO_WORKER}",
     }.get(trial.state, trial.state.name.lower())
@@ -114,7 +114,7 @@ def states(now: Snapshot) -> str:
     counts = now.counts
     rest = {"did not fit": now.unfit, "failed": counts.fail, "waiting": counts.waiting}
     others = "".join(f", {count} {state}" for state, count in rest.items() if count)
-    apart = {"beyond the limits": now.infeasible, "ended by no worker": now.told}
+    apart = {"beyond the limits": now.infeasible, "ended by no worker": now.external}
     infeasible = "".join(f" of which {count} {what}" for what, count in apart.items() if count)
     left = "" if now.seconds_left is None else f"  about {duration(now.seconds_left)} left"
     numbers = f"{counts.complete} complete{infeasible}, {now.pruned} pruned{others}"

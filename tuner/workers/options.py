@@ -58,7 +58,7 @@ class WorkerOptions:
 
 
 def environment(places: StorageOptions, crew: WorkerOptions) -> dict[str, str]:
-    """Returns what workers are told by their environment: a command line would show a URL's password to all."""
+    """Returns the variables of a worker; a command line would show a URL's password to all users."""
     password_file = places.storage_password_file
     given = {
         "TUNER_STORAGE": places.storage,

@@ -100,7 +100,7 @@ def _vocabularies(study: Study, drawn: list[Config]) -> dict[str, int]:
 def start_measured(place: Slot) -> subprocess.Popen[str]:
     """Starts a worker of a measurement, which runs `pace` on its standard input and output."""
     command = [sys.executable, "-P", "-m", "tuner", "_pace"]
-    environment, pipe = variables(place) | supervisor_watch.told(), subprocess.PIPE
+    environment, pipe = variables(place) | supervisor_watch.environment(), subprocess.PIPE
     return subprocess.Popen(command, env=environment, stdin=pipe, stdout=pipe, text=True, start_new_session=True)
 
 

@@ -281,7 +281,7 @@ def _start(place: Slot, command: Sequence[str], environment: Mapping[str, str], 
         # A session of its own keeps the terminal's Ctrl-C away: the command that started it asks it to stop.
         return subprocess.Popen(
             [*command, "--device", place.device, "--threads", str(place.threads)],
-            env={**variables(place), **environment, **supervisor_watch.told()},
+            env={**variables(place), **environment, **supervisor_watch.environment()},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,

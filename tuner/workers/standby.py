@@ -82,7 +82,7 @@ def _has_work(row: Row) -> bool:
 def _run(command: Sequence[str], requested: threading.Event) -> int:
     """Runs a command to its end; when asked to stop, lets it save its trials."""
     # In a session of its own: a Ctrl-C reaches it through us, once.
-    process = subprocess.Popen(command, env=os.environ | supervisor_watch.told(), start_new_session=True)
+    process = subprocess.Popen(command, env=os.environ | supervisor_watch.environment(), start_new_session=True)
     while not requested.is_set():
         with suppress(subprocess.TimeoutExpired):
             return process.wait(0.2)

@@ -16,8 +16,8 @@ is killed while the process still imports is no longer its parent when it first 
 LOOK_SECONDS = 1.0
 
 
-def told() -> dict[str, str]:
-    """Returns what a process is told of the one that starts it."""
+def environment() -> dict[str, str]:
+    """Returns the variables by which a child process knows its supervisor: this process."""
     return {SUPERVISOR: str(os.getpid())}
 
 

@@ -514,7 +514,7 @@ class _Observer(TrialObserver):
         stored = worker.database_thread.call(lambda: worker.storage.get_trial(id_of(trial)))
         if PRUNED_AT in stored.system_attrs:
             raise Pruned  # says the verdict on an earlier attempt, which did not hear it
-        self.told = set(stored.intermediate_values)
+        self.reported = set(stored.intermediate_values)
         self.verdicts: list[Future[bool]] = []
         self.looked = 0.0
         self.training: Training | None = None
@@ -526,7 +526,7 @@ class _Observer(TrialObserver):
 
     def on_evaluation(self, evaluation: Evaluation) -> None:
         """Sends a rung and waits a moment for the verdict; raises Pruned."""
-        if evaluation.rung in self.told:
+        if evaluation.rung in self.reported:
             return  # by an earlier attempt
         logger.debug("rung %d: %.4f bits per byte", evaluation.rung, evaluation.bits_per_byte)
         self.verdicts.append(self.worker.database_thread.submit(lambda: self._write(evaluation)))

@@ -104,7 +104,7 @@ def test_what_lies_in_the_working_folder_hides_no_installed_package_afterwards(h
         ("", r"{file} has no attribute 'Mine'$"),
     ],
 )
-def test_what_cannot_be_imported_is_told_with_its_place(
+def test_what_cannot_be_imported_is_reported_with_its_place(
     source: str, said: str, here: Path, refused: Callable[[str], str]
 ) -> None:
     for name in ("mine_broken", "models"):

@@ -325,9 +325,9 @@ def test_the_winner_alone_is_scored_on_the_test_split_and_as_train_scores_it(kep
     own = next(one for one in kept.result["candidates"] if one["trial"] == winner.number)
     assert again.best.bits_per_byte == own["values"][0]
     assert recipe.provenance is not None
-    told = recipe.provenance["confirmation"]
-    assert (told["winner"], told["test"], told["seeds"]) == (winner.number, kept.result["test"], [1, 2])
-    assert told["low"] < told["mean"] < told["high"]
+    confirmed = recipe.provenance["confirmation"]
+    assert (confirmed["winner"], confirmed["test"], confirmed["seeds"]) == (winner.number, kept.result["test"], [1, 2])
+    assert confirmed["low"] < confirmed["mean"] < confirmed["high"]
 
 
 def test_weights_of_trainings_that_were_not_chosen_are_named_for_removal(kept: Kept) -> None:

@@ -154,7 +154,7 @@ def test_it_says_what_was_found_and_that_nobody_confirmed_it(desk: Callable[...,
     assert "python 3.11, torch 2.12" in text
 
 
-def test_a_confirmation_is_told_until_better_trials_are_found(desk: Callable[..., Desk]) -> None:
+def test_a_confirmation_is_shown_until_better_trials_are_found(desk: Callable[..., Desk]) -> None:
     made = desk()
     for value in (2.0, 2.1, 2.5):
         made.add(COMPLETE, 4.0, 3.0, value)
@@ -199,7 +199,7 @@ def test_what_pruning_saved_counts_only_what_the_pruner_ended(desk: Callable[...
     assert analysis.savings(made.study, made.found.get_trials(deepcopy=False)).seconds is None
 
 
-def test_importance_is_told_from_ten_trials_on(desk: Callable[..., Desk]) -> None:
+def test_importance_is_shown_from_ten_trials_on(desk: Callable[..., Desk]) -> None:
     made = desk()
     for number in range(9):
         made.add(COMPLETE, 5.0 - number / 10, 3.0, 2.0 + number / 10)
@@ -229,7 +229,7 @@ def test_choices_that_were_hardly_tried_are_named(desk: Callable[..., Desk]) -> 
     assert f"Hardly tried, so that little is known of it: {rare}." in made.text()
 
 
-def test_what_went_wrong_is_told_by_reason(desk: Callable[..., Desk]) -> None:
+def test_what_went_wrong_is_listed_by_reason(desk: Callable[..., Desk]) -> None:
     made = desk()
     made.search(1)
     for _ in range(25):

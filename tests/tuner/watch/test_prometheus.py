@@ -53,29 +53,29 @@ def test_a_study_is_measured_as_it_is(small: Small, enter: Enter, storage: RDBSt
     leases = Leases(storage, found._study_id)
     leases.join("measured", "host", 7, "cuda:0", 1)
     leases.heartbeat("measured", None, Activity(4, "trains", 0.25, 1000.0, 2**20))
-    told = samples(storage, study.name)
+    known = samples(storage, study.name)
     leases.leave("measured")
-    assert {key[1]: value for key, value in told.items() if key[0] == "tuner_trials"} == {
+    assert {key[1]: value for key, value in known.items() if key[0] == "tuner_trials"} == {
         "complete": 3,
         "pruned": 0,
         "running": 1,
         "waiting": 0,
         "fail": 1,
     }
-    assert told["tuner_study_best_bits_per_byte",] == 1.25
-    assert told["tuner_study_budget_trials",] == 4
-    assert told["tuner_study_budget_seconds",] == 7200
-    assert told["tuner_study_budget_spent_ratio",] == 0.75
-    assert told["tuner_study_state", "running"] == 1
-    assert told["tuner_study_state", "paused"] == 0
-    assert told["tuner_study_workers",] == 1
-    assert told["tuner_study_tokens_per_second",] == 1000
-    assert told["tuner_study_active_seconds_total",] == leases.active_seconds()
-    assert told["tuner_worker_tokens_per_second", "cuda:0", "host"] == 1000
-    assert told["tuner_worker_memory_bytes", "cuda:0", "host"] == 2**20
-    assert told["tuner_worker_trial_progress_ratio", "cuda:0", "host"] == 0.25
-    assert 0 <= told["tuner_study_last_heartbeat_age_seconds",] < 60
-    assert 0 <= told["tuner_worker_last_heartbeat_age_seconds", "cuda:0", "host"] < 60
+    assert known["tuner_study_best_bits_per_byte",] == 1.25
+    assert known["tuner_study_budget_trials",] == 4
+    assert known["tuner_study_budget_seconds",] == 7200
+    assert known["tuner_study_budget_spent_ratio",] == 0.75
+    assert known["tuner_study_state", "running"] == 1
+    assert known["tuner_study_state", "paused"] == 0
+    assert known["tuner_study_workers",] == 1
+    assert known["tuner_study_tokens_per_second",] == 1000
+    assert known["tuner_study_active_seconds_total",] == leases.active_seconds()
+    assert known["tuner_worker_tokens_per_second", "cuda:0", "host"] == 1000
+    assert known["tuner_worker_memory_bytes", "cuda:0", "host"] == 2**20
+    assert known["tuner_worker_trial_progress_ratio", "cuda:0", "host"] == 0.25
+    assert 0 <= known["tuner_study_last_heartbeat_age_seconds",] < 60
+    assert 0 <= known["tuner_worker_last_heartbeat_age_seconds", "cuda:0", "host"] < 60
 
 
 def test_what_is_not_known_is_left_out(small: Small, enter: Enter, storage: RDBStorage) -> None:

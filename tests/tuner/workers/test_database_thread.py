@@ -69,7 +69,7 @@ def test_all_errands_are_run_by_one_thread_that_is_not_ours(database_thread: Dat
     assert threads != {threading.get_ident()}
 
 
-def test_after_an_outage_errands_go_on_in_order_and_it_is_told_once(
+def test_after_an_outage_requests_continue_in_order_and_it_is_logged_once(
     database_thread: DatabaseThread, database: Database, said: list[str]
 ) -> None:
     database.away = 3

@@ -51,7 +51,7 @@ print("saved", file=sys.stderr)
 
 
 class Clock:
-    """Time that passes only when told to, for pauses that are too long to wait for."""
+    """Time that passes only on request, for pauses that are too long to wait for."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -201,7 +201,7 @@ def test_small_models_share_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
 # Teams.
 
 
-def test_a_worker_is_told_what_it_needs_and_keeps_out_of_the_terminals_way(theatre: Theatre) -> None:
+def test_a_worker_gets_what_it_needs_and_ignores_the_terminal(theatre: Theatre) -> None:
     team = theatre.team("obey", count=2, TUNER_STORAGE="postgresql://ada:secret@host/db")
     first, second = theatre.started(2)
     assert first["arguments"][:5] == ["-P", "-m", "tuner", "_worker", "my-study"]
@@ -337,7 +337,7 @@ def test_what_was_done_to_a_worker_is_no_crash_of_its_trial(code: int, crash: bo
     assert WorkerExit("one", code, "", out_of_memory=False).crash == crash
 
 
-def test_the_kernels_kills_for_want_of_memory_are_told_from_others(theatre: Theatre) -> None:
+def test_the_kernels_kills_for_want_of_memory_are_distinguished_from_others(theatre: Theatre) -> None:
     counts = iter([4, 4, 5])
     theatre.options["oom_kills"] = lambda: next(counts)
     team = theatre.team("obey")

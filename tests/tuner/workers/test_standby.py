@@ -112,13 +112,13 @@ def test_a_heartbeat_tells_that_the_database_answers(
     assert (tmp_path / "alive").exists()
 
 
-def test_a_heartbeat_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+def test_a_heartbeat_that_cannot_be_written_is_reported(tmp_path: Path) -> None:
     crew = WorkerOptions(1, "cpu", None, 1, grace=1, checkpoint_seconds=30, heartbeat=tmp_path / "nowhere" / "alive")
     with pytest.raises(WorkerError, match=r"--heartbeat .*alive: cannot be written \(No such file or directory\)"):
         crew.beat()
 
 
-def test_a_worker_that_is_told_to_stop_is_waited_for(tmp_path: Any) -> None:
+def test_a_worker_that_was_asked_to_stop_is_waited_for(tmp_path: Any) -> None:
     script = (
         "import pathlib, signal, sys, time\n"
         "signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))\n"

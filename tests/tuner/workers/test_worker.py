@@ -422,7 +422,7 @@ def test_a_trial_gives_back_the_memory_that_its_neighbours_need(monkeypatch: pyt
         raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
 
     monkeypatch.setattr(torch.cuda, "empty_cache", refuse)
-    objective.release_memory("cuda:0")  # the error that took the device away has been told
+    objective.release_memory("cuda:0")  # the error that took the device away was reported
 
 
 def test_others_crowd_a_gpu_when_they_hold_more_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -870,7 +870,7 @@ def test_a_study_that_is_stopped_or_has_spent_its_hours_ends_in_the_middle_of_a_
     assert len(found.trials) == 1
 
 
-def test_a_paused_study_goes_on_when_it_is_told_to(crew: Any, small: Small, enter: Enter, storage: RDBStorage) -> None:
+def test_a_paused_study_continues_when_resumed(crew: Any, small: Small, enter: Enter, storage: RDBStorage) -> None:
     crew.timings = replace(crew.timings, heartbeat=0.01)
     study = small(3)
     found = enter(study)
