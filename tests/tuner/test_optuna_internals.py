@@ -60,7 +60,7 @@ def test_a_finished_trial_is_read_once(
     assert again.get_trials(deepcopy=False)[0] is first
 
 
-def test_an_added_trial_is_told_by_its_number(study: optuna.Study) -> None:
+def test_an_added_trial_is_reported_by_its_number(study: optuna.Study) -> None:
     study.ask()
     waiting = create_trial(state=TrialState.WAITING, system_attrs={"fixed_params": {"x": 1}})
     assert optuna_internals.add_trial(study, waiting) == 1
@@ -133,7 +133,7 @@ def test_a_session_of_ours_is_the_one_that_the_storage_writes_in(storage: RDBSto
     assert study.trials[0].user_attrs == {}
 
 
-def test_the_dashboard_sends_what_it_is_told_to(storage: RDBStorage, study: optuna.Study) -> None:
+def test_the_dashboard_sends_what_is_added_to_its_answer(storage: RDBStorage, study: optuna.Study) -> None:
     study.tell(study.ask(), 1.0)
 
     def detail(serialize: Any, *arguments: Any) -> Any:

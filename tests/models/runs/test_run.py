@@ -172,7 +172,7 @@ def test_a_loaded_run_is_the_trained_model(recipe: Recipe, tmp_path: Path) -> No
         assert torch.equal(loaded.model(tokens, None)[0], trained.model(tokens, None)[0])
 
 
-def test_a_loaded_run_writes_as_configured_unless_told_otherwise(folder: Path) -> None:
+def test_a_loaded_run_writes_as_configured_by_default(folder: Path) -> None:
     loaded = load(folder)
     text = loaded.generate("on the wall ", 30, seed=1)
     assert (

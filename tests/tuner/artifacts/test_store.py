@@ -314,7 +314,7 @@ def open_folder() -> Iterator[Path]:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="becomes two users, which root alone can")
 @pytest.mark.parametrize(("umask", "works"), [(0o002, True), (0o022, False)])
-def test_two_users_share_a_folder_or_are_told_what_it_takes(open_folder: Path, umask: int, works: bool) -> None:
+def test_two_users_share_a_folder_or_learn_what_it_takes(open_folder: Path, umask: int, works: bool) -> None:
     """Users 60001 and 60002 of group 60000, in a folder of that group that hands its group on."""
     shared = open_folder / "shared"
     shared.mkdir()

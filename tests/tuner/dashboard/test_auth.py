@@ -652,7 +652,7 @@ def test_passwords_in_clear_text_are_warned_of(storage: RDBStorage, tmp_path: Pa
         (ServerConfig(certificate=Path("c"), key=Path("k")), "https://127.0.0.1:8080"),
     ],
 )
-def test_the_address_that_is_told_can_be_opened(door: ServerConfig, address: str) -> None:
+def test_the_address_that_is_reported_can_be_opened(door: ServerConfig, address: str) -> None:
     assert door.address == address
 
 

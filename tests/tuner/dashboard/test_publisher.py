@@ -166,7 +166,7 @@ def _save(study: optuna.Study, figure: Any, graph_object_id: str) -> None:
     study._storage.set_study_system_attr(study._study_id, f"figure:{graph_object_id}", "drawn")
 
 
-def test_a_user_who_may_only_read_sees_notes_and_is_told_once(
+def test_a_role_that_may_only_read_sees_notes_and_one_warning(
     ask: Callable[[str], Any],
     begun: optuna.Study,
     storage: RDBStorage,

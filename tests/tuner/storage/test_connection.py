@@ -334,7 +334,7 @@ def test_the_slots_of_a_server_that_are_all_taken_are_waited_for(monkeypatch: py
     shutil.rmtree(place)
 
 
-def test_a_server_that_goes_away_later_is_told_in_one_line(server: Server, database: str) -> None:
+def test_a_server_that_goes_away_later_is_reported_in_one_line(server: Server, database: str) -> None:
     ending = "select pg_terminate_backend(pid) from pg_stat_activity where application_name like 'textgen-tuner%'"
 
     def interrupted() -> None:

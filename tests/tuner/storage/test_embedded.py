@@ -432,7 +432,7 @@ def test_a_folder_that_cannot_be_made_is_an_error_of_the_user(place: Path) -> No
         pass
 
 
-def test_a_platform_without_programs_is_told_to_give_a_server(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_platform_without_programs_needs_a_server(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(embedded, "WHEEL", "no_such_wheel")
     with pytest.raises(StorageError, match="--storage postgresql://user:password@host/database"), attached(folder):
         pass
@@ -459,7 +459,7 @@ def test_roots_place_is_the_machines_and_a_users_the_users_own(monkeypatch: pyte
     assert (tmp_path / "lib" / "artifacts").stat().st_mode & 0o777 == 0o700
 
 
-def test_a_user_without_a_home_is_told_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_user_without_a_home_learns_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     monkeypatch.delenv("XDG_DATA_HOME", raising=False)
     monkeypatch.delenv("HOME")

@@ -279,7 +279,7 @@ def test_a_study_whose_trials_all_fail_stops_early_and_says_why(desk: Desk) -> N
     assert desk.take("ada", 100) == Ended("all of its 5 trials failed")
 
 
-def test_why_a_study_ended_is_told_as_its_workers_were_told(desk: Desk) -> None:
+def test_why_a_study_ended_is_shown_as_its_workers_were_told(desk: Desk) -> None:
     claims = [desk.take_trial("ada") for _ in range(4)]
     desk.study.tell(claims[0].trial, state=TrialState.FAIL)
     for claim in claims[1:]:

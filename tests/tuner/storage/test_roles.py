@@ -238,7 +238,7 @@ def test_a_password_comes_from_a_file_unless_the_url_has_one(tmp_path: Path) -> 
         with_password("postgresql://ada@host/studies", tmp_path / "nowhere")
 
 
-def test_workers_are_told_where_the_password_is_and_not_what_it_is(tmp_path: Path) -> None:
+def test_workers_get_the_passwords_file_and_not_the_password(tmp_path: Path) -> None:
     file = tmp_path / "password"
     file.write_text("p@ss\n")
     crew = WorkerOptions(1, "cpu", None, 1, 10.0, 30.0)

@@ -133,7 +133,7 @@ def test_each_end_of_a_range_is_in_an_example() -> None:
         ),
     ],
 )
-def test_what_is_wrong_with_parameters_of_ones_own_is_told_with_its_place(parameters: str, problem: str) -> None:
+def test_what_is_wrong_with_custom_parameters_is_reported_with_its_place(parameters: str, problem: str) -> None:
     indented = "".join(f"  {line}\n" for line in parameters.splitlines())
     text = f"corpus: {{builtin: markov}}\ntrial: {{tokens: 1_000_000}}\nparameters:\n{indented}"
     with pytest.raises(ConfigError) as refusal:

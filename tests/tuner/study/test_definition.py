@@ -125,7 +125,7 @@ def test_points_may_not_stand_under_both_names() -> None:
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
-def test_a_problem_of_start_is_told_with_its_line() -> None:
+def test_a_problem_of_start_is_reported_with_its_line() -> None:
     assert problems(START + "start:\n- {layers: 2}\n- {layers: 9}")[0].startswith(
         "s.yaml:6: points_to_evaluate.1.layers: "
     )
@@ -157,7 +157,7 @@ def test_any_other_name_will_do(name: str) -> None:
     assert read(EXAMPLE.replace("name: shakespeare", f"name: {json.dumps(name)}")).name == name
 
 
-def test_every_problem_of_a_bad_file_is_told_in_one_go_with_its_line_and_its_remedy() -> None:
+def test_every_problem_of_a_bad_file_is_reported_in_one_go_with_its_line_and_its_remedy() -> None:
     text = """\
 nam: small
 corpus:

@@ -175,7 +175,7 @@ def test_an_option_of_another_kind_than_optunas_is_refused(
     ]
 
 
-def test_what_fails_in_a_constructor_is_told_by_its_kind_too() -> None:
+def test_what_fails_in_a_constructor_is_reported_by_its_kind_too() -> None:
     options = {"type": "median", "n_startup_trials": "5"}
     assert list(samplers.pruner_problems(options, None, 3)) == [
         (("n_startup_trials",), "should be a whole number, not '5'")

@@ -156,7 +156,7 @@ def test_a_recipe_may_be_short_as_well(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_the_rest_is_told_what_to_write(written: str, said: str) -> None:
+def test_the_error_says_what_to_write(written: str, said: str) -> None:
     with pytest.raises(ConfigError) as caught:
         parse_study(text_with(written), "s.yaml", "s", rehearsed=True)
     assert said in [line.partition(": ")[2] for line in str(caught.value).splitlines()], caught.value

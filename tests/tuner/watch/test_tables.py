@@ -149,7 +149,7 @@ def test_a_finished_trial_is_a_line(small: Callable[..., Study], number: int, li
     assert tables.described(TRIALS[number], small(), TRIALS[1]) == line
 
 
-def test_a_reason_of_several_lines_is_told_by_its_first(small: Callable[..., Study]) -> None:
+def test_a_reason_of_several_lines_is_reported_by_its_first(small: Callable[..., Study]) -> None:
     failed = trial(9, TrialState.FAIL, reason="RuntimeError: first\nsecond")
     assert tables.described(failed, small(), None).splitlines() == [
         "trial   9  failed    RuntimeError: first  learning_rate=0.01234"

@@ -81,7 +81,9 @@ def test_after_an_outage_requests_continue_in_order_and_it_is_logged_once(
     assert len(said) == 2
 
 
-def test_a_second_outage_is_told_again(database_thread: DatabaseThread, database: Database, said: list[str]) -> None:
+def test_a_second_outage_is_reported_again(
+    database_thread: DatabaseThread, database: Database, said: list[str]
+) -> None:
     for _ in range(2):
         database.away = 1
         database_thread.call(database.request(1))
@@ -187,5 +189,5 @@ def wrapped(error: Exception) -> Exception:
         (None, False),
     ],
 )
-def test_an_outage_is_told_from_a_mistake(error: Exception | None, outage: bool) -> None:
+def test_an_outage_is_distinguished_from_a_mistake(error: Exception | None, outage: bool) -> None:
     assert is_outage(error) is outage

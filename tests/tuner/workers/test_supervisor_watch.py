@@ -63,7 +63,7 @@ def test_a_parent_that_lives_is_no_loss() -> None:
     assert not Lifeline(os.getpid()).is_cut  # a launcher stands between the supervisor and this process
 
 
-def test_workers_are_told_who_watches_over_them(tmp_path: Path) -> None:
+def test_workers_know_their_supervisor(tmp_path: Path) -> None:
     script = tmp_path / "worker"
     script.write_text(f"#!/bin/sh\necho ${SUPERVISOR} > {tmp_path / 'told'}\n")
     script.chmod(0o755)
