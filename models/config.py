@@ -20,6 +20,8 @@ from pydantic import (
     model_validator,
 )
 
+from models.wording import listed
+
 SCHEMA = 1
 """The version of the files that hold a recipe or a study, `schema` in them. It grows when an old reader would err."""
 
@@ -269,7 +271,7 @@ class Corpus(_Strict):
     def described(self) -> str:
         """The text in a word: a path, the first of several, or the name of a built-in one."""
         if isinstance(self.path, list):
-            return self.path[0] + (f" and {len(self.path) - 1} more" if len(self.path) > 1 else "")
+            return listed(self.path, 1)
         return self.path or str(self.builtin)
 
 

@@ -1,5 +1,6 @@
 """Numbers and times in words, each written in one way wherever people read it."""
 
+from collections.abc import Sequence
 from datetime import timedelta
 
 LONGEST_SECONDS = 1e12
@@ -9,6 +10,12 @@ LONGEST_SECONDS = 1e12
 def counted(number: int, what: str) -> str:
     """Returns a number of things, as in 1 trial, 2 trials."""
     return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+def listed(names: Sequence[str], most: int) -> str:
+    """Returns names in a row, the first `most` of them: a, b and 3 more."""
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def duration(seconds: float) -> str:

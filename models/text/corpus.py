@@ -31,6 +31,7 @@ from models.text.compression import ending_of
 from models.text.documents import KEYED, documents_of, refuse_key
 from models.text.shared_work import Meter, Report, alone
 from models.text.tokenizers import Tokenizer
+from models.wording import listed
 
 logger = logging.getLogger(__name__)
 
@@ -206,9 +207,8 @@ def _read_paths(paths: str | list[str], field: str | None) -> Source:
         refuse_key(f"corpus {written[0]}")
     read = [_read_path(path, field if path in keyed else None) for path in found]
     name = Path(written[0]).name if len(found) > 1 else read[0].name
-    more = f" and {len(written) - 1} more" if len(written) > 1 else ""
     files = "; ".join(one.files for one in read if one.files) or (f"{len(found)} files" if len(found) > 1 else "")
-    return Source(name + more, BREAK.join(one.text for one in read), files=files)
+    return Source(listed([name, *written[1:]], 1), BREAK.join(one.text for one in read), files=files)
 
 
 def _matching(path: str) -> list[Path]:

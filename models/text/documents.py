@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 from models.errors import CorpusError
 from models.text.compression import content_of, ending_of
 from models.text.tables import COLUMNAR, SEPARATED, columnar, is_saved_dataset, saved_dataset, separated
-from models.wording import counted
+from models.wording import counted, listed
 
 LINES, RECORDS = (".jsonl", ".ndjson"), (".json",)
 """Kinds of files whose documents stand under a key: an object on each line, or a list of them."""
@@ -80,9 +80,9 @@ class Found:
         files = counted(len(self.read), "file")
         documents = f", {len(self.documents):,} documents" if len(self.documents) != len(self.read) else ""
         passed_over = (
-            f", {len(self.passed_over):,} passed over ({_listed(self.passed_over)})" if self.passed_over else ""
+            f", {len(self.passed_over):,} passed over ({listed(self.passed_over, NAMED)})" if self.passed_over else ""
         )
-        copies = f"; held twice: {_listed(self.copies)}; remove one of each" if self.copies else ""
+        copies = f"; held twice: {listed(self.copies, NAMED)}; remove one of each" if self.copies else ""
         return files + documents + passed_over + copies
 
 
@@ -218,7 +218,7 @@ def _required(key: str | None, path: Path, record: dict[str, Any]) -> str:
     if key is not None:
         return key
     texts = [repr(name) for name, value in record.items() if isinstance(value, str)]
-    keys = f"; of the first one's keys, text is under {_listed(texts)}" if texts else ""
+    keys = f"; of the first one's keys, text is under {listed(texts, NAMED)}" if texts else ""
     raise CorpusError(
         f"corpus {path}: a {ending_of(path)} file needs field; set it to the key that holds the text{keys}"
     )
@@ -238,8 +238,3 @@ def _whole(text: str, place: str) -> str:
     except UnicodeEncodeError as error:
         raise CorpusError(f"{place} contains half of a surrogate pair; remove it") from error
     return text
-
-
-def _listed(names: list[str]) -> str:
-    more = f" and {len(names) - NAMED:,} more" if len(names) > NAMED else ""
-    return ", ".join(names[:NAMED]) + more

@@ -187,7 +187,7 @@ def test_an_operator_pauses_a_running_study_and_lets_it_go_on(page: Page, desk: 
     page.get_by_role("button", name="Enqueue").click()
     expect(page.get_by_role("status")).to_have_text(f"trial {finished} waits for a worker")
     page.get_by_role("button", name="Resume").click()
-    expect(page.get_by_role("status")).to_have_text("running; 2 workers go on")
+    expect(page.get_by_role("status")).to_have_text("running; 2 workers continue")
     desk.study.until(lambda: desk.place.trials("watched")[finished].params.get("learning_rate") == 0.0123)
 
 

@@ -141,7 +141,7 @@ def test_a_running_study_is_steered_from_another_terminal(place: Any) -> None:
     assert "did you mean learning_rate?" in refused.said
 
     study.hold(*begun)
-    assert "2 workers go on" in place.run("resume", "fragile").said
+    assert "2 workers continue" in place.run("resume", "fragile").said
     running.until(lambda: study.held() == [0.0123])
     assert [trial.state for trial in place.trials("fragile")].count(TrialState.COMPLETE) == 2
     assert "save their trials and leave" in place.run("stop", "fragile").said

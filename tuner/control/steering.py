@@ -13,40 +13,41 @@ from models.reader import parse, plain
 from models.wording import counted
 from tuner.errors import StudyError
 from tuner.optuna_internals import add_trial
+from tuner.results import companions
+from tuner.results.records import STATES
 from tuner.results.summary import numbered
 from tuner.storage.handle import StudyHandle
-from tuner.storage.leases import PAUSED, RUNNING, STOPPED
+from tuner.storage.leases import PAUSED, RUNNING, STOPPED, Leases
 from tuner.study.space import chosen_problem
 
 RETRIED = (TrialState.FAIL, TrialState.PRUNED)
 
 
 def pause(study: StudyHandle) -> str:
-    """Lets all workers save their trials and wait; returns what to tell the person."""
-    study.leases.set_state(PAUSED)
-    return f"paused; {_workers(study, 'save their trials and wait')}; tuner resume {study.name} goes on"
+    """Makes all workers save their trials and wait; returns a sentence that says so."""
+    _request(study, PAUSED)
+    workers = _workers(study, "saves its trial and waits", "save their trials and wait")
+    return f"paused; {workers}; tuner resume {study.name} continues it"
 
 
 def resume(study: StudyHandle) -> str:
-    """Lets a paused or stopped study go on; returns what to tell the person."""
-    study.leases.set_state(RUNNING)
-    start = "" if study.leases.alive() else f"; start some with: tuner work {study.name}"
-    return f"running; {_workers(study, 'go on')}{start}"
+    """Continues a paused or stopped study; returns a sentence that says so."""
+    _request(study, RUNNING)
+    start = "" if _count_workers(study) else f"; start some with: tuner work {study.name}"
+    return f"running; {_workers(study, 'continues', 'continue')}{start}"
 
 
 def stop(study: StudyHandle) -> str:
-    """Lets all workers save their trials and leave; returns what to tell the person."""
-    study.leases.set_state(STOPPED)
-    return f"stopped; {_workers(study, 'save their trials and leave')}"
+    """Makes all workers save their trials and leave; returns a sentence that says so."""
+    _request(study, STOPPED)
+    return f"stopped; {_workers(study, 'saves its trial and leaves', 'save their trials and leave')}"
 
 
 def retry(study: StudyHandle, number: int) -> str:
     """Puts the configuration of a failed or pruned trial into the queue again. Raises StudyError."""
     trial = numbered(study.trials(), number, study.name)
     if trial.state not in RETRIED:
-        raise StudyError(
-            f"trial {number} is {trial.state.name.lower()}; only a failed or pruned one can be tried again"
-        )
+        raise StudyError(f"trial {number} is {STATES[trial.state]}; only a failed or pruned one can be tried again")
     parameters = {
         name: value for name, value in trial.params.items() if name in study.definition.space.training_parameters
     }
@@ -89,6 +90,20 @@ def queue(found: optuna.Study, parameters: Mapping[str, Any], facts: dict[str, A
     return add_trial(found, waiting)
 
 
+def _request(study: StudyHandle, state: str) -> None:
+    for leases in _books(study):
+        leases.set_state(state)
+
+
+def _count_workers(study: StudyHandle) -> int:
+    return sum(len(leases.alive()) for leases in _books(study))
+
+
+def _books(study: StudyHandle) -> list[Leases]:
+    """The leases of a study and of its confirmation, which obeys the same requests."""
+    return [study.leases, *companions.leases_of_confirmation(study)]
+
+
 def _room(study: StudyHandle) -> str:
     """What a queued trial must still wait for, besides a worker."""
     trials = study.definition.trials
@@ -97,6 +112,6 @@ def _room(study: StudyHandle) -> str:
     return f"; the {trials} trials of the budget are finished: raise it with `tuner run --trials` or in the file"
 
 
-def _workers(study: StudyHandle, do: str) -> str:
-    count = len(study.leases.alive())
-    return f"{counted(count, 'worker')} {do}" if count else "no worker is there"
+def _workers(study: StudyHandle, does: str, do: str) -> str:
+    count = _count_workers(study)
+    return f"{counted(count, 'worker')} {does if count == 1 else do}" if count else "no worker is there"

@@ -15,7 +15,7 @@ from optuna.artifacts import get_all_artifact_meta
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from models.wording import counted
+from models.wording import counted, listed
 from tuner.artifacts.layout import SAMPLES_FILE, run_file
 from tuner.artifacts.store import Artifacts
 from tuner.results.confirmation import Result, confirmed_trial
@@ -201,8 +201,7 @@ def importance_hints(definition: Study, trials: Iterable[FrozenTrial], quoted: C
         f"{quoted(f'{name} {value}')} ({counted(count, 'trial')})"
         for name, value, count in _hardly_tried(definition, ended)
     ]
-    more = f", and {len(rare) - LISTED} more" if len(rare) > LISTED else ""
-    return [f"Hardly tried, so that little is known of it: {', '.join(rare[:LISTED])}{more}."] if rare else []
+    return [f"Hardly tried, so little is known of it: {listed(rare, LISTED)}."] if rare else []
 
 
 def _hardly_tried(definition: Study, ended: Sequence[FrozenTrial]) -> Iterator[tuple[str, Any, int]]:

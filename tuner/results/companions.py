@@ -10,6 +10,7 @@ from optuna.storages import RDBStorage
 from sqlalchemy import Connection
 
 from tuner.results.states import Companion
+from tuner.storage.handle import StudyHandle
 from tuner.storage.leases import Leases
 from tuner.storage.ownership import KEY
 
@@ -32,6 +33,13 @@ def pairs(connection: Connection) -> dict[int, int]:
         elif key == KEY and isinstance(value, dict) and value.get("study", study) == study:
             owners[str(value.get("identity"))] = study
     return {owners[identity]: study for identity, study in reversed(confirming) if identity in owners}
+
+
+def leases_of_confirmation(study: StudyHandle) -> list[Leases]:
+    """Returns the leases of the study that confirms this one; empty without one."""
+    with study.storage.engine.begin() as connection:
+        number = pairs(connection).get(study.id)
+    return [] if number is None else [Leases(study.storage, number)]
 
 
 def companion_of(storage: RDBStorage, study_id: int, connection: Connection) -> Companion | None:

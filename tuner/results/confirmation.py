@@ -6,7 +6,6 @@ it trains counts in no budget, and no sampler or pruner of the study sees it.
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 import warnings
@@ -16,20 +15,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import optuna
-import sqlalchemy as sql
 from optuna.distributions import IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from models.config import DECODING
 from models.wording import counted
 from tuner.errors import StudyError
-from tuner.optuna_internals import database_of, storage_of, study_id, tables, trial_id
-from tuner.results.companions import CONFIRMS
+from tuner.optuna_internals import database_of, storage_of, study_id, trial_id
+from tuner.results.companions import CONFIRMS, pairs
 from tuner.results.summary import quality, require_board
 from tuner.storage.handle import StudyHandle
 from tuner.storage.leases import RUNNING, Leases, transaction
 from tuner.storage.migrations.migrate import make_tables
-from tuner.storage.ownership import KEY, owner_of
+from tuner.storage.ownership import owner_of
 from tuner.study.definition import Decoding, Study, StudyBudget
 from tuner.study.facts import ended_by_no_worker
 from tuner.study.limits import Limits
@@ -208,14 +206,10 @@ def companion_of(found: optuna.Study) -> optuna.Study | None:
 
 def _name_by_identity(found: optuna.Study) -> str | None:
     """The name of the study that says it confirms this one; one from before there were identities does not."""
-    if KEY not in found.user_attrs:
-        return None
     storage = database_of(found)
-    studies, attributes = (getattr(tables(), name).__table__ for name in ("StudyModel", "StudyUserAttributeModel"))
-    stated = (attributes.c.key == CONFIRMS) & (attributes.c.value_json == json.dumps(owner_of(found).identity))
-    names = sql.select(studies.c.study_name).join_from(studies, attributes).where(stated).order_by(studies.c.study_id)
     with transaction(storage) as connection:
-        return connection.scalars(names).first()
+        number = pairs(connection).get(study_id(found))
+    return None if number is None else storage.get_study_name_from_id(number)
 
 
 def _confirms(companion: optuna.Study, found: optuna.Study) -> bool:

@@ -21,6 +21,7 @@ from tuner.errors import StudyError
 from tuner.results.confirmation import confirmation_of, confirmed_trial
 from tuner.results.decoding_plot import draw_decoding
 from tuner.results.formats import OURS, render
+from tuner.results.records import STATES
 from tuner.results.summary import NO_WORKER, numbered, quality, require_board
 from tuner.storage.handle import StudyHandle
 from tuner.study.definition import OBJECTIVES, Study
@@ -49,7 +50,7 @@ def chosen_trial(study: optuna.Study, wanted: int | None = None, prefer: str = O
         return best_trials(study, prefer)[0]
     found = numbered(study.get_trials(deepcopy=False), wanted, study.study_name)
     if found.state != TrialState.COMPLETE:
-        raise StudyError(f"trial {wanted} is {found.state.name.lower()}; only a complete one can be exported")
+        raise StudyError(f"trial {wanted} is {STATES[found.state]}; only a complete one can be exported")
     if not is_result(found):
         raise StudyError(f"trial {wanted}: {NO_WORKER}, so that it is no result; there is nothing to export")
     return found

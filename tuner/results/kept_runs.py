@@ -10,6 +10,7 @@ from optuna.trial import TrialState
 
 from tuner.artifacts.store import Artifacts
 from tuner.errors import StudyError, WorkerError
+from tuner.results.records import STATES
 from tuner.results.summary import leaderboard
 
 logger = logging.getLogger(__name__)
@@ -41,7 +42,7 @@ def require_run(kept: Artifacts, found: optuna.Study, number: int) -> Path:
 def _why_not(found: optuna.Study, number: int, folder: object) -> str:
     state = found.get_trials(deepcopy=False)[number].state
     if state != TrialState.COMPLETE:
-        return f"trial {number} is {state.name.lower()}; models are kept of the best complete trials"
+        return f"trial {number} is {STATES[state]}; models are kept of the best complete trials"
     return f"the model of trial {number} is not kept in {folder}"
 
 

@@ -74,9 +74,7 @@ class Step:
 def next_step(name: str, facts: Facts) -> Step | None:
     """Returns what a person can do next; None where there is only to wait."""
     now, companion = state(facts), facts.companion
-    is_confirmation_at_work = companion is not None and companion.workers and not facts.workers
-    resumed = f"{name} (confirmation)" if now == PAUSED and is_confirmation_at_work else name
-    work, resume, why = _command("work", name), _command("resume", resumed), _command("status", name, "--failed")
+    work, resume, why = _command("work", name), _command("resume", name), _command("status", name, "--failed")
     if now == FINISHED and companion is not None and not companion.is_over:
         return Step("Its confirmation was interrupted; the command that began it continues it")
     if now == FINISHED and not facts.has_best:

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from models.safe_text import terminal
 from models.wording import counted, duration
+from tuner.results.records import STATES
 from tuner.results.summary import (
     FAILED_SHOWN,
     NO_WORKER,
@@ -42,7 +43,7 @@ def described(trial: FrozenTrial, study: Study, best: FrozenTrial | None) -> str
         TrialState.COMPLETE: f"complete  {shown}{beyond}{f'  {NO_WORKER}' if ended_by_no_worker(trial) else ''}",
         TrialState.PRUNED: f"pruned    {reason or f'{shown} at rung {rungs}/{study.trial.rungs}'}",
         TrialState.FAIL: f"failed    {reason or NO_WORKER}",
-    }.get(trial.state, trial.state.name.lower())
+    }.get(trial.state, STATES[trial.state])
     star = "  * best so far" if best is not None and best.number == trial.number else ""
     attempts = number(trial, "attempts") or 1
     again = f"  ({attempts:.0f} attempts)" if attempts > 1 else ""

@@ -14,6 +14,7 @@ from models.config import Config
 from tuner.control import steering
 from tuner.control.create import require_unchanged
 from tuner.errors import StudyError
+from tuner.results import confirmation
 from tuner.storage.handle import StudyHandle
 from tuner.storage.leases import Leases
 from tuner.study.definition import Study
@@ -48,7 +49,7 @@ def test_a_pause_frees_the_trial_in_the_middle_and_resume_goes_on_with_it(
             calls.append((number, rung))
             if calls == [(0, 1), (0, 2)]:
                 assert steering.pause(StudyHandle.of(storage, found)).startswith(
-                    "paused; 1 worker save their trials and wait"
+                    "paused; 1 worker saves its trial and waits"
                 )
                 until(lambda: worker.paused)
             return 1.0
@@ -62,10 +63,24 @@ def test_a_pause_frees_the_trial_in_the_middle_and_resume_goes_on_with_it(
         spent = leases.active_seconds()
         until(lambda: leases.alive()[0].seen < 0.005)  # a beat later
         assert leases.active_seconds() == spent
-        assert steering.resume(StudyHandle.of(storage, found)) == "running; 1 worker go on"
+        assert steering.resume(StudyHandle.of(storage, found)) == "running; 1 worker continues"
         thread.join(30)
     assert [trial.state for trial in found.trials] == [TrialState.COMPLETE] * 2
     assert found.trials[0].user_attrs["attempts"] == 2  # a worker that is told to go on goes on at once
+
+
+def test_a_confirmation_obeys_what_is_asked_of_its_study(
+    crew: Any, small: Small, enter: Enter, storage: RDBStorage
+) -> None:
+    definition = small(1)
+    study = enter(definition)
+    crew.work(definition, lambda number, config, rung: 1.5)
+    handle = StudyHandle.of(storage, study)
+    confirming = confirmation.enter(handle, study.trials, seeds=1).leases
+    asked = [(steering.pause, "paused"), (steering.resume, "running"), (steering.stop, "stopped")]
+    for ask, state in asked:
+        ask(handle)
+        assert confirming.state() == handle.leases.state() == state
 
 
 def until(condition: Callable[[], Any]) -> None:

@@ -729,7 +729,7 @@ def test_an_operator_steers_with_the_words_of_the_command_line(
     steer: Callable[..., Answer], found: optuna.Study, storage: RDBStorage
 ) -> None:
     name = found.study_name
-    assert said_on(steer("pause").text) == f"paused; no worker is there; tuner resume {name} goes on"
+    assert said_on(steer("pause").text) == f"paused; no worker is there; tuner resume {name} continues it"
     assert state_of(found, storage) == "paused"
     assert said_on(steer("resume").text) == f"running; no worker is there; start some with: tuner work {name}"
     assert said_on(steer("stop").text) == "stopped; no worker is there"

@@ -42,7 +42,7 @@ STATES = [
     (
         Facts(is_spent=True, has_best=True, companion=Companion("paused", 2, False)),
         "paused",
-        "Let it go on: tuner resume 's (confirmation)'",
+        "Let it go on: tuner resume s",
     ),
     (
         Facts(is_spent=True, has_best=True, companion=LEFT),

@@ -226,7 +226,7 @@ def test_choices_that_were_hardly_tried_are_named(desk: Callable[..., Desk]) -> 
     assert "9 trials trained to the end, and fewer than 10 say nothing" in made.text()
     made.add(COMPLETE, 4.0, 3.0, 2.5)
     rare = "batch_size 8 (0 trials), batch_size 16 (0 trials)"
-    assert f"Hardly tried, so that little is known of it: {rare}." in made.text()
+    assert f"Hardly tried, so little is known of it: {rare}." in made.text()
 
 
 def test_what_went_wrong_is_listed_by_reason(desk: Callable[..., Desk]) -> None:
