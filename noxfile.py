@@ -1,4 +1,4 @@
-"""The tasks of this repository; CI runs the same ones: nox -s lint tests docs.
+"""The tasks of this repository; CI runs the same ones: nox -s lint tests docs doctor.
 
 They use the environment that is active (see CONTRIBUTING.md); `minimum` makes one of its own.
 """
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import nox
 
-nox.options.sessions = ["lint", "tests", "docs"]
+nox.options.sessions = ["lint", "tests", "docs", "doctor"]
 nox.options.default_venv_backend = "none"
 ROOT = Path(__file__).parent
 QUICK = [
@@ -51,6 +51,14 @@ def tests(session: nox.Session) -> None:
 def docs(session: nox.Session) -> None:
     """The documents as a site, in build/site; a link that leads nowhere is an error."""
     session.run("mkdocs", "build", "--strict", "--quiet", env={"NO_MKDOCS_2_WARNING": "1"})
+
+
+@nox.session
+def doctor(session: nox.Session) -> None:
+    """`tuner doctor` on this machine, with a database and artifacts of its own."""
+    places = {"TUNER_DATA": "postgres", "TUNER_ARTIFACTS": "artifacts"}
+    folder = Path(session.create_tmp())
+    session.run("tuner", "doctor", env={name: str(folder / place) for name, place in places.items()})
 
 
 @nox.session
