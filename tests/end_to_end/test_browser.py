@@ -191,6 +191,18 @@ def test_an_operator_pauses_a_running_study_and_lets_it_go_on(page: Page, desk: 
     desk.study.until(lambda: desk.place.trials("watched")[finished].params.get("learning_rate") == 0.0123)
 
 
+def test_on_a_phone_no_page_is_wider_than_the_screen(page: Page, desk: Desk) -> None:
+    page.set_viewport_size({"width": 390, "height": 844})
+    page.goto("/tuner/")
+    desk.log_in(page, "reader")
+    note = (f"/dashboard/studies/{desk.number}/note", page.get_by_text("last heartbeat"))
+    ours = (f"/tuner/{desk.number}", page.get_by_role("heading", name="Best trials"))
+    for address, shown in (note, ours, ("/tuner/", page.get_by_role("link", name="watched"))):
+        page.goto(address)
+        expect(shown.first).to_be_attached()
+        assert page.evaluate("document.documentElement.scrollWidth") == 390, address
+
+
 def test_a_reader_sees_study_and_figures_and_nothing_is_kept_out_that_the_dashboard_needs(
     page: Page, desk: Desk
 ) -> None:

@@ -18,6 +18,7 @@ from tuner.dashboard.auth import MOST_BYTES, Authenticator, AuthMiddleware
 from tuner.dashboard.compression import CompressionMiddleware
 from tuner.dashboard.error_middleware import ErrorMiddleware
 from tuner.dashboard.importance import ImportanceMiddleware
+from tuner.dashboard.narrow_screens import NarrowScreenMiddleware
 from tuner.dashboard.pages import Kept, application, is_away
 from tuner.dashboard.publisher import Publisher
 from tuner.dashboard.rate_limit import RateLimiter
@@ -101,8 +102,8 @@ def guarded(
     key = session_key(door.session_key_file)
     lock = Authenticator(Sessions(key, door.users()), RateLimiter()) if door.is_locked else None
     dashboard = ErrorMiddleware(wsgi(storage, artifact_store=attachments), partial(is_away, storage))
-    optunas = CompressionMiddleware(ImportanceMiddleware(dashboard, partial(completed, storage)))
-    gate = AuthMiddleware(application(storage, lock, key, kept), optunas, lock)
+    optunas = NarrowScreenMiddleware(ImportanceMiddleware(dashboard, partial(completed, storage)))
+    gate = AuthMiddleware(application(storage, lock, key, kept), CompressionMiddleware(optunas), lock)
     return ProxyFix(gate, x_for=1, x_proto=1) if door.behind_proxy else gate
 
 
