@@ -40,7 +40,7 @@ def write_out_ranges(parameters: dict[str, Any]) -> None:
 def is_ambiguous(name: str, value: list[Any]) -> bool:
     """Whether a list could be the two ends of a range as well as two choices."""
     field = Config.model_fields.get(name)
-    whole = field is not None and field.annotation is int
+    whole = field is not None and isinstance(meant("1", field.annotation), int)
     return len(value) == 2 and all(map(_is_number, value)) and value[0] < value[1] and not whole
 
 

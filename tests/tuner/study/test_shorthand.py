@@ -52,6 +52,10 @@ def stored(section: str) -> dict[str, Any]:
         ),
         ("parameters: {batch_size: [8, 16]}", "parameters: {batch_size: {type: categorical, choices: [8, 16]}}"),
         (
+            "parameters: {embedding_size: [64, 128]}",
+            "parameters: {embedding_size: {type: categorical, choices: [64, 128]}}",
+        ),
+        (
             "parameters: {learning_rate: [0.001, 0.01, 0.1]}",
             "parameters: {learning_rate: {type: categorical, choices: [0.001, 0.01, 0.1]}}",
         ),
