@@ -159,14 +159,19 @@ def draw(name: str, command: str, *shown: Any) -> None:
 
 
 def while_it_runs(page: Page, address: str) -> None:
-    """The note of the study, and the operators' page."""
+    """The note of the study, and the operators' page; both on a phone, too."""
     page.goto(f"{address}/dashboard/studies/1/note")
     expect(page.get_by_text("last heartbeat")).to_be_visible()
     save("dashboard", page)
     page.set_viewport_size({"width": 1000, "height": 1250})
     page.goto(f"{address}/tuner/1")
-    expect(page.get_by_text("Export the best")).to_be_visible()
+    expect(page.get_by_role("heading", name="Workers")).to_be_visible()
     save("operator", page)
+    page.set_viewport_size({"width": 390, "height": 844})
+    save("operator-phone", page)
+    page.goto(f"{address}/dashboard/studies/1/note")
+    expect(page.get_by_text("last heartbeat")).to_be_attached()
+    save("dashboard-phone", page)
 
 
 def at_its_end(page: Page, address: str, now: Snapshot) -> None:
