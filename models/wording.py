@@ -18,6 +18,16 @@ def listed(names: Sequence[str], most: int) -> str:
     return ", ".join(names[:most]) + more
 
 
+def size(bytes: int) -> str:
+    """Returns bytes in the unit that fits: 812 bytes, 3.4 kB, 1.2 GB."""
+    if bytes < 1000:
+        return counted(bytes, "byte")
+    number, units = bytes / 1000, ["kB", "MB", "GB", "TB"]
+    while number >= 999.5 and len(units) > 1:
+        number, units = number / 1000, units[1:]
+    return f"{number:.3g} {units[0]}"
+
+
 def duration(seconds: float) -> str:
     """Returns a time as h:mm:ss."""
     return str(timedelta(seconds=round(min(seconds, LONGEST_SECONDS))))

@@ -147,6 +147,12 @@ def _users_cache() -> Path:
         return Path(os.devnull) / "corpora"
 
 
+def cached_bytes() -> int:
+    """Returns what the encoded texts of this user take on disk."""
+    files = (path for path in _users_cache().glob("**/*") if path.is_file())
+    return sum(path.stat().st_size for path in files)
+
+
 def require_room(corpus: EncodedCorpus, batch_size: int, sequence_length: int) -> None:
     """Raises CorpusError unless `batch_size` streams of `sequence_length` tokens, and their targets, fit in."""
     tokens, needed = len(corpus.train), batch_size * (sequence_length + 1)

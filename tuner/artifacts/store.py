@@ -134,7 +134,23 @@ class Artifacts:
 
     def names(self) -> list[str]:
         """Returns the relative names of all files of the study that all workers know."""
-        return [path.relative_to(self.folder).as_posix() for path in self.folder.glob("**/*") if path.is_file()]
+        return list(self.sizes())
+
+    def sizes(self) -> dict[str, int]:
+        """Returns the bytes of all files of the study that all workers know, by relative name."""
+        return _sizes(self.folder)
+
+    def attachment_sizes(self) -> dict[str, int]:
+        """Returns the bytes of the files that the dashboard shows, those of all studies, by id."""
+        return _sizes(self.folder.parent / ATTACHMENTS)
+
+    def remove_all(self) -> None:
+        """Deletes all files of the study; whose they were last, so that what is interrupted can be found again."""
+        for name in sorted(self.leftovers() - {OWNER}):
+            self.remove(name)
+        self.remove(OWNER)
+        if self.folder.exists():
+            shutil.rmtree(self.folder)
 
     def put(self, name: str, content: IO[bytes]) -> None:
         """Writes a file that all workers are to know."""
@@ -252,10 +268,19 @@ class Bucket(Artifacts):
             return []
 
     def names(self) -> list[str]:
-        prefix = f"{self.prefix}/"
-        with _as_os_errors(self.prefix):
+        return list(self.sizes())
+
+    def sizes(self) -> dict[str, int]:
+        return self._listed(f"{self.prefix}/")
+
+    def attachment_sizes(self) -> dict[str, int]:
+        return self._listed(f"{PurePosixPath(self.prefix).parent / ATTACHMENTS}/")
+
+    def _listed(self, prefix: str) -> dict[str, int]:
+        with _as_os_errors(prefix):
             pages = self.store.client.get_paginator("list_objects_v2").paginate(Bucket=self.store.bucket, Prefix=prefix)
-            return [found["Key"].removeprefix(prefix) for page in pages for found in page.get("Contents", [])]
+            found = [one for page in pages for one in page.get("Contents", [])]
+        return {one["Key"].removeprefix(prefix): int(one["Size"]) for one in found}
 
     def _key(self, name: str) -> str:
         return str(PurePosixPath(self.prefix, name))
@@ -353,6 +378,15 @@ def _belongs(kept: Artifacts, identity: str, wrote: Callable[[Artifacts], bool],
     if owner is None and (kept.is_empty or wrote(kept)):
         owner = identity if reading else kept.claim(identity)
     return owner == identity
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    sizes = {}
+    for path in folder.glob("**/*"):
+        with suppress(FileNotFoundError):  # deleted meanwhile
+            if path.is_file():
+                sizes[path.relative_to(folder).as_posix()] = path.stat().st_size
+    return sizes
 
 
 def remedy(error: OSError) -> str:

@@ -31,11 +31,11 @@ from models.errors import RunError
 from models.files import is_stream, sweep, written_whole
 from tuner.artifacts.layout import CHECKPOINT, RUN_FILE
 from tuner.errors import StudyError
+from tuner.trials.attachments import ID
 
 FORMAT = 1
 MANIFEST = "manifest.json"
 PARTS = ("study", "confirmation")
-ID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _ARTIFACT = f"artifacts/(?:{CHECKPOINT.pattern}|{RUN_FILE.pattern})"
 _NAME = re.compile(
     rf"(?:{'|'.join(PARTS)})/(?:study\.json|trials\.jsonl|attributes\.jsonl|attachments/{ID.pattern}|{_ARTIFACT})"

@@ -34,15 +34,16 @@ from models.safe_text import terminal
 from models.wording import counted
 from tuner.artifacts.layout import CHECKPOINT, RUN_FILE, name_problem
 from tuner.artifacts.store import Artifacts, Owner
-from tuner.backup.archive import ID, PARTS, Reader, Writer, reading, writing
+from tuner.backup.archive import PARTS, Reader, Writer, reading, writing
 from tuner.errors import StudyError, WorkerError
-from tuner.optuna_internals import ARTIFACT_PREFIX, contains, tables
+from tuner.optuna_internals import contains, tables
 from tuner.results.confirmation import CONFIRMS, companion_name, companion_of
 from tuner.storage import leases
 from tuner.storage.migrations.migrate import make_tables
 from tuner.storage.ownership import KEY, new_owner, write_owner
 from tuner.study.definition import Study, stored_study
 from tuner.study.facts import study_problem, system_problem, trial_problem
+from tuner.trials.attachments import ID, attachments_of
 
 BATCH = 500
 """Trials that are in memory at once."""
@@ -214,12 +215,12 @@ def _add_study(file: Writer, part: str, connection: Connection, study_id: int, k
             totals.trials += part == PARTS[0]
             totals.unfinished += part == PARTS[0] and line["state"] in UNFINISHED
             finished.update([line["number"]] if line["state"] == "COMPLETE" else [])
-            attached.extend(_attached(line["system"]))
+            attached.extend(attachments_of(line["system"]))
             yield line
 
     def attributes() -> Iterator[dict[str, Any]]:
         for line in _attribute_lines(connection, study_id):
-            attached.extend(_attached({line["key"]: line["value"]}))
+            attached.extend(attachments_of({line["key"]: line["value"]}))
             yield line
 
     file.add_lines(f"{part}/trials.jsonl", lines())
@@ -323,16 +324,6 @@ _WORDS = {"INF_POS": "inf", "INF_NEG": "-inf", "NAN": "nan"}
 def _told(value: float | None, kind: Any) -> Any:
     """A number as it is written in a file: JSON has no word for what is infinite."""
     return _WORDS.get(kind.name, value)
-
-
-def _attached(attributes: dict[str, Any]) -> list[str]:
-    """The attachments that attributes point at; a deleted one's value is null."""
-    keys = [
-        key.removeprefix(ARTIFACT_PREFIX)
-        for key, value in attributes.items()
-        if key.startswith(ARTIFACT_PREFIX) and value
-    ]
-    return [key for key in keys if ID.fullmatch(key)]
 
 
 def _add_artifacts(file: Writer, folder: str, kept: Artifacts, is_wanted: Callable[[str], bool]) -> list[str]:

@@ -8,14 +8,24 @@ from itertools import chain
 import click
 
 from models import __main__ as single
-from tuner.cli import admin, control, corpora, dashboard, data, doctor, results, search, worker_processes
+from tuner.cli import admin, control, corpora, dashboard, data, doctor, removal, results, search, worker_processes
 
 SECTIONS: dict[str, tuple[click.Command, ...]] = {
     "Search": (search.run, search.work, search.check, search.confirm, corpora.corpus),
     "Watch": (results.status, dashboard.dashboard, results.write_report, data.trials, data.url),
     "Export and train": (results.export, single.train, single.generate, results.sample),
     "Steer a study": (control.pause, control.resume, control.stop, control.retry, control.enqueue),
-    "Look after studies": (admin.backup, admin.restore, admin.upgrade, admin.grant, dashboard.password, doctor.doctor),
+    "Look after studies": (
+        admin.backup,
+        admin.restore,
+        removal.rename,
+        removal.delete,
+        removal.du,
+        admin.upgrade,
+        admin.grant,
+        dashboard.password,
+        doctor.doctor,
+    ),
     "For programs": (results.json_schema, worker_processes.worker, worker_processes.pace),
 }
 """The commands as `tuner --help` lists them: the three things that users do first."""

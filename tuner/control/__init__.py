@@ -1,3 +1,3 @@
-"""Creating studies and steering them while they run."""
+"""Creating studies, steering them while they run, and deleting them."""
 
-__all__ = ["create", "steering"]
+__all__ = ["create", "removal", "steering"]

@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from models.training.stopping import stop_requests
-from tuner.control import steering
+from tuner.control import removal, steering
 from tuner.errors import StudyError
 from tuner.results import analysis, confirmation, export, summary
 from tuner.results.kept_runs import require_run
@@ -123,6 +123,18 @@ class OpenStudy:
     def enqueue(self, **values: Any) -> str:
         """Tries these values next, such as learning_rate=0.003; the sampler chooses the others. Raises StudyError."""
         return steering.enqueue(self._handle, values)
+
+    def rename(self, name: str) -> str:
+        """Gives the study another name; workers continue, and files stay where they are. Raises StudyError."""
+        return removal.rename(self._handle, name)
+
+    def delete(self) -> None:
+        """Deletes the study, its confirmation and all their files, for good, and closes it.
+
+        Raises StudyError while workers train it, those of this process included: stop it first.
+        """
+        removal.delete(self._handle, self._places.artifacts_of)
+        self.close()
 
     # Results
 

@@ -576,6 +576,12 @@ def forget_deleted(engine: Engine) -> None:
             connection.execute(table.delete().where(~there))
 
 
+def forget(connection: Connection, study_id: int) -> None:
+    """Deletes our lines of a study that is being deleted."""
+    for table in (workers, leases, studies):
+        connection.execute(table.delete().where(table.c.study_id == study_id))
+
+
 def _insert(table: sql.TableClause) -> Any:
     from sqlalchemy.dialects.postgresql import insert
 

@@ -53,6 +53,19 @@ def keys(client: Any) -> list[str]:
     return [one["Key"] for one in client.list_objects_v2(Bucket="studies").get("Contents", [])]
 
 
+def test_a_bucket_keeps_nothing_of_a_study_that_is_deleted(bucket: Any, tmp_path: Path) -> None:
+    mine, other = (artifacts_of("s3://studies/team", name, tmp_path) for name in ("mine", "mine too"))
+    for kept in (mine, other):
+        kept.claim("1" * 32)
+        kept.put("trial-0/model.safetensors", io.BytesIO(b"weights"))
+    attachment = mine.attach(b"texts")
+    assert mine.sizes()["trial-0/model.safetensors"] == 7
+    assert mine.attachment_sizes() == {attachment: 5}
+    mine.remove_all()
+    assert not mine.folder.exists()
+    assert {key.split("/")[1] for key in keys(bucket)} == {"mine too", ".attachments"}
+
+
 def test_a_file_that_one_machine_shares_another_fetches(bucket: Any, tmp_path: Path) -> None:
     here, there = (artifacts_of("s3://studies/team", "my study", tmp_path / name) for name in ("here", "there"))
     here.folder.mkdir(parents=True)
