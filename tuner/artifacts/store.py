@@ -145,12 +145,17 @@ class Artifacts:
         return _sizes(self.folder.parent / ATTACHMENTS)
 
     def remove_all(self) -> None:
-        """Deletes all files of the study; whose they were last, so that what is interrupted can be found again."""
-        for name in sorted(self.leftovers() - {OWNER}):
+        """Deletes all files of the study; whose they were last, so that what is interrupted can be found again.
+
+        A folder that no study owns may be a person's: there, only what trials left is deleted.
+        """
+        names = self.leftovers() - {OWNER}
+        if self.owner() is None:
+            names = {name for name in names if CHECKPOINT.fullmatch(name) or RUN_FILE.fullmatch(name)}
+        for name in sorted(names):
             self.remove(name)
         self.remove(OWNER)
-        if self.folder.exists():
-            shutil.rmtree(self.folder)
+        _remove_empty(self.folder)
 
     def put(self, name: str, content: IO[bytes]) -> None:
         """Writes a file that all workers are to know."""
@@ -387,6 +392,15 @@ def _sizes(folder: Path) -> dict[str, int]:
             if path.is_file():
                 sizes[path.relative_to(folder).as_posix()] = path.stat().st_size
     return sizes
+
+
+def _remove_empty(folder: Path) -> None:
+    """Deletes a folder, or what a link to one leads to, with the folders in it, as far as no file is there."""
+    for place, _, _ in os.walk(folder, topdown=False):
+        with suppress(OSError):  # not empty
+            Path(place).resolve().rmdir()
+    if folder.is_symlink() and not folder.exists():
+        folder.unlink()
 
 
 def remedy(error: OSError) -> str:

@@ -12,13 +12,13 @@ import sqlalchemy as sql
 from optuna.artifacts.exceptions import ArtifactNotFound
 from optuna.storages import RDBStorage
 from sqlalchemy import Connection
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import IntegrityError, ProgrammingError
 
 from models.wording import counted, listed, size
 from tuner.artifacts.layout import CHECKPOINT, RUN_FILE, name_problem
 from tuner.artifacts.store import Artifacts, remedy
-from tuner.errors import StudyError, WorkerError
-from tuner.optuna_internals import tables
+from tuner.errors import StorageError, StudyError, WorkerError
+from tuner.optuna_internals import ARTIFACT_PREFIX, tables
 from tuner.results import companions, confirmation
 from tuner.storage.handle import StudyHandle
 from tuner.storage.leases import STOPPED, Worker, forget, transaction
@@ -31,7 +31,10 @@ Kept = Callable[[optuna.Study], Artifacts]
 SHOWN = 5
 """Most workers that a message names."""
 
-_STUDIES = tables().StudyModel.__table__
+AS_OWNER = "give --storage as the owner of the tables"
+"""What to do where a role lacks the right."""
+
+_STUDIES, _TRIALS = tables().StudyModel.__table__, tables().TrialModel.__table__
 
 
 @dataclass(frozen=True)
@@ -79,22 +82,34 @@ def _usage(study: StudyHandle, kept: Artifacts) -> Usage:
 def delete(study: StudyHandle, kept_of: Kept) -> Usage:
     """Deletes a study and its confirmation, their files first; returns what they took.
 
-    Raises StudyError while workers train them, and WorkerError where files cannot be reached. What was interrupted
-    goes on when it is called again.
+    Raises StudyError while workers train them, StorageError where the user of the database may not delete them, and
+    WorkerError where files cannot be reached. Calling it again continues what was interrupted.
     """
     taken, both = usage(study, kept_of), _with_confirmation(study)
-    with _alone(both):
+    with _alone(both) as connection:
+        _require_rights(connection, study.name)
         for one in both:
             one.leases.set_state(STOPPED)  # workers that come now leave
     for one in both:
-        _delete_files(one, kept_of(one.optuna_study))
+        _delete_files(one, kept_of(one.optuna_study), {each.id for each in both})
     with _alone(both) as connection:
         for one in both:
-            # A trial that is queued now waits for this, and finds no study then; Optuna would keep the study instead.
-            connection.execute(sql.select(_STUDIES.c.study_id).where(_STUDIES.c.study_id == one.id).with_for_update())
-            study.storage.delete_study(one.id)
-            forget(connection, one.id)
+            _delete_rows(connection, one)
     return taken
+
+
+def _delete_rows(connection: Connection, study: StudyHandle) -> None:
+    """Deletes a study from the database. Raises StudyError, so that nothing of it counts, where Optuna keeps it.
+
+    A trial that is queued now, or a note about one, waits for this and finds no study then. Optuna would keep the study
+    instead, and say nothing.
+    """
+    for column, of in ((_STUDIES.c.study_id, _STUDIES), (_TRIALS.c.trial_id, _TRIALS)):
+        connection.execute(sql.select(column).where(of.c.study_id == study.id).with_for_update())
+    study.storage.delete_study(study.id)
+    if study.leases.exists(connection):
+        raise StudyError(f"study {study.name}: something was added to it meanwhile; delete it again")
+    forget(connection, study.id)
 
 
 def rename(study: StudyHandle, name: str) -> str:
@@ -108,6 +123,8 @@ def rename(study: StudyHandle, name: str) -> str:
             _rename(connection, study.id, name)
             if confirming is not None:
                 _rename(connection, StudyHandle.of(study.storage, confirming).id, confirmation.companion_name(name))
+    except ProgrammingError as error:
+        raise StorageError(f"study {study.name}: {str(error.orig).strip()}; {AS_OWNER}") from error
     except IntegrityError:
         raise StudyError(f"there is a study {name!r} already, or one that confirms it; choose another name") from None
     before = study.name
@@ -154,14 +171,39 @@ def _place(worker: Worker) -> str:
     return f"process {worker.process} on {worker.host}"
 
 
+def _require_rights(connection: Connection, name: str) -> None:
+    """Raises StorageError before anything is deleted by a user of the database who may not delete all of it."""
+    refused = sql.text(
+        "SELECT current_user FROM pg_class WHERE relname = ANY(:tables) AND NOT has_table_privilege(oid, 'DELETE')"
+        " AND relnamespace = (SELECT oid FROM pg_namespace WHERE nspname = current_schema())"
+    )
+    user = connection.execute(refused, {"tables": [*tables().BaseModel.metadata.tables]}).scalars().first()
+    if user is not None:
+        raise StorageError(f"study {name}: user {user} of the database may not delete it; {AS_OWNER}")
+
+
 def _attachments(study: StudyHandle) -> set[str]:
-    return {name for trial in study.trials() for name in attachments_of(trial.system_attrs)}
+    own = attachments_of(study.storage.get_study_system_attrs(study.id))
+    return {*own, *(name for trial in study.trials() for name in attachments_of(trial.system_attrs))}
 
 
-def _delete_files(study: StudyHandle, kept: Artifacts) -> None:
+def _of_others(storage: RDBStorage, names: set[str], deleted: set[int]) -> set[str]:
+    """Those of these attachments that another study shows, too: a copy of a study points at the same files."""
+    of_study, of_trial = (tables().StudySystemAttributeModel.__table__, tables().TrialSystemAttributeModel.__table__)
+    of_trials = sql.select(of_trial.c.key).join(_TRIALS, _TRIALS.c.trial_id == of_trial.c.trial_id)
+    keys = [ARTIFACT_PREFIX + name for name in names]
+    shown = sql.union(
+        sql.select(of_study.c.key).where(of_study.c.key.in_(keys), of_study.c.study_id.not_in(deleted)),
+        of_trials.where(of_trial.c.key.in_(keys), _TRIALS.c.study_id.not_in(deleted)),
+    )
+    with storage.engine.begin() as connection:
+        return {str(key).removeprefix(ARTIFACT_PREFIX) for key in connection.execute(shown).scalars()}
+
+
+def _delete_files(study: StudyHandle, kept: Artifacts, deleted: set[int]) -> None:
     try:
-        store = kept.attachments()
-        for name in _attachments(study):
+        store, names = kept.attachments(), _attachments(study)
+        for name in names - _of_others(study.storage, names, deleted):
             with suppress(ArtifactNotFound):
                 store.remove(name)
         kept.remove_all()

@@ -1,6 +1,7 @@
 """Deleting and renaming studies, and what they take; on a real database and real files."""
 
 import io
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -157,3 +158,69 @@ def test_a_study_gets_no_name_that_is_taken_or_that_no_folder_can_have(desk: Des
     with pytest.raises(StudyError, match="cannot be the name of a study"):
         removal.rename(study, "../elsewhere")
     assert {study.name, f"{study.name} (confirmation)", other.name} <= desk.names()
+
+
+def test_a_folder_that_no_study_owns_keeps_what_a_person_put_there(desk: Desk, tmp_path: Path) -> None:
+    study = desk.study()
+    thesis = tmp_path / "documents" / study.name / "thesis.txt"
+    thesis.parent.mkdir(parents=True)
+    thesis.write_text("years of work")
+    elsewhere = StorageOptions(None, None, str(tmp_path / "documents"))
+    removal.delete(study, elsewhere.artifacts_of)
+    assert thesis.exists()
+
+
+def test_files_of_the_study_itself_go_too(desk: Desk) -> None:
+    study = desk.study()
+    (key, value), *_ = attached(desk.kept(study.optuna_study).attach(b"plan"), "plan.txt").items()
+    desk.storage.set_study_system_attr(study.id, key, value)
+    removal.delete(study, desk.places.artifacts_of)
+    assert not [name for name in desk.files() if name.startswith(".attachments/")]
+
+
+def test_what_a_copy_of_the_study_shows_stays(desk: Desk) -> None:
+    study = desk.study()
+    copy = f"{study.name} copy"
+    optuna.copy_study(
+        from_study_name=study.name, from_storage=desk.storage, to_storage=desk.storage, to_study_name=copy
+    )
+    removal.delete(study, desk.places.artifacts_of)
+    assert [name for name in desk.files() if name.startswith(".attachments/")]
+
+
+def test_no_deletion_is_claimed_that_did_not_happen(desk: Desk, ask: Callable[[str], Any]) -> None:
+    """A dashboard notes something about a trial at the moment of the deletion."""
+    study = desk.study()
+    trial = study.trials()[0]._trial_id
+    outcome: list[Any] = []
+
+    def work() -> None:
+        try:
+            outcome.append(removal.delete(study, desk.places.artifacts_of))
+        except Exception as error:
+            outcome.append(error)
+
+    blocked = "SELECT count(*) FROM pg_locks WHERE NOT granted"
+    deleting = threading.Thread(target=work, daemon=True)
+    with desk.storage.engine.begin() as connection:
+        connection.execute(
+            sql.text("INSERT INTO trial_system_attributes (trial_id, key, value_json) VALUES (:id, 'late', '1')"),
+            {"id": trial},
+        )
+        deleting.start()
+        while not ask(blocked) and deleting.is_alive():
+            pass
+    deleting.join(60)
+    gone = study.name not in desk.names()
+    assert gone == isinstance(outcome[0], removal.Usage), outcome
+
+
+def test_a_folder_that_is_a_link_is_emptied(desk: Desk, tmp_path: Path) -> None:
+    study = desk.study()
+    folder = desk.kept(study.optuna_study).folder
+    folder.rename(tmp_path / "large-disk")
+    folder.symlink_to(tmp_path / "large-disk")
+    removal.delete(study, desk.places.artifacts_of)
+    assert study.name not in desk.names()
+    assert not folder.is_symlink()
+    assert not (tmp_path / "large-disk").exists()

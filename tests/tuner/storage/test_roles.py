@@ -14,11 +14,11 @@ import sqlalchemy as sql
 from optuna.trial import TrialState
 from optuna_dashboard import save_note, save_plotly_graph_object
 
-from tuner.control import create, steering
-from tuner.errors import StorageError
+from tuner.control import create, removal, steering
+from tuner.errors import StorageError, StudyError
 from tuner.storage import roles
 from tuner.storage.connection import open_storage, upgrade, with_password
-from tuner.storage.handle import StudyHandle
+from tuner.storage.handle import StudyHandle, open_study
 from tuner.storage.leases import Leases
 from tuner.storage.locations import StorageOptions
 from tuner.storage.roles import Role
@@ -285,3 +285,23 @@ def test_nothing_is_upgraded_under_the_feet_of_a_worker(fresh_url: str) -> None:
             StorageError, match=r"workers or dashboards are there \(1 connections\): end them, then upgrade"
         ):
             upgrade(fresh_url)
+
+
+@pytest.mark.parametrize("role", ["worker", "dashboard"])
+def test_who_may_not_delete_loses_nothing_by_trying(
+    role: str, team: dict[str, str], searched: Study, tmp_path: Path
+) -> None:
+    places = StorageOptions(None, None, str(tmp_path / "kept"))
+    with open_storage(team["owner"]) as storage:
+        kept = places.writable_artifacts_of(open_study(storage, searched.name).optuna_study)
+    weights = kept.folder / "trial-0" / "model.safetensors"
+    weights.parent.mkdir()
+    weights.write_bytes(b"weights")
+    with open_storage(team[role]) as storage, pytest.raises((StudyError, StorageError), match="owner"):
+        removal.delete(open_study(storage, searched.name), places.artifacts_of)
+    assert weights.exists()
+
+
+def test_a_dashboard_that_may_not_rename_says_so(team: dict[str, str], searched: Study) -> None:
+    with open_storage(team["dashboard"]) as storage, pytest.raises((StudyError, StorageError), match=r"owner|may not"):
+        removal.rename(open_study(storage, searched.name), "another")
