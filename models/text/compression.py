@@ -6,7 +6,7 @@ import bz2
 import gzip
 import lzma
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, cast
 
@@ -29,27 +29,32 @@ def ending_of(path: Path) -> str:
 
 def content_of(path: Path) -> bytes:
     """Returns what a file holds, unpacked. Raises CorpusError where it is damaged, OSError where it cannot be read."""
+    return b"".join(contents_of(path))
+
+
+def contents_of(path: Path) -> Iterator[bytes]:
+    """Yields what a file holds, unpacked, a piece of at most CHUNK bytes after another; raises as `content_of` does."""
     ending = path.suffix.lower()
     if ending not in ENDINGS:
-        return path.read_bytes()
-    most = max(ALWAYS, LARGEST_RATIO * path.stat().st_size)
+        with path.open("rb") as plain:
+            yield from iter(lambda: plain.read(CHUNK), b"")
+        return
+    most, size = max(ALWAYS, LARGEST_RATIO * path.stat().st_size), 0
     opened, damage = _reader(path, ending)
-    chunks, size = [], 0
     try:
         with opened() as file:
             while chunk := file.read(CHUNK):
-                chunks.append(chunk)
                 size += len(chunk)
                 if size > most:
                     raise CorpusError(
                         f"corpus {path}: unpacks to more than {LARGEST_RATIO} times its size, as no text does; "
                         "unpack it, if it is one"
                     )
+                yield chunk
     except damage as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
         raise CorpusError(f"corpus {path}: a damaged {ending} file ({error}); write it again") from error
-    return b"".join(chunks)
 
 
 def _reader(path: Path, ending: str) -> tuple[Callable[[], IO[bytes]], tuple[type[Exception], ...]]:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import codecs
+import hashlib
+import io
 import json
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeAlias
 
 from models.errors import CorpusError
-from models.text.compression import content_of, ending_of
+from models.text.compression import CHUNK, contents_of, ending_of
 from models.text.tables import COLUMNAR, SEPARATED, columnar, is_saved_dataset, saved_dataset, separated
 from models.wording import counted, listed
 
@@ -63,6 +66,12 @@ PASSED_OVER = (".lock", ".safetensors", ".pt", ".pth", ".ckpt", ".onnx", ".gguf"
 
 NEVER_TEXT = {"__pycache__", "Thumbs.db", "desktop.ini", "package-lock.json"}
 
+WHOLE = 2**26
+"""Bytes of a text up to which it is read in one piece."""
+
+Document: TypeAlias = Iterable[str]
+"""The pieces of a document's text."""
+
 NAMED = 5
 """Most names in a message's list."""
 
@@ -72,13 +81,15 @@ class Found:
     """The documents of a path, none of them empty, and what is to be said about its files."""
 
     documents: list[str] = field(default_factory=list)
+    count: int = 0
+    """Of documents, also where they are not kept."""
     read: list[str] = field(default_factory=list)
     passed_over: list[str] = field(default_factory=list)
     copies: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
         files = counted(len(self.read), "file")
-        documents = f", {len(self.documents):,} documents" if len(self.documents) != len(self.read) else ""
+        documents = f", {self.count:,} documents" if self.count != len(self.read) else ""
         passed_over = (
             f", {len(self.passed_over):,} passed over ({listed(self.passed_over, NAMED)})" if self.passed_over else ""
         )
@@ -92,16 +103,26 @@ def documents_of(path: Path, key: str | None) -> Found:
     Hidden files, checkpoints, locks and links to folders are passed over. Raises CorpusError for a file that is no
     text, and OSError for one that cannot be read.
     """
-    if path.is_dir() and is_saved_dataset(path):
-        return Found([document for document in saved_dataset(path, key) if document], [path.name])
-    if not path.is_dir():
-        return Found([document for document in _documents(path, key) if document], [path.name])
     found = Found()
-    files = _files(path, found)
-    if key is not None and not any(ending_of(file) in KEYED for file in files):
-        refuse_key(f"corpus {path}")
-    _read_all(path, files, key, found)
+    found.documents = [text for text in map("".join, stream_of(path, key, found)) if text]
     return found
+
+
+def stream_of(path: Path, key: str | None, found: Found) -> Iterator[Document]:
+    """Yields the documents that `documents_of` returns, and some without text, and notes in `found` what they are.
+
+    Each document comes in pieces, to be read before the next one is asked for: no file of text needs to fit in memory.
+    """
+    if path.is_dir() and not is_saved_dataset(path):
+        files = _files(path, found)
+        if key is not None and not any(ending_of(file) in KEYED for file in files):
+            refuse_key(f"corpus {path}")
+        yield from _read_all(path, files, key, found)
+        return
+    documents = ([row] for row in saved_dataset(path, key)) if path.is_dir() else _documents(path, key)
+    tally = _Tally()
+    yield from map(tally.passing, documents)
+    found.count, found.read = tally.documents, [path.name]
 
 
 def refuse_key(place: str) -> NoReturn:
@@ -129,52 +150,105 @@ def _raise(error: OSError) -> NoReturn:
     raise error
 
 
-def _read_all(folder: Path, files: list[Path], key: str | None, found: Found) -> None:
-    """Reads files, and notes those that hold the same as another one of their name with another ending."""
-    seen: dict[tuple[Path, str, int], str] = {}
+class _Tally:
+    """Counts the documents of a file that have text, and keeps a digest of them."""
+
+    def __init__(self) -> None:
+        self.documents, self.digest = 0, hashlib.blake2b(digest_size=16)
+
+    def passing(self, document: Document) -> Iterator[str]:
+        """Passes the pieces of a document on."""
+        has_text = False
+        for piece in document:
+            has_text = has_text or bool(piece)
+            self.digest.update(piece.encode())
+            yield piece
+        if has_text:
+            self.documents += 1
+            self.digest.update(b"\xff")  # no byte of UTF-8
+
+
+def _read_all(folder: Path, files: list[Path], key: str | None, found: Found) -> Iterator[Document]:
+    """Yields documents, and notes files that hold the same as another one of their name with another ending."""
+    seen: dict[tuple[Path, str, bytes], str] = {}
     for file in files:
         name = str(file.relative_to(folder))
         if file.is_symlink() and not file.exists():
             raise CorpusError(f"corpus {file}: a link that leads nowhere; remove it")
-        documents = [document for document in _documents(file, key) if document]
-        found.documents += documents
+        tally = _Tally()
+        yield from map(tally.passing, _documents(file, key))
+        found.count += tally.documents
         found.read.append(name)
-        same = seen.setdefault((file.parent, file.name.partition(".")[0], hash(tuple(documents))), name)
-        if same != name and documents:
+        same = seen.setdefault((file.parent, file.name.partition(".")[0], tally.digest.digest()), name)
+        if same != name and tally.documents:
             found.copies.append(f"{same} in {name}")
 
 
-def _documents(path: Path, key: str | None) -> Iterable[str]:
+def _documents(path: Path, key: str | None) -> Iterator[Document]:
     ending = ending_of(path)
     refused = path.suffix.lower() if path.suffix.lower() in _REFUSED else ending
     if refused in _REFUSED:
         path.stat()  # one that is not there is not refused for its name
         raise CorpusError(f"corpus {path}: {_REFUSED[refused]}")
     if ending in SEPARATED:
-        return separated(path, _text(path), key)
-    if ending in COLUMNAR:
+        yield from ([row] for row in separated(path, _lines(path, ""), key))
+    elif ending in COLUMNAR:
         path.stat()
-        return columnar(path, key)
-    if ending in LINES:
-        return _of_lines(path, key)
-    return _of_records(path, key) if ending in RECORDS else [_text(path)]
+        yield from ([row] for row in columnar(path, key))
+    elif ending in LINES:
+        yield from ([text] for text in _of_lines(path, key))
+    elif ending in RECORDS:
+        yield from ([text] for text in _of_records(path, key))
+    else:
+        yield _text(path)
 
 
-def _text(path: Path) -> str:
+def _text(path: Path) -> Iterator[str]:
+    """Yields the text of a file: in one piece, or if it has more than WHOLE bytes in many."""
     if path.exists() and not path.is_file():
         raise CorpusError(f"corpus {path}: neither a file nor a folder; give one of these")
-    content = content_of(path)
+    contents, head = contents_of(path), b""
+    while len(head) <= WHOLE and (content := b"".join(islice(contents, 1 + WHOLE // CHUNK))):
+        head += content
+    decoder, read, is_whole = codecs.getincrementaldecoder("utf-8")(), 0, len(head) <= WHOLE
+    for content in chain([head], contents):
+        text = _decoded(path, head, content, decoder, read, is_whole)
+        yield text if read else text.removeprefix("\ufeff")  # the mark that some editors put before UTF-8
+        read += len(content)
+    if not is_whole:
+        _decoded(path, head, b"", decoder, read, True)
+
+
+def _decoded(
+    path: Path, head: bytes, content: bytes, decoder: codecs.IncrementalDecoder, read: int, is_last: bool
+) -> str:
+    """Decodes what follows the first `read` bytes of a file, or says why it is no text; `head` is how it begins."""
     zero = content.find(b"\0")
+    begins = read - len(decoder.getstate()[0])
     try:
-        text = content.decode()
+        text = decoder.decode(content, is_last)
     except UnicodeDecodeError as error:
-        _refuse_beginning(path, content)
+        _refuse_beginning(path, head)
         if zero < 0:
-            raise CorpusError(f"corpus {path}: not UTF-8 at byte {error.start}; save it as UTF-8 text") from error
+            place = begins + error.start
+            raise CorpusError(f"corpus {path}: not UTF-8 at byte {place}; save it as UTF-8 text") from error
     if zero >= 0:
-        _refuse_beginning(path, content)
-        raise CorpusError(f"corpus {path}: binary, with a zero at byte {zero}; remove it or save it as UTF-8 text")
-    return text.removeprefix("\ufeff")  # the mark that some editors put before UTF-8
+        _refuse_beginning(path, head)
+        raise CorpusError(
+            f"corpus {path}: binary, with a zero at byte {read + zero}; remove it or save it as UTF-8 text"
+        )
+    return text
+
+
+def _lines(path: Path, newline: str) -> Iterator[str]:
+    """Yields the lines of a file, each with its end; `newline` says what ends one, as for `open`."""
+    rest = ""
+    for text in _text(path):
+        lines = io.StringIO(rest + text, newline=newline).readlines()
+        rest = lines.pop() if lines else ""
+        yield from lines
+    if rest:
+        yield rest
 
 
 def _refuse_beginning(path: Path, content: bytes) -> None:
@@ -184,10 +258,10 @@ def _refuse_beginning(path: Path, content: bytes) -> None:
 
 
 def _of_lines(path: Path, key: str | None) -> Iterator[str]:
-    for number, line in enumerate(_text(path).split("\n"), 1):
+    for number, line in enumerate(_lines(path, "\n"), 1):
         if line.strip():
             place = f"corpus {path}, line {number}"
-            record = _parsed(line, place, "write one object on each line")
+            record = _parsed(line.removesuffix("\n"), place, "write one object on each line")
             if not isinstance(record, dict):
                 raise CorpusError(f"{place}: not an object; write one object on each line")
             yield _text_of(record, _required(key, path, record), place)
@@ -196,7 +270,7 @@ def _of_lines(path: Path, key: str | None) -> Iterator[str]:
 def _of_records(path: Path, key: str | None) -> Iterator[str]:
     """The documents of a JSON file: a list of texts or objects, or one object."""
     place = f"corpus {path}"
-    content = _parsed(_text(path), place, "write a list of texts or of objects")
+    content = _parsed("".join(_text(path)), place, "write a list of texts or of objects")
     for number, record in enumerate(content if isinstance(content, list) else [content], 1):
         one = f"{place}, item {number}"
         if isinstance(record, str):

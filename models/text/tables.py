@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
 import sys
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +24,12 @@ def is_saved_dataset(folder: Path) -> bool:
     return (folder / SPLITS).is_file() or (folder / STATE).is_file()
 
 
-def separated(path: Path, text: str, key: str | None) -> Iterator[str]:
-    """Yields column `key` of a .csv or .tsv file with a header, row by row."""
+def separated(path: Path, lines: Iterator[str], key: str | None) -> Iterator[str]:
+    """Yields column `key` of a .csv or .tsv file with a header, row by row; `lines` are those of the file."""
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # of this process; by default 128 KiB
-    head = text[: text.find("\n") + 1] or text
+    head = next(lines, "")
     separator = "\t" if ending_of(path) == ".tsv" else max(",;\t|", key=head.count)
-    rows = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+    rows = csv.reader(chain([head], lines), delimiter=separator, strict=True)
     try:
         columns = next(rows, [])
         index = columns.index(_column(path, key, columns))
