@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import json
 import logging
 import os
 import random
 import shutil
+import tempfile
 import time
 from bisect import bisect
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -26,20 +27,16 @@ import platformdirs
 from models import config
 from models.errors import ChangedCorpusError, CorpusError, RunError
 from models.files import ABANDONED_SECONDS
-from models.text import tokenizers
-from models.text.compression import ending_of
-from models.text.documents import KEYED, documents_of, refuse_key
+from models.text import large, streams, tokenizers
+from models.text.documents import refuse_key
+from models.text.reading import Noted, pieces_of, sections_of
 from models.text.shared_work import Meter, Report, alone
+from models.text.streams import BREAK, SPLITS, Stream, gathered
 from models.text.tokenizers import Tokenizer
-from models.wording import listed
 
 logger = logging.getLogger(__name__)
 
 FORMAT = 1
-SPLITS = ("train", "validation", "test")
-BREAK = "\ud800"
-"""Stands between documents until they are encoded: a lone surrogate, which no well-formed text contains."""
-
 BLOCK = 2_000_000
 """Characters that are encoded at a time, so that it can be told how far that is."""
 
@@ -103,12 +100,16 @@ def load_corpus(
     CorpusError if the text is missing, unreadable, not the one that `source.fingerprint` asks for
     (ChangedCorpusError), or too short to split.
     """
-    read, parts = parts_of(source)
+    read = _read_or_measure(source)
+    report = _reporter(read.name, on_progress)
+    if isinstance(read, Stream):
+        _check_fingerprint(source, read.name, read.fingerprint)
+        return _load_large(read, source, tokenizer_kind, vocabulary_size, cache or _users_cache(), report)
+    parts = _parts(read, source.split)
     fingerprint = _fingerprint(read.text)
     _check_fingerprint(source, read.name, fingerprint)
-    split = [[place.start, place.stop] for place in read.places.values()] if read.places else source.split
-    facts = _facts(fingerprint, split, tokenizer_kind, vocabulary_size)
-    tokenizer, arrays = _encode_cached(parts, facts, cache or _users_cache(), _reporter(read.name, on_progress))
+    facts = _facts(fingerprint, _named(read.places, source.split), tokenizer_kind, vocabulary_size)
+    tokenizer, arrays = _encode_cached(parts, facts, cache or _users_cache(), report)
     logger.debug("corpus %s: %d %s tokens to train on", read.name, len(arrays["train"]), tokenizer_kind)
     return EncodedCorpus(
         name=read.name,
@@ -123,6 +124,32 @@ def load_corpus(
     )
 
 
+def _load_large(
+    stream: Stream, source: config.Corpus, kind: str, vocabulary_size: int, cache: Path, report: Report
+) -> EncodedCorpus:
+    own = stream.places if _held_out(source) else None
+    facts = _facts(stream.fingerprint, _named(own, source.split), kind, vocabulary_size)
+    if sample := large.sample_of(kind, stream):
+        facts["sample"] = sample
+    tokenizer, arrays, sizes = _encode_large(stream, facts, cache, report)
+    return EncodedCorpus(
+        name=stream.name,
+        fingerprint=stream.fingerprint,
+        tokenizer=tokenizer,
+        **arrays,
+        bytes=sizes["bytes"],
+        characters=sizes["characters"],
+        entropy=None,
+        split_entropy=None,
+        files=stream.files,
+    )
+
+
+def _named(own: dict[str, slice] | None, split: tuple[float, float, float]) -> Sequence[Any]:
+    """How a split is told from others: by its places, if some are files of their own."""
+    return [[place.start, place.stop] for place in own.values()] if own else split
+
+
 def _reporter(name: str, on_progress: Report) -> Report:
     def report(text: str) -> None:
         line = f"corpus {name}: {text}"
@@ -135,8 +162,12 @@ def _reporter(name: str, on_progress: Report) -> Report:
 def parts_of(source: config.Corpus) -> tuple[Source, dict[str, str]]:
     """Returns a text and its splits, documents joined by BREAK. Raises CorpusError as `load_corpus` does."""
     read = _read(source)
-    places = read.places or _places(read, source.split)
-    return read, {split: read.text[place] for split, place in places.items()}
+    return read, _parts(read, source.split)
+
+
+def _parts(read: Source, split: tuple[float, float, float]) -> dict[str, str]:
+    places = read.places or _places(read, split)
+    return {name: read.text[place] for name, place in places.items()}
 
 
 def _users_cache() -> Path:
@@ -191,54 +222,66 @@ def _held_out(source: config.Corpus) -> dict[str, str | list[str]]:
 
 def _joined(read: Source, own: dict[str, Source], split: tuple[float, float, float]) -> Source:
     """One text of what is trained on and held-out texts, and where each of them lies."""
-    if "validation" in own:
-        places = {"train": slice(0, len(read.text))}
-    else:
-        both = split[0] + split[1]
-        places = _places(read, (split[0] / both, split[1] / both, 0.0))
-    text = read.text
-    for name, source in own.items():
-        places[name] = slice(len(text) + 1, len(text) + 1 + len(source.text))
-        text += BREAK + source.text
-    end = slice(len(text), len(text))
-    return replace(read, text=text, places={name: places.get(name, end) for name in SPLITS})
+    if "validation" not in own:
+        _places(read, _without_test(split))  # raises CorpusError if there is too little
+    places = _own_places(len(read.text), {name: len(one.text) for name, one in own.items()}, split)
+    return replace(read, text=BREAK.join([read.text, *(one.text for one in own.values())]), places=places)
+
+
+def _own_places(length: int, own: dict[str, int], split: tuple[float, float, float]) -> dict[str, slice]:
+    """Returns where the splits lie in a text with a break and a held-out text after it, or two of these."""
+    places = {"train": slice(0, length)} if "validation" in own else _cut(length, _without_test(split))
+    for name, more in own.items():
+        places[name] = slice(length + 1, length + 1 + more)
+        length += 1 + more
+    return {name: places.get(name, slice(length, length)) for name in SPLITS}
+
+
+def _without_test(split: tuple[float, float, float]) -> tuple[float, float, float]:
+    both = split[0] + split[1]
+    return split[0] / both, split[1] / both, 0.0
+
+
+def _read_or_measure(source: config.Corpus) -> Source | Stream:
+    """Reads a text once: it is kept if it is not LARGE."""
+    if source.path is None:
+        return _read(source)
+    kept: dict[str, list[str]] = {}
+    lengths: Counter[str] = Counter()
+    noted, digest = Noted(), None
+    for name, piece in gathered(sections_of(source, noted)):
+        lengths[name] += len(piece)
+        if digest is None:
+            kept.setdefault(name, []).append(piece)
+            if lengths.total() > streams.LARGE:
+                digest = hashlib.sha256()
+                for earlier in chain.from_iterable(kept.values()):
+                    digest.update(streams.encoded(earlier))
+                kept.clear()
+        else:
+            digest.update(streams.encoded(piece))
+    if digest is None:
+        texts = {name: Source(noted.name, "".join(pieces), files=noted.files) for name, pieces in kept.items()}
+        own = {name: texts[name] for name in _held_out(source)}
+        return _joined(texts["path"], own, source.split) if own else texts["path"]
+    return _stream(source, noted, lengths, f"sha256:{digest.hexdigest()}")
+
+
+def _stream(source: config.Corpus, noted: Noted, lengths: dict[str, int], fingerprint: str) -> Stream:
+    own = {name: lengths[name] for name in _held_out(source)}
+    length = lengths["path"]
+    places = _own_places(length, own, source.split) if own else _cut(length, source.split)
+
+    def pieces() -> Iterator[str]:
+        return (piece for _, piece in gathered(sections_of(source, Noted())))
+
+    return Stream(noted.name, fingerprint, places, pieces, noted.files)
 
 
 def _read_paths(paths: str | list[str], field: str | None) -> Source:
-    """Reads files, folders and patterns of them, in this order."""
-    written = [paths] if isinstance(paths, str) else paths
-    found = [one for path in written for one in _matching(path)]
-    keyed = [path for path in found if path.is_dir() or ending_of(path) in KEYED]
-    if field is not None and not keyed:
-        refuse_key(f"corpus {written[0]}")
-    read = [_read_path(path, field if path in keyed else None) for path in found]
-    name = Path(written[0]).name if len(found) > 1 else read[0].name
-    files = "; ".join(one.files for one in read if one.files) or (f"{len(found)} files" if len(found) > 1 else "")
-    return Source(listed([name, *written[1:]], 1), BREAK.join(one.text for one in read), files=files)
-
-
-def _matching(path: str) -> list[Path]:
-    """The path, or those that match it where it is a pattern, in the order of their names."""
-    if not glob.has_magic(path) or Path(path).exists():
-        return [Path(path)]
-    found = sorted(glob.glob(path, recursive=True))
-    if not found:
-        raise CorpusError(f"corpus {path}: no file matches this pattern; look at the names with ls")
-    return list(map(Path, found))
-
-
-def _read_path(path: Path, field: str | None) -> Source:
-    try:
-        found = documents_of(path, field)
-    except OSError as error:
-        raise CorpusError(
-            f"corpus {error.filename or path}: {error.strerror}; give a UTF-8 text file, a folder of them, or a "
-            ".jsonl file that you may read"
-        ) from error
-    files = str(found) if path.is_dir() else ""
-    if not found.documents:
-        raise CorpusError(f"corpus {path}: contains no text{files and f' ({files})'}; give one that does")
-    return Source(path.resolve().name, BREAK.join(found.documents), files=files)
+    noted = Noted()
+    text = "".join(pieces_of(paths, field, noted))
+    return Source(noted.name, text, files=noted.files)
 
 
 def _python_docs() -> Source:
@@ -307,9 +350,7 @@ def _check_fingerprint(source: config.Corpus, name: str, fingerprint: str) -> No
 
 def _places(source: Source, split: tuple[float, float, float]) -> dict[str, slice]:
     """Returns where each split lies in the text; a break counts as a character of the split it falls in."""
-    length = len(source.text)
-    middle, last = round(length * split[0]), round(length * (split[0] + split[1]))
-    places = dict(zip(SPLITS, (slice(middle), slice(middle, last), slice(last, None)), strict=True))
+    places = _cut(len(source.text), split)
     for part, (name, place) in zip(split, places.items(), strict=True):
         if part > 0 and not characters_of(source.text[place]):
             raise CorpusError(
@@ -317,6 +358,11 @@ def _places(source: Source, split: tuple[float, float, float]) -> dict[str, slic
                 "characters; add text or enlarge that part in corpus.split"
             )
     return places
+
+
+def _cut(length: int, split: tuple[float, float, float]) -> dict[str, slice]:
+    middle, last = round(length * split[0]), round(length * (split[0] + split[1]))
+    return dict(zip(SPLITS, (slice(0, middle), slice(middle, last), slice(last, length)), strict=True))
 
 
 def characters_of(part: str) -> int:
@@ -349,10 +395,14 @@ def _facts(fingerprint: str, split: Sequence[Any], kind: str, vocabulary_size: i
     }
 
 
+def _key(facts: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
+
+
 def _encode_cached(
     parts: dict[str, str], facts: dict[str, Any], cache: Path, report: Report
 ) -> tuple[Tokenizer, Arrays]:
-    folder = cache / hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
+    folder = cache / _key(facts)
     found = _open(folder)
     if found is None:
         with alone(folder.with_name(f"{folder.name}.lock"), report, "encodes the same text"):
@@ -361,12 +411,58 @@ def _encode_cached(
 
 
 def _make(folder: Path, parts: dict[str, str], facts: dict[str, Any], report: Report) -> tuple[Tokenizer, Arrays]:
-    for draft in folder.parent.glob(f"{folder.name}.{'[0-9a-f]' * 32}"):  # of processes that were killed
-        shutil.rmtree(draft, ignore_errors=True)
+    _remove_drafts(folder)
     with Meter(report).running() as meter:
         made = _encode(parts, facts["tokenizer"], facts["vocabulary_size"], meter)
     _store(folder, facts, *made)
     return _open(folder) or made
+
+
+def _encode_large(
+    stream: Stream, facts: dict[str, Any], cache: Path, report: Report
+) -> tuple[Tokenizer, Arrays, dict[str, dict[str, int]]]:
+    """Does the same for a large text, whose sizes are kept with it."""
+    folder = _writable(cache) / _key(facts)
+    found = _open(folder)
+    if found is None:
+        with alone(folder.with_name(f"{folder.name}.lock"), report, "encodes the same text"):
+            found = _open(folder) or _make_large(folder, stream, facts, report)
+    sizes = json.loads((folder / "facts.json").read_text(encoding="utf-8"))["sizes"]
+    if folder.parent != cache:
+        shutil.rmtree(folder.parent)  # what is mapped stays until it is no longer needed
+    return *found, sizes
+
+
+def _writable(cache: Path) -> Path:
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        if os.access(cache, os.W_OK):
+            return cache
+    except OSError:
+        pass
+    return Path(tempfile.mkdtemp(prefix="textgen-tuner-"))
+
+
+def _make_large(folder: Path, stream: Stream, facts: dict[str, Any], report: Report) -> tuple[Tokenizer, Arrays]:
+    parts, aside = folder.with_name(f"{folder.name}.parts"), folder.with_name(f"{folder.name}.{uuid4().hex}")
+    _remove_drafts(folder)
+    try:
+        with Meter(report).running() as meter:
+            tokenizer, made = large.encode(stream, facts["tokenizer"], facts["vocabulary_size"], parts, meter)
+        aside.mkdir()
+        large.join(parts, made, tokenizer, aside)
+        tokenizers.save(tokenizer, aside / "tokenizer.json")
+        _write_facts(aside, {**facts, "sizes": large.sizes_of(made)})
+        aside.rename(folder)
+    except OSError as error:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise CorpusError(
+            f"corpus {stream.name}: cannot be encoded in {folder.parent} ({error.strerror}); free as much space there "
+            "as the text has, or set XDG_CACHE_HOME to a folder that has it"
+        ) from error
+    shutil.rmtree(parts, ignore_errors=True)
+    _remove_abandoned(folder.parent)
+    return _load(folder)
 
 
 def _encode(parts: dict[str, str], kind: str, vocabulary_size: int, meter: Meter) -> tuple[Tokenizer, Arrays]:
@@ -421,7 +517,18 @@ def _store(folder: Path, facts: dict[str, Any], tokenizer: Tokenizer, arrays: Ar
         aside.rename(folder)
     except OSError:  # another process was faster, or the disk is full or read-only: the caller has the arrays
         shutil.rmtree(aside, ignore_errors=True)
-    for left in folder.parent.glob(f"{'[0-9a-f]' * 32}.{'[0-9a-f]' * 32}"):  # by a process that was killed
+    _remove_abandoned(folder.parent)
+
+
+def _remove_drafts(folder: Path) -> None:
+    for draft in folder.parent.glob(f"{folder.name}.{'[0-9a-f]' * 32}"):  # of processes that were killed
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def _remove_abandoned(cache: Path) -> None:
+    """Removes what killed processes left, and parts of encodings that nobody has gone on with."""
+    name = "[0-9a-f]" * 32
+    for left in chain(cache.glob(f"{name}.{name}"), cache.glob(f"{name}.parts")):
         with suppress(OSError):
             if time.time() - left.stat().st_mtime > ABANDONED_SECONDS:
                 shutil.rmtree(left, ignore_errors=True)

@@ -105,7 +105,7 @@ class Meter:
         for block in blocks:
             yield block
             self.done += len(block)
-            self.bytes += len(block.encode())
+            self.bytes += len(block.encode(errors="surrogatepass"))
 
     def _run(self) -> None:
         while not self.ended.wait(self.seconds):

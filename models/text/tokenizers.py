@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from functools import cache, cached_property
 from heapq import nsmallest
-from itertools import chain, groupby
+from itertools import chain, groupby, islice
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeAlias
 
@@ -55,6 +55,12 @@ class Tokenizer(BaseModel, ABC):
     @abstractmethod
     def encode(self, text: str) -> Ids:
         """Returns the ids of `text` (N,), never `end_of_text`; a lone surrogate is a UnicodeError."""
+
+    def encode_documents(self, documents: list[str]) -> Ids:
+        """Returns the ids of several documents (N,), with `end_of_text` between them."""
+        end = np.array([self.end_of_text], np.int32)
+        pieces = chain.from_iterable((end, self.encode(document)) for document in documents)
+        return np.concatenate(list(pieces)[1:])
 
     @abstractmethod
     def decode_bytes(self, ids: npt.ArrayLike) -> bytes:
@@ -200,6 +206,15 @@ class BytePair(Tokenizer):
         text.encode()  # refuses a lone surrogate as the others do
         encodings = map(self._library.encode, blocks(text))
         return np.fromiter(chain.from_iterable(encoding.ids for encoding in encodings), np.int32)
+
+    def encode_documents(self, documents: list[str]) -> Ids:
+        """Does the same on all cores that the process may use."""
+        pieces = [list(blocks(document)) for document in documents]
+        encodings = iter(self._library.encode_batch_fast(list(chain.from_iterable(pieces))))
+        end = [self.end_of_text]
+        ids = (chain([end], (found.ids for found in islice(encodings, len(one)))) for one in pieces)
+        flat = chain.from_iterable(chain.from_iterable(ids))
+        return np.fromiter(islice(flat, 1, None), np.int32)
 
     def decode_bytes(self, ids: npt.ArrayLike) -> bytes:
         return b"".join(map(self._bytes.__getitem__, np.asarray(ids).tolist()))
