@@ -457,8 +457,8 @@ def _make_large(folder: Path, stream: Stream, facts: dict[str, Any], report: Rep
     except OSError as error:
         shutil.rmtree(aside, ignore_errors=True)
         raise CorpusError(
-            f"corpus {stream.name}: cannot be encoded in {folder.parent} ({error.strerror}); free as much space there "
-            "as the text has, or set XDG_CACHE_HOME to a folder that has it"
+            f"corpus {stream.name}: cannot be encoded in {folder.parent} ({error.strerror}); free four times the size "
+            "of the text there, or set XDG_CACHE_HOME to a folder that has it"
         ) from error
     shutil.rmtree(parts, ignore_errors=True)
     _remove_abandoned(folder.parent)
