@@ -14,21 +14,24 @@ from typing import TYPE_CHECKING, Any, Self
 from models.training.stopping import stop_requests
 from tuner.control import removal, steering
 from tuner.errors import StudyError
-from tuner.results import analysis, confirmation, export, summary
+from tuner.results import analysis, confirmation, export, queries, summary
 from tuner.results.kept_runs import require_run
 from tuner.results.records import TrialRecord, frame
+from tuner.results.states import FAILED, FINISHED, IDLE
 from tuner.service.search import Search
 from tuner.storage.handle import StudyHandle
+from tuner.storage.leases import STOPPED
 from tuner.storage.locations import StorageOptions
 from tuner.study.definition import OBJECTIVES
-from tuner.watch import html_report, status_json
-from tuner.watch.live import Unseen, View, Watcher
+from tuner.watch import html_report, notebook, status_json
+from tuner.watch.live import BOARD_ROWS, REDRAW_SECONDS, Unseen, View, Watcher
 from tuner.workers.options import WorkerOptions
 from tuner.workers.supervisor import Interrupted, Supervisor
 
 if TYPE_CHECKING:
     import optuna
     import pandas
+    import plotly.graph_objects as go
 
     from models.runs.run import Run
 
@@ -101,6 +104,18 @@ class OpenStudy:
     def confirmation(self) -> dict[str, Any] | None:
         """What the last confirmation found; None without one."""
         return self.optuna.user_attrs.get("confirmation")
+
+    def figures(self) -> dict[str, go.Figure]:
+        """Returns the figures of the report, as plotly draws them, by name; without those of which nothing is known."""
+        return html_report.figures(self._handle.definition, self._handle.trials())[0]
+
+    def plot(self, name: str = "learning-curves") -> go.Figure:
+        """Returns one of `figures`, which a notebook shows. Raises StudyError that lists the ones there are."""
+        drawn = self.figures()
+        if name not in drawn:
+            there = f"there are: {', '.join(drawn)}" if drawn else "there are none before a trial has reached a rung"
+            raise StudyError(f"study {self.name}: no figure {name}; {there}")
+        return drawn[name]
 
     # Steering; each returns a sentence that says what will happen
 
@@ -230,6 +245,35 @@ class OpenStudy:
             raise error
         return self._reason
 
+    def watch(self, seconds: float = REDRAW_SECONDS) -> None:
+        """Shows the study every `seconds`, until it ends: live in a notebook and in a terminal, as lines elsewhere.
+
+        Ctrl-C, or a notebook's stop button, ends the watching; a search in the background goes on.
+        """
+        with (
+            notebook.NotebookView(self._handle) if notebook.in_notebook() else Watcher(self._handle, board=True) as view
+        ):
+            try:
+                while True:
+                    searching = self.is_searching
+                    if view.look() and not searching and self._has_ended(view.last):
+                        return
+                    self._rest(seconds)
+            except KeyboardInterrupt:
+                return
+
+    def _has_ended(self, now: summary.Snapshot | None) -> bool:
+        """Whether nothing more is to come; to an idle study workers may still come, unless it was searched here."""
+        searched_here = self._thread is not None
+        return now is not None and now.state in (FINISHED, STOPPED, FAILED, *([IDLE] if searched_here else []))
+
+    def _rest(self, seconds: float) -> None:
+        """Waits, no longer than a search in the background takes."""
+        if self._thread is not None and self._thread.is_alive():
+            self._thread.join(seconds)
+        else:
+            self._stop.wait(seconds)
+
     def close(self) -> None:
         """Ends the workers of this process, which save their trials, and closes the database."""
         if self._closed:
@@ -284,6 +328,12 @@ class OpenStudy:
         best = self.best
         found = "" if best is None else f", best {best.bits_per_byte:.4f} bits per byte (trial {best.number})"
         return f"<OpenStudy {self.name!r}: {now.state}, {now.done} trials{found}>"
+
+    def _repr_html_(self) -> str | None:
+        """What a notebook shows of it; where it is closed, its `repr`."""
+        if self._closed:
+            return None
+        return notebook.html(queries.in_short(self._handle, BOARD_ROWS))
 
 
 @contextmanager

@@ -47,7 +47,7 @@ def report(study: StudyHandle, kept: Artifacts | None) -> str:
     """Returns the report as HTML; `kept` is where texts of the models are looked for, if that can be reached."""
     now, found, definition = snapshot(study), study.optuna_study, study.definition
     board, best = outcomes.best_first(now.trials), analysis.best(found, now.trials)
-    drawn, missing = _figures(definition, now.trials)
+    drawn, missing = figures(definition, now.trials)
     ahead = front(now.trials) if len(definition.objectives) > 1 else []
     shown = [best.trial, *(trial for trial in board if trial.number != best.trial.number)] if best else []
     return _rendered(
@@ -111,8 +111,8 @@ def _mark(study_name: str) -> Markup:
 # What is drawn.
 
 
-def _figures(definition: Study, trials: list[FrozenTrial]) -> tuple[dict[str, go.Figure], list[str]]:
-    """Every figure that something is known for, by its name in the page, and why there is none of importance."""
+def figures(definition: Study, trials: list[FrozenTrial]) -> tuple[dict[str, go.Figure], list[str]]:
+    """Returns the figures that something is known for, by name, and why there is none of importance."""
     weights = analysis.importance(definition, trials)
     drawn: dict[str, go.Figure | None] = {
         "history": plots.history(definition, trials),

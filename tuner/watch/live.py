@@ -92,9 +92,10 @@ class Watcher(View):
         self.shown = queries.ended(study)
         self.spoke = -plain_seconds if board else time.monotonic()
         self.requested = RUNNING
+        self.last: Snapshot | None = None
 
     def show(self) -> None:
-        now = queries.in_short(self.study, BOARD_ROWS)
+        self.last = now = queries.in_short(self.study, BOARD_ROWS)
         if now.study.name != self.study.name:
             self.say(f"study {self.study.name} is now called {now.study.name}")
             self.study.rename(now.study.name)

@@ -209,3 +209,31 @@ def test_the_first_example_of_the_document_runs(
     exec(compile(example[1], str(DOCUMENT), "exec"), {})
     assert "<OpenStudy 'first': finished, 4/4 trials, best " in capsys.readouterr().out
     assert read_recipe(Path("best.yaml")).parameters.hidden_size == 32
+
+
+def test_a_notebook_shows_a_study_and_its_figures(searched: tuner.OpenStudy) -> None:
+    shown = searched._repr_html_()
+    assert shown is not None
+    assert "<strong>api-searched</strong>" in shown
+    figures = searched.figures()
+    assert {"history", "learning-curves", "slice-learning_rate"} <= figures.keys()
+    assert searched.plot("history").to_dict() == figures["history"].to_dict()
+    with pytest.raises(tuner.StudyError, match=r"no figure histor; there are: .*history"):
+        searched.plot("histor")
+
+
+def test_names_do_not_become_markup(data_folder: Path, places: Mapping, tiny: Callable[..., Mapping]) -> None:
+    with tuner.run(tiny("<b>&x"), workers=1, confirm=0, trials=1, **places) as study:
+        shown = study._repr_html_()
+    assert shown is not None
+    assert "&lt;b&gt;&amp;x" in shown
+    assert "<b>" not in shown
+    assert study._repr_html_() is None
+
+
+def test_watching_ends_with_the_study(searched: tuner.OpenStudy, capsys: pytest.CaptureFixture[str]) -> None:
+    with tuner.load_study("api-searched", data_folder=searched._places.data_folder) as study:
+        study.stop()
+        study.watch()
+        assert study.state in ("stopped", "finished")
+    assert "trials finished" in capsys.readouterr().out

@@ -1,0 +1,113 @@
+"""Shows a study in a notebook: as a table, and live in one display that updates itself."""
+
+from __future__ import annotations
+
+import sys
+from functools import cache
+from types import TracebackType
+from typing import Any, Self
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from models.safe_text import terminal
+from models.wording import duration
+from tuner.results import queries
+from tuner.results.summary import Snapshot, front, leaderboard, quality
+from tuner.storage.handle import StudyHandle
+from tuner.study.facts import number
+from tuner.watch import tables
+from tuner.watch.live import BOARD_ROWS, View
+
+
+def in_notebook() -> bool:
+    """Whether this process is the kernel of a notebook."""
+    module = sys.modules.get("IPython")  # where it was not imported, this is no kernel
+    shell = None if module is None else module.get_ipython()
+    return getattr(shell, "kernel", None) is not None
+
+
+def html(now: Snapshot, notice: str = "") -> str:
+    """Returns a study as HTML for a notebook. What comes from a study or a model is escaped, never markup."""
+    return str(
+        _template().render(
+            name=terminal.line(now.study.name),
+            state=now.state,
+            done=now.done,
+            spent=f"{now.spent:.0%}",
+            left="" if now.seconds_left is None else f"about {duration(now.seconds_left)} left",
+            best="" if now.best is None else _best(now),
+            hints=tables.hints(now),
+            notice=terminal.line(notice),
+            workers=[(worker.number, tables.activity(worker)) for worker in now.workers],
+            rows=[_row(trial) for trial in _board(now)],
+            line=terminal.line,
+        )
+    )
+
+
+class NotebookView(View):
+    """Looks at a study now and then and redraws it in one display of a notebook."""
+
+    def __init__(self, study: StudyHandle) -> None:
+        super().__init__(transient=True)
+        self.is_live = False
+        self.study = study
+        self.last: Snapshot | None = None
+        self._display: Any = None
+
+    def show(self) -> None:
+        now = queries.in_short(self.study, BOARD_ROWS)
+        self.study.rename(now.study.name)
+        self.last = now
+        self._draw(html(now))
+
+    def say(self, text: str) -> None:
+        """Shows a line until the next look."""
+        line = html(self.last, text) if self.last is not None else _template().module.notice_line(terminal.line(text))
+        self._draw(str(line))
+
+    def _draw(self, drawn: str) -> None:
+        from IPython import display
+
+        shown = {"text/html": drawn, "text/plain": repr(self.study.name)}
+        if self._display is None:
+            self._display = display.DisplayHandle()
+            self._display.display(shown, raw=True)
+        else:
+            self._display.update(shown, raw=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Leaves the last drawing where it is."""
+
+
+def _best(now: Snapshot) -> str:
+    assert now.best is not None
+    return f"{quality(now.best):.4f} bits per byte, trial {now.best.number}  {tables.configured(now.best)}"
+
+
+def _board(now: Snapshot) -> list[Any]:
+    several = len(now.study.objectives) > 1
+    return front(now.trials) if several else leaderboard(now.trials)[:BOARD_ROWS]
+
+
+def _row(trial: Any) -> list[str]:
+    divergence = number(trial, "text_divergence")
+    return [
+        str(trial.number),
+        f"{quality(trial):.4f}",
+        "-" if divergence is None else f"{divergence:.4f}",
+        f"{number(trial, 'parameter_count') or 0:,}",
+        tables.configured(trial),
+    ]
+
+
+@cache
+def _template() -> Any:
+    loader = PackageLoader("tuner.watch")
+    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    return environment.get_template("notebook.html")
