@@ -6,7 +6,8 @@ import atexit
 import os
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
     from models.runs.run import Run
+
+SHORTEST_PAUSE = 0.1
+"""Seconds between two looks at a study that is watched."""
 
 
 class OpenStudy:
@@ -250,17 +254,13 @@ class OpenStudy:
 
         Ctrl-C, or a notebook's stop button, ends the watching; a search in the background goes on.
         """
-        with (
-            notebook.NotebookView(self._handle) if notebook.in_notebook() else Watcher(self._handle, board=True) as view
-        ):
-            try:
-                while True:
-                    searching = self.is_searching
-                    if view.look() and not searching and self._has_ended(view.last):
-                        return
-                    self._rest(seconds)
-            except KeyboardInterrupt:
-                return
+        kind = notebook.NotebookView if notebook.in_notebook() else partial(Watcher, board=True)
+        with suppress(KeyboardInterrupt), kind(self._handle) as view:
+            while True:
+                searching = self.is_searching
+                if view.look() and not searching and self._has_ended(view.last):
+                    return
+                self._rest(max(seconds, SHORTEST_PAUSE))
 
     def _has_ended(self, now: summary.Snapshot | None) -> bool:
         """Whether nothing more is to come; to an idle study workers may still come, unless it was searched here."""

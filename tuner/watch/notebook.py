@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import escape
 
 from models.safe_text import terminal
 from models.wording import duration
@@ -63,8 +64,8 @@ class NotebookView(View):
 
     def say(self, text: str) -> None:
         """Shows a line until the next look."""
-        line = html(self.last, text) if self.last is not None else _template().module.notice_line(terminal.line(text))
-        self._draw(str(line))
+        alone = f"<div><em>{escape(terminal.line(text))}</em></div>"
+        self._draw(alone if self.last is None else html(self.last, text))
 
     def _draw(self, drawn: str) -> None:
         from IPython import display

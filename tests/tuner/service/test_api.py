@@ -20,6 +20,7 @@ import tuner
 from models.runs.run import read_recipe
 from tests.tuner.conftest import PARAMETERS
 from tuner.storage.leases import Gone
+from tuner.watch.notebook import NotebookView
 
 Mapping = dict[str, Any]
 DOCUMENT = Path(__file__).parents[3] / "docs" / "python.md"
@@ -229,6 +230,20 @@ def test_names_do_not_become_markup(data_folder: Path, places: Mapping, tiny: Ca
     assert "&lt;b&gt;&amp;x" in shown
     assert "<b>" not in shown
     assert study._repr_html_() is None
+
+
+def test_a_notebook_shows_an_outage_before_the_first_table(
+    searched: tuner.OpenStudy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[str] = []
+    view = NotebookView(searched._handle)
+    monkeypatch.setattr(view, "_draw", drawn.append)
+    view.say("the database is <away>")
+    view.show()
+    view.say("it is away again")
+    assert drawn[0] == "<div><em>the database is &lt;away&gt;</em></div>"
+    assert "it is away again" in drawn[2]
+    assert "<strong>api-searched</strong>" in drawn[2]
 
 
 def test_watching_ends_with_the_study(searched: tuner.OpenStudy, capsys: pytest.CaptureFixture[str]) -> None:
