@@ -224,3 +224,11 @@ def test_a_folder_that_is_a_link_is_emptied(desk: Desk, tmp_path: Path) -> None:
     assert study.name not in desk.names()
     assert not folder.is_symlink()
     assert not (tmp_path / "large-disk").exists()
+
+
+def test_a_deletion_that_was_killed_between_files_and_database_is_finished_by_the_next(desk: Desk) -> None:
+    study = desk.study()
+    desk.places.artifacts_of(study.optuna_study).remove_all()
+    removal.delete(study, desk.places.artifacts_of)
+    assert study.name not in desk.names()
+    assert desk.files() == []
