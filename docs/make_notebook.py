@@ -47,7 +47,7 @@ study = tuner.run(
     "list(study.figures())",
     'study.plot("learning-curves")',
     "The best one, exported for `tuner train`, and its model:",
-    "study.best.number, study.best.configuration['architecture']",
+    'study.best.number, study.best.configuration["architecture"]',
     'study.export("best.yaml")',
     """\
 run = study.load_run()
@@ -72,7 +72,8 @@ def execute(book: Any, folder: Path, environment: dict[str, str]) -> None:
     client = NotebookClient(
         book, kernel_name="python3", timeout=60, record_timing=False, resources={"metadata": {"path": str(folder)}}
     )
-    client.execute(env=os.environ | {"PLOTLY_RENDERER": "plotly_mimetype"} | environment)
+    quiet = {"PYTHONWARNINGS": "ignore:IProgress not found"}  # tqdm, which Optuna imports, would like ipywidgets
+    client.execute(env=os.environ | {"PLOTLY_RENDERER": "plotly_mimetype"} | quiet | environment)
     book.metadata.pop("language_info", None)
 
 

@@ -9,15 +9,12 @@ from typing import Any
 
 import make_notebook
 import nbformat
-import pytest
 
 
 def outputs(book: Any) -> list[Any]:
     return [output for cell in book.cells if cell.cell_type == "code" for output in cell.outputs]
 
 
-# The kernel's own transport and its event loop warn of themselves; nothing of ours does.
-@pytest.mark.filterwarnings("ignore::DeprecationWarning:jupyter_client", "ignore::RuntimeWarning:zmq")
 def test_the_notebook_runs_in_a_kernel(data_folder: Path, tmp_path: Path) -> None:
     book = make_notebook.notebook()
     make_notebook.execute(
