@@ -12,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from models.errors import UserError
 from models.training.stopping import stop_requests
 from tuner.control import removal, steering
 from tuner.errors import StudyError
@@ -330,10 +331,13 @@ class OpenStudy:
         return f"<OpenStudy {self.name!r}: {now.state}, {now.done} trials{found}>"
 
     def _repr_html_(self) -> str | None:
-        """What a notebook shows of it; where it is closed, its `repr`."""
+        """What a notebook shows of it; where it is closed, deleted or out of reach, its `repr`."""
         if self._closed:
             return None
-        return notebook.html(queries.in_short(self._handle, BOARD_ROWS))
+        try:
+            return notebook.html(queries.in_short(self._handle, BOARD_ROWS))
+        except UserError:
+            return None
 
 
 @contextmanager
