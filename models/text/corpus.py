@@ -27,8 +27,9 @@ import platformdirs
 from models import config
 from models.errors import ChangedCorpusError, CorpusError, RunError
 from models.files import ABANDONED_SECONDS
-from models.text import large, streams, tokenizers
+from models.text import known_texts, large, streams, tokenizers
 from models.text.documents import refuse_key
+from models.text.known_texts import Known
 from models.text.reading import Noted, pieces_of, sections_of
 from models.text.shared_work import Meter, Report, alone
 from models.text.streams import BREAK, SPLITS, Stream, gathered
@@ -100,7 +101,7 @@ def load_corpus(
     CorpusError if the text is missing, unreadable, not the one that `source.fingerprint` asks for
     (ChangedCorpusError), or too short to split.
     """
-    read = _read_or_measure(source)
+    read = _read_or_measure(source, cache or _users_cache())
     report = _reporter(read.name, on_progress)
     if isinstance(read, Stream):
         _check_fingerprint(source, read.name, read.fingerprint)
@@ -242,10 +243,14 @@ def _without_test(split: tuple[float, float, float]) -> tuple[float, float, floa
     return split[0] / both, split[1] / both, 0.0
 
 
-def _read_or_measure(source: config.Corpus) -> Source | Stream:
-    """Reads a text once: it is kept if it is not LARGE."""
+def _read_or_measure(source: config.Corpus, cache: Path) -> Source | Stream:
+    """Reads a text once and keeps it if it is not LARGE; one that is, and was read before, is not read at all."""
     if source.path is None:
         return _read(source)
+    key = known_texts.signature(source)
+    known = known_texts.recall(cache, key)
+    if known is not None:
+        return _stream(source, known)
     kept: dict[str, list[str]] = {}
     lengths: Counter[str] = Counter()
     noted, digest = Noted(), None
@@ -264,18 +269,21 @@ def _read_or_measure(source: config.Corpus) -> Source | Stream:
         texts = {name: Source(noted.name, "".join(pieces), files=noted.files) for name, pieces in kept.items()}
         own = {name: texts[name] for name in _held_out(source)}
         return _joined(texts["path"], own, source.split) if own else texts["path"]
-    return _stream(source, noted, lengths, f"sha256:{digest.hexdigest()}")
+    known = Known(noted.name, noted.files, f"sha256:{digest.hexdigest()}", dict(lengths))
+    if known_texts.signature(source) == key:  # else it changed while it was read
+        known_texts.remember(cache, key, known)
+    return _stream(source, known)
 
 
-def _stream(source: config.Corpus, noted: Noted, lengths: dict[str, int], fingerprint: str) -> Stream:
-    own = {name: lengths[name] for name in _held_out(source)}
-    length = lengths["path"]
+def _stream(source: config.Corpus, known: Known) -> Stream:
+    own = {name: known.lengths[name] for name in _held_out(source)}
+    length = known.lengths["path"]
     places = _own_places(length, own, source.split) if own else _cut(length, source.split)
 
     def pieces() -> Iterator[str]:
         return (piece for _, piece in gathered(sections_of(source, Noted())))
 
-    return Stream(noted.name, fingerprint, places, pieces, noted.files)
+    return Stream(known.name, known.fingerprint, places, pieces, known.files)
 
 
 def _read_paths(paths: str | list[str], field: str | None) -> Source:

@@ -40,7 +40,7 @@ def sections_of(source: config.Corpus, noted: Noted) -> Iterator[Section]:
 def pieces_of(paths: str | list[str], key: str | None, noted: Noted) -> Iterator[str]:
     """Yields the text of files, folders and patterns of them, in this order."""
     written = [paths] if isinstance(paths, str) else paths
-    found = [one for path in written for one in _matching(path)]
+    found = [one for path in written for one in matching(path)]
     keyed = [path for path in found if path.is_dir() or ending_of(path) in KEYED]
     if key is not None and not keyed:
         refuse_key(f"corpus {written[0]}")
@@ -51,8 +51,8 @@ def pieces_of(paths: str | list[str], key: str | None, noted: Noted) -> Iterator
     noted.files = "; ".join(one.files for one in read if one.files) or (f"{len(found)} files" if len(found) > 1 else "")
 
 
-def _matching(path: str) -> list[Path]:
-    """The path, or those that match it where it is a pattern, in the order of their names."""
+def matching(path: str) -> list[Path]:
+    """Returns the path, or those that match it where it is a pattern, in the order of their names."""
     if not glob.has_magic(path) or Path(path).exists():
         return [Path(path)]
     found = sorted(glob.glob(path, recursive=True))

@@ -1,6 +1,7 @@
 """Texts that are not kept in memory: encoded as others are, in parts from which an interrupted encoding goes on."""
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -181,3 +182,47 @@ def test_a_text_that_changes_while_it_is_read_is_refused(tmp_path: Path, monkeyp
 def test_a_large_text_needs_no_cache_that_can_be_written(tmp_path: Path) -> None:
     corpus = load_corpus(config.Corpus(**plain(tmp_path)), "byte", 300, Path("/dev/null/corpora"))
     assert "".join(corpus.tokenizer.decode(getattr(corpus, split)) for split in SPLITS) == TEXT
+
+
+def settled(path: Path, text: str, seconds: int) -> None:
+    """Writes a file that was last changed some time ago."""
+    path.write_text(text, encoding="utf-8")
+    os.utime(path, (seconds, seconds))
+
+
+@pytest.mark.usefixtures("small")
+def test_a_text_that_was_read_before_is_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = plain(tmp_path)
+    settled(Path(settings["path"]), TEXT, 1_000_000)
+    first = load(tmp_path, "byte", "cache", **settings)
+
+    def read(*arguments: Any) -> Iterator[Any]:
+        raise AssertionError("the text is read again")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(corpora, "sections_of", read)
+        again = load(tmp_path, "byte", "cache", **settings)
+    assert again.fingerprint == first.fingerprint
+    assert np.array_equal(again.train, first.train)
+    settled(Path(settings["path"]), TEXT.replace("naïve", "clever"), 2_000_000)
+    assert load(tmp_path, "byte", "cache", **settings).fingerprint != first.fingerprint
+
+
+@pytest.mark.usefixtures("small")
+def test_a_text_that_has_just_been_written_is_read_anew(tmp_path: Path) -> None:
+    path = Path(plain(tmp_path)["path"])
+    first = load(tmp_path, "byte", "cache", path=str(path))
+    status = path.stat()
+    path.write_text(TEXT.replace("Line", "Lane"), encoding="utf-8")
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))  # within one tick of the clock
+    assert load(tmp_path, "byte", "cache", path=str(path)).fingerprint != first.fingerprint
+
+
+@pytest.mark.usefixtures("small")
+def test_a_damaged_note_of_a_text_does_no_harm(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    settled(path, TEXT, 1_000_000)
+    first = load(tmp_path, "byte", "cache", path=str(path))
+    (note,) = (tmp_path / "cache" / "known").iterdir()
+    note.write_text('{"name": 1}')
+    assert load(tmp_path, "byte", "cache", path=str(path)).fingerprint == first.fingerprint
