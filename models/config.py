@@ -14,6 +14,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    PositiveFloat,
     SerializerFunctionWrapHandler,
     field_validator,
     model_serializer,
@@ -217,6 +218,9 @@ class Corpus(_Strict):
     path: str | list[str] | None = Field(
         None, description="A file of text or records, a folder or pattern (texts/*.txt) of these, or a list."
     )
+    weights: list[PositiveFloat] | None = Field(
+        None, description="The share of each text that path lists, in training and in what is held out."
+    )
     validation: str | list[str] | None = Field(
         None, description="Text to validate on, as path; what path names is then trained on as a whole."
     )
@@ -256,6 +260,12 @@ class Corpus(_Strict):
             raise ValueError("give either path (a file or folder) or builtin (python-docs or markov)")
         if self.path is None and (self.validation is not None or self.test is not None):
             raise ValueError("validation and test go with path; a built-in corpus has its own")
+        if self.weights is not None and (not isinstance(self.path, list) or len(self.path) < 2):
+            raise ValueError("weights are for a path that lists two texts or more")
+        if self.weights is not None and len(self.weights) != len(self.path or ""):
+            raise ValueError(
+                f"there are {len(self.weights)} weights for {len(self.path or '')} paths; give one for each"
+            )
         if [] in (self.path, self.validation, self.test):
             raise ValueError("an empty list names no text; give at least one file")
         return self

@@ -86,12 +86,18 @@ def _write_out(document: Any, model: type[BaseModel]) -> None:
 
 
 def corpus_meant(value: Any) -> dict[str, Any] | None:
-    """Returns the section that a path, a list of paths or the name of a built-in text means; None for others."""
+    """Returns the section that a path, a list of paths or of {path, weight}, or a built-in text's name means."""
     if isinstance(value, list) and all(isinstance(one, str) for one in value):
         return {"path": value}
+    if isinstance(value, list) and value and all(map(_is_weighted, value)):
+        return {"path": [one["path"] for one in value], "weights": [one["weight"] for one in value]}
     if not isinstance(value, str):
         return None
     return {"builtin" if value in kinds_of(Corpus.model_fields["builtin"].annotation) else "path": value}
+
+
+def _is_weighted(one: Any) -> bool:
+    return isinstance(one, dict) and set(one) == {"path", "weight"}
 
 
 def _counted(name: str) -> Callable[[Any], dict[str, int] | None]:

@@ -30,10 +30,12 @@ from models.files import ABANDONED_SECONDS
 from models.text import known_texts, large, streams, tokenizers
 from models.text.documents import refuse_key
 from models.text.known_texts import Known
-from models.text.reading import Noted, pieces_of, sections_of
+from models.text.mixture import mixed, sampled
+from models.text.reading import Noted, matching, may_have_keys, pieces_of, sections_of
 from models.text.shared_work import Meter, Report, alone
 from models.text.streams import BREAK, SPLITS, Stream, gathered
 from models.text.tokenizers import Tokenizer
+from models.wording import listed
 
 logger = logging.getLogger(__name__)
 
@@ -207,6 +209,8 @@ def require_room(corpus: EncodedCorpus, batch_size: int, sequence_length: int) -
 
 
 def _read(source: config.Corpus) -> Source:
+    if source.weights is not None:
+        return _mixed(source, source.weights)
     if source.path is not None:
         read = _read_paths(source.path, source.field)
         own = {name: _read_paths(paths, source.field) for name, paths in _held_out(source).items()}
@@ -229,6 +233,25 @@ def _joined(read: Source, own: dict[str, Source], split: tuple[float, float, flo
     return replace(read, text=BREAK.join([read.text, *(one.text for one in own.values())]), places=places)
 
 
+def _mixed(source: config.Corpus, weights: list[float]) -> Source:
+    """A mixture: each split is one of the same splits of its texts, so nothing that is held out is trained on."""
+    paths = list(source.path or [])
+    keyed = {path for path in paths if any(map(may_have_keys, matching(path)))}
+    if source.field is not None and not keyed:
+        refuse_key(f"corpus {paths[0]}")
+    read = [_read_paths(path, source.field if path in keyed else None) for path in paths]
+    own = {name: _read_paths(given, source.field).text for name, given in _held_out(source).items()}
+    split = source.split if not own else (1.0, 0.0, 0.0) if "validation" in own else _without_test(source.split)
+    places = [_places(one, split) for one in read]
+    parts = {name: [one.text[place[name]] for one, place in zip(read, places, strict=True)] for name in SPLITS}
+    texts = {name: mixed(of, weights) if name == "train" else sampled(of, weights) for name, of in parts.items()} | own
+    name, ends = listed([one.name for one in read], 3), list(accumulate(len(texts[name]) + 1 for name in SPLITS))
+    begins = [0, *ends[:-1]]
+    found = {name: slice(begin, begin + len(texts[name])) for name, begin in zip(SPLITS, begins, strict=True)}
+    files = f"a mixture of {len(read)} texts"
+    return Source(name, BREAK.join(texts[name] for name in SPLITS), files=files, places=found)
+
+
 def _own_places(length: int, own: dict[str, int], split: tuple[float, float, float]) -> dict[str, slice]:
     """Returns where the splits lie in a text with a break and a held-out text after it, or two of these."""
     places = {"train": slice(0, length)} if "validation" in own else _cut(length, _without_test(split))
@@ -245,7 +268,7 @@ def _without_test(split: tuple[float, float, float]) -> tuple[float, float, floa
 
 def _read_or_measure(source: config.Corpus, cache: Path) -> Source | Stream:
     """Reads a text once and keeps it if it is not LARGE; one that is, and was read before, is not read at all."""
-    if source.path is None:
+    if source.path is None or source.weights is not None:
         return _read(source)
     key = known_texts.signature(source)
     known = known_texts.recall(cache, key)

@@ -41,7 +41,7 @@ def pieces_of(paths: str | list[str], key: str | None, noted: Noted) -> Iterator
     """Yields the text of files, folders and patterns of them, in this order."""
     written = [paths] if isinstance(paths, str) else paths
     found = [one for path in written for one in matching(path)]
-    keyed = [path for path in found if path.is_dir() or ending_of(path) in KEYED]
+    keyed = [path for path in found if may_have_keys(path)]
     if key is not None and not keyed:
         refuse_key(f"corpus {written[0]}")
     read = [_Path(path, key if path in keyed else None) for path in found]
@@ -49,6 +49,11 @@ def pieces_of(paths: str | list[str], key: str | None, noted: Noted) -> Iterator
     name = Path(written[0]).name if len(found) > 1 else found[0].resolve().name
     noted.name = listed([name, *written[1:]], 1)
     noted.files = "; ".join(one.files for one in read if one.files) or (f"{len(found)} files" if len(found) > 1 else "")
+
+
+def may_have_keys(path: Path) -> bool:
+    """Whether a path may hold records, of which `field` names the text."""
+    return path.is_dir() or ending_of(path) in KEYED
 
 
 def matching(path: str) -> list[Path]:
