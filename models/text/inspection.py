@@ -78,7 +78,7 @@ def inspect(source: config.Corpus, kinds: Iterable[tuple[str, int]]) -> Inspecti
         bytes=sum(sizes.values()),
         characters=characters,
         scripts=_scripts(sampled),
-        duplicates=_duplicates(parts),
+        duplicates=_duplicates(_once(parts) if source.weights else parts),
         longest_line=max(map(len, re.split(f"[\n{BREAK}]", read.text))),
         is_sampled=sum(map(len, sampled)) < characters["train"],
         tokenizers=[_tokenized(kind, size, sampled, sizes["train"]) for kind, size in kinds],
@@ -116,6 +116,11 @@ def _script(letter: str) -> str:
     """The script of a letter by its name in Unicode: `GREEK SMALL LETTER ALPHA` is Greek."""
     first = unicodedata.name(letter, "UNKNOWN").partition(" ")[0].partition("-")[0]
     return "Chinese characters" if first == "CJK" else first.capitalize()
+
+
+def _once(parts: dict[str, str]) -> dict[str, str]:
+    """The splits of a mixture, without what its weights repeat."""
+    return parts | {"train": BREAK.join(dict.fromkeys(parts["train"].split(BREAK)))}
 
 
 def _duplicates(parts: dict[str, str]) -> Duplicates:

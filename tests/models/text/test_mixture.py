@@ -12,6 +12,7 @@ from models.config import Corpus, resolve_path
 from models.errors import CorpusError
 from models.shorthand import corpus_meant
 from models.text.corpus import load_corpus, parts_of
+from models.text.inspection import inspect
 from models.text.mixture import STRETCH, mixed, sampled
 from models.text.streams import BREAK
 
@@ -75,6 +76,11 @@ def test_a_corpus_is_a_mixture_in_every_split(corpus: Corpus) -> None:
     assert load_corpus(corpus.model_copy(update={"fingerprint": loaded.fingerprint}), "character", 300).name == (
         "a.txt, b.jsonl"
     )
+
+
+def test_what_weights_repeat_is_not_called_a_duplicate(corpus: Corpus) -> None:
+    found = inspect(corpus, [("byte", 300)])
+    assert (found.duplicates.count, found.duplicates.across_splits) == (0, 0)
 
 
 def test_a_validation_file_of_its_own_stays_as_it_is(corpus: Corpus, tmp_path: Path) -> None:
