@@ -260,12 +260,11 @@ class Corpus(_Strict):
             raise ValueError("give either path (a file or folder) or builtin (python-docs or markov)")
         if self.path is None and (self.validation is not None or self.test is not None):
             raise ValueError("validation and test go with path; a built-in corpus has its own")
-        if self.weights is not None and (not isinstance(self.path, list) or len(self.path) < 2):
-            raise ValueError("weights are for a path that lists two texts or more")
-        if self.weights is not None and len(self.weights) != len(self.path or ""):
-            raise ValueError(
-                f"there are {len(self.weights)} weights for {len(self.path or '')} paths; give one for each"
-            )
+        if self.weights is not None:
+            if not isinstance(self.path, list) or len(self.path) < 2:
+                raise ValueError("weights are for a path that lists two texts or more")
+            if len(self.weights) != len(self.path):
+                raise ValueError(f"there are {len(self.weights)} weights for {len(self.path)} paths; give one for each")
         if [] in (self.path, self.validation, self.test):
             raise ValueError("an empty list names no text; give at least one file")
         return self

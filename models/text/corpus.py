@@ -12,7 +12,7 @@ import tempfile
 import time
 from bisect import bisect
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import accumulate, chain
@@ -245,11 +245,9 @@ def _mixed(source: config.Corpus, weights: list[float]) -> Source:
     places = [_places(one, split) for one in read]
     parts = {name: [one.text[place[name]] for one, place in zip(read, places, strict=True)] for name in SPLITS}
     texts = {name: mixed(of, weights) if name == "train" else sampled(of, weights) for name, of in parts.items()} | own
-    name, ends = listed([one.name for one in read], 3), list(accumulate(len(texts[name]) + 1 for name in SPLITS))
-    begins = [0, *ends[:-1]]
-    found = {name: slice(begin, begin + len(texts[name])) for name, begin in zip(SPLITS, begins, strict=True)}
-    files = f"a mixture of {len(read)} texts"
-    return Source(name, BREAK.join(texts[name] for name in SPLITS), files=files, places=found)
+    name, files = listed([one.name for one in read], 3), f"a mixture of {len(read)} texts"
+    train, *held_out = (Source(name, texts[split], files=files) for split in SPLITS)
+    return _joined(train, dict(zip(SPLITS[1:], held_out, strict=True)), source.split)
 
 
 def _own_places(length: int, own: dict[str, int], split: tuple[float, float, float]) -> dict[str, slice]:
@@ -434,10 +432,15 @@ def _encode_cached(
     parts: dict[str, str], facts: dict[str, Any], cache: Path, report: Report
 ) -> tuple[Tokenizer, Arrays]:
     folder = cache / _key(facts)
+    return _opened(folder, report, lambda: _make(folder, parts, facts, report))
+
+
+def _opened(folder: Path, report: Report, make: Callable[[], tuple[Tokenizer, Arrays]]) -> tuple[Tokenizer, Arrays]:
+    """Opens an encoding, or makes it; of several processes at once, one does."""
     found = _open(folder)
     if found is None:
         with alone(folder.with_name(f"{folder.name}.lock"), report, "encodes the same text"):
-            found = _open(folder) or _make(folder, parts, facts, report)
+            found = _open(folder) or make()
     return found
 
 
@@ -454,10 +457,7 @@ def _encode_large(
 ) -> tuple[Tokenizer, Arrays, dict[str, dict[str, int]]]:
     """Does the same for a large text, whose sizes are kept with it."""
     folder = _writable(cache) / _key(facts)
-    found = _open(folder)
-    if found is None:
-        with alone(folder.with_name(f"{folder.name}.lock"), report, "encodes the same text"):
-            found = _open(folder) or _make_large(folder, stream, facts, report)
+    found = _opened(folder, report, lambda: _make_large(folder, stream, facts, report))
     sizes = json.loads((folder / "facts.json").read_text(encoding="utf-8"))["sizes"]
     if folder.parent != cache:
         shutil.rmtree(folder.parent)  # what is mapped stays until it is no longer needed
@@ -508,7 +508,7 @@ def _blocks(documents: Iterable[str]) -> Iterator[str]:
 
 
 def _encode_part(tokenizer: Tokenizer, part: str, meter: Meter) -> Tokens:
-    small = next(kind for kind in (np.uint8, np.uint16, np.int32) if tokenizer.end_of_text <= np.iinfo(kind).max)
+    small = large.dtype_of(tokenizer)
     end = np.array([tokenizer.end_of_text], small)
     pieces = []
     for document in part.split(BREAK):
@@ -572,9 +572,4 @@ def _write_facts(folder: Path, facts: dict[str, Any]) -> None:
 
 def _checksums(folder: Path) -> dict[str, str]:
     names = ["tokenizer.json", *(f"{split}.npy" for split in SPLITS)]
-    return {name: _checksum(folder / name) for name in names}
-
-
-def _checksum(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return {name: large.checksum(folder / name) for name in names}

@@ -78,11 +78,9 @@ NAMED = 5
 
 @dataclass
 class Found:
-    """The documents of a path, none of them empty, and what is to be said about its files."""
+    """How many documents with text a path has, and what is to be said about its files."""
 
-    documents: list[str] = field(default_factory=list)
     count: int = 0
-    """Of documents, also where they are not kept."""
     read: list[str] = field(default_factory=list)
     passed_over: list[str] = field(default_factory=list)
     copies: list[str] = field(default_factory=list)
@@ -97,21 +95,12 @@ class Found:
         return files + documents + passed_over + copies
 
 
-def documents_of(path: Path, key: str | None) -> Found:
-    """Reads a file, or all files of a folder at any depth in the order of their paths; `key` is for records.
-
-    Hidden files, checkpoints, locks and links to folders are passed over. Raises CorpusError for a file that is no
-    text, and OSError for one that cannot be read.
-    """
-    found = Found()
-    found.documents = [text for text in map("".join, stream_of(path, key, found)) if text]
-    return found
-
-
 def stream_of(path: Path, key: str | None, found: Found) -> Iterator[Document]:
-    """Yields the documents that `documents_of` returns, and some without text, and notes in `found` what they are.
+    """Yields the documents of a file, or of all files of a folder at any depth in the order of their paths.
 
-    Each document comes in pieces, to be read before the next one is asked for: no file of text needs to fit in memory.
+    Some may have no text. `key` is for records. Hidden files, checkpoints, locks and links to folders are passed over;
+    `found` notes them. Each document comes in pieces, to be read before the next one is asked for: no file of text
+    needs to fit in memory. Raises CorpusError for a file that is no text, and OSError for one that cannot be read.
     """
     if path.is_dir() and not is_saved_dataset(path):
         files = _files(path, found)

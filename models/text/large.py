@@ -108,7 +108,7 @@ def _encoded(tokenizer: Tokenizer, block: str) -> _Encoded:
 
 
 def dtype_of(tokenizer: Tokenizer) -> Any:
-    """The smallest kind of number for the ids of a tokenizer."""
+    """Returns the smallest kind of number for the ids of a tokenizer."""
     return next(kind for kind in (np.uint8, np.uint16, np.int32) if tokenizer.end_of_text <= np.iinfo(kind).max)
 
 
@@ -141,7 +141,7 @@ def _written(folder: Path, split: str, number: int, made: _Encoded) -> Part:
 
 
 def _note(folder: Path, parts: list[Part]) -> None:
-    noted = {"tokenizer": _checksum(folder / "tokenizer.json"), "parts": list(map(asdict, parts))}
+    noted = {"tokenizer": checksum(folder / "tokenizer.json"), "parts": list(map(asdict, parts))}
     with written_whole(folder / "parts.json") as draft:
         draft.write_text(json.dumps(noted) + "\n", encoding="utf-8")
 
@@ -150,11 +150,11 @@ def _found(folder: Path) -> tuple[Tokenizer, list[Part]] | None:
     """What an interrupted encoding left: its tokenizer, and its parts up to the first that is damaged."""
     try:
         noted = json.loads((folder / "parts.json").read_text(encoding="utf-8"))
-        if noted["tokenizer"] != _checksum(folder / "tokenizer.json"):
+        if noted["tokenizer"] != checksum(folder / "tokenizer.json"):
             return None
         tokenizer, parts = tokenizers.load(folder / "tokenizer.json"), []
         for part in (Part(**one) for one in noted["parts"]):
-            if not (folder / part.file).is_file() or _checksum(folder / part.file) != part.sha256:
+            if not (folder / part.file).is_file() or checksum(folder / part.file) != part.sha256:
                 break
             parts.append(part)
         return tokenizer, parts
@@ -185,6 +185,7 @@ def join(folder: Path, parts: list[Part], tokenizer: Tokenizer, to: Path) -> Non
                     shutil.copyfileobj(part, file, 2**20)
 
 
-def _checksum(path: Path) -> str:
+def checksum(path: Path) -> str:
+    """Returns the SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
