@@ -33,9 +33,8 @@ def delete(study_name: str, places: StorageOptions, yes: bool) -> None:
 
     with places.opened() as opened:
         study = find(opened, study_name)
-        taken = removal.usage(study, places.artifacts_of)
         if not yes:
-            _ask(taken)
+            _ask(removal.usage(study, places.artifacts_of))
         click.echo(f"Deleted {removal.delete(study, places.artifacts_of)}")
 
 
@@ -68,8 +67,8 @@ def du(study_name: str | None, places: StorageOptions, as_json: bool) -> None:
     from tuner.control import removal
 
     with places.opened() as opened:
-        studies = [find(opened, study_name)] if study_name else list(removal.all_studies(opened))
-        taken = [removal.usage(study, places.artifacts_of) for study in studies]
+        studies = [find(opened, study_name)] if study_name else removal.all_studies(opened)
+        taken = list(removal.usages(studies, places.artifacts_of))
         database, texts = _database_bytes(opened), cached_bytes()
     if as_json:
         document = {

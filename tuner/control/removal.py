@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import optuna
 import sqlalchemy as sql
@@ -18,7 +19,7 @@ from models.wording import counted, listed, size
 from tuner.artifacts.layout import CHECKPOINT, RUN_FILE, name_problem
 from tuner.artifacts.store import Artifacts, remedy
 from tuner.errors import StorageError, StudyError, WorkerError
-from tuner.optuna_internals import ARTIFACT_PREFIX, tables
+from tuner.optuna_internals import ARTIFACT_PREFIX, study_id, tables
 from tuner.results import companions, confirmation
 from tuner.storage.handle import StudyHandle
 from tuner.storage.leases import STOPPED, Worker, forget, transaction
@@ -62,21 +63,27 @@ class Usage:
 
 def usage(study: StudyHandle, kept_of: Kept) -> Usage:
     """Returns what a study takes, its confirmation included. Raises WorkerError."""
-    both = _with_confirmation(study)
-    each = [_usage(one, kept_of(one.optuna_study)) for one in both]
-    sums = {part: sum(getattr(one, part) for one in each) for part in ("trials", "checkpoints", "runs", "logs")}
-    attachments = sum(one.attachments for one in each)
-    return Usage(study.name, **sums, attachments=attachments, with_confirmation=len(both) > 1)
+    (taken,) = usages([study], kept_of)
+    return taken
 
 
-def _usage(study: StudyHandle, kept: Artifacts) -> Usage:
-    trials = study.trials()
-    found = Usage(study.name, trials=len(trials))
-    for name, taken in kept.sizes().items():
-        part = "checkpoints" if CHECKPOINT.fullmatch(name) else "runs" if RUN_FILE.fullmatch(name) else "logs"
-        found = replace(found, **{part: getattr(found, part) + taken})
-    attached = kept.attachment_sizes()
-    return replace(found, attachments=sum(attached.get(name, 0) for name in _attachments(study)))
+def usages(studies: Iterable[StudyHandle], kept_of: Kept) -> Iterator[Usage]:
+    """Yields what each study takes, its confirmation included. Raises WorkerError."""
+    attached: dict[str, int] | None = None  # those of all studies lie together, and are listed once
+    for study in studies:
+        both, sums = _with_confirmation(study), Counter[str]()
+        for one in both:
+            kept = kept_of(one.optuna_study)
+            attached = kept.attachment_sizes() if attached is None else attached
+            sums["trials"] += len(one.trials())
+            sums["attachments"] += sum(attached.get(name, 0) for name in _attachments(one))
+            for name, taken in kept.sizes().items():
+                sums[_part_of(name)] += taken
+        yield Usage(study.name, **sums, with_confirmation=len(both) > 1)
+
+
+def _part_of(name: str) -> str:
+    return "checkpoints" if CHECKPOINT.fullmatch(name) else "runs" if RUN_FILE.fullmatch(name) else "logs"
 
 
 def delete(study: StudyHandle, kept_of: Kept) -> Usage:
@@ -122,7 +129,7 @@ def rename(study: StudyHandle, name: str) -> str:
         with transaction(study.storage) as connection:
             _rename(connection, study.id, name)
             if confirming is not None:
-                _rename(connection, StudyHandle.of(study.storage, confirming).id, confirmation.companion_name(name))
+                _rename(connection, study_id(confirming), confirmation.companion_name(name))
     except ProgrammingError as error:
         raise StorageError(f"study {study.name}: {str(error.orig).strip()}; {AS_OWNER}") from error
     except IntegrityError:
@@ -142,7 +149,7 @@ def all_studies(storage: RDBStorage) -> Iterator[StudyHandle]:
         confirming = set(companions.pairs(connection).values())
     for name in sorted(optuna.get_all_study_names(storage)):
         found = optuna.load_study(study_name=name, storage=storage)
-        if is_ours(found.user_attrs) and StudyHandle.of(storage, found).id not in confirming:
+        if is_ours(found.user_attrs) and study_id(found) not in confirming:
             yield StudyHandle.of(storage, found)
 
 
