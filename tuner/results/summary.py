@@ -219,6 +219,11 @@ def numbered(trials: list[FrozenTrial], wanted: int, study_name: str) -> FrozenT
     raise StudyError(f"study {study_name} has no trial {wanted}; {there}")
 
 
+def top_trials(now: Snapshot, rows: int) -> list[FrozenTrial]:
+    """Returns the trials that a view lists: the best ones, or with several objectives all of the Pareto front."""
+    return front(now.trials) if len(now.study.objectives) > 1 else leaderboard(now.trials)[:rows]
+
+
 def front(trials: list[FrozenTrial]) -> list[FrozenTrial]:
     """Returns the trials of the leaderboard to which none is better in one objective and no worse in the others."""
     return pareto_front(leaderboard(trials), lambda trial: (trial.values[0], trial.values[-1]))

@@ -13,11 +13,13 @@ from markupsafe import escape
 from models.safe_text import terminal
 from models.wording import duration
 from tuner.results import queries
-from tuner.results.summary import Snapshot, front, leaderboard, quality
+from tuner.results.summary import Snapshot, quality, top_trials
 from tuner.storage.handle import StudyHandle
-from tuner.study.facts import number
 from tuner.watch import tables
 from tuner.watch.live import BOARD_ROWS, View
+
+COLUMNS = [column for column in tables.LEADERBOARD if column != "tokens/s"]
+"""What a notebook's leaderboard shows: its lines are shorter than a terminal's."""
 
 
 def in_notebook() -> bool:
@@ -40,7 +42,8 @@ def html(now: Snapshot, notice: str = "") -> str:
             hints=tables.hints(now),
             notice=terminal.line(notice),
             workers=[(worker.number, tables.activity(worker)) for worker in now.workers],
-            rows=[_row(trial) for trial in _board(now)],
+            columns=COLUMNS,
+            rows=list(map(tables.board_row, top_trials(now, BOARD_ROWS))),
             line=terminal.line,
         )
     )
@@ -89,22 +92,6 @@ class NotebookView(View):
 def _best(now: Snapshot) -> str:
     assert now.best is not None
     return f"{quality(now.best):.4f} bits per byte, trial {now.best.number}  {tables.configured(now.best)}"
-
-
-def _board(now: Snapshot) -> list[Any]:
-    several = len(now.study.objectives) > 1
-    return front(now.trials) if several else leaderboard(now.trials)[:BOARD_ROWS]
-
-
-def _row(trial: Any) -> list[str]:
-    divergence = number(trial, "text_divergence")
-    return [
-        str(trial.number),
-        f"{quality(trial):.4f}",
-        "-" if divergence is None else f"{divergence:.4f}",
-        f"{number(trial, 'parameter_count') or 0:,}",
-        tables.configured(trial),
-    ]
 
 
 @cache

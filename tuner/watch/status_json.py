@@ -12,7 +12,7 @@ from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial
 
 from tuner.results import queries
-from tuner.results.summary import Row, Snapshot, Standing, front, leaderboard, quality
+from tuner.results.summary import Row, Snapshot, Standing, quality, top_trials
 from tuner.storage.handle import StudyHandle
 from tuner.storage.leases import Worker
 
@@ -33,8 +33,7 @@ def study_document(study: StudyHandle) -> Document:
     now = queries.in_short(study, BOARD)
     confirmation = study.optuna_study.user_attrs.get("confirmation")
     means = {one["trial"]: one["mean"] for one in (confirmation or {"candidates": []})["candidates"]}
-    board = front(now.trials) if len(study.definition.objectives) > 1 else leaderboard(now.trials)[:BOARD]
-    more = {"leaderboard": [_trial(one, means) for one in board], "confirmation": confirmation}
+    more = {"leaderboard": [_trial(one, means) for one in top_trials(now, BOARD)], "confirmation": confirmation}
     return _headed({"study": _study(now) | more})
 
 

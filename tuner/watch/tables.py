@@ -22,14 +22,16 @@ from tuner.results.summary import (
     Snapshot,
     Standing,
     excess,
-    front,
     is_feasible,
-    leaderboard,
     quality,
+    top_trials,
 )
 from tuner.storage.leases import Worker
 from tuner.study.definition import Study
 from tuner.study.facts import ended_by_no_worker, number
+
+LEADERBOARD = ("trial", "bits per byte", "divergence", "parameters", "tokens/s", "configuration")
+"""The columns of a leaderboard."""
 
 
 def described(trial: FrozenTrial, study: Study, best: FrozenTrial | None) -> str:
@@ -147,20 +149,25 @@ def activity(worker: Worker) -> dict[str, str]:
 def leaderboard_table(now: Snapshot, rows: int = 5) -> Table:
     """The best trials, with their searched parameters; with several objectives, all of the Pareto front."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("trial", "bits per byte", "divergence", "parameters", "tokens/s", "configuration"):
+    for column in LEADERBOARD:
         table.add_column(column, justify="left" if column == "configuration" else "right")
-    several = len(now.study.objectives) > 1
-    for trial in front(now.trials) if several else leaderboard(now.trials)[:rows]:
-        divergence = number(trial, "text_divergence")
-        table.add_row(
-            str(trial.number),
-            f"{quality(trial):.4f}",
-            "-" if divergence is None else f"{divergence:.4f}",
-            f"{number(trial, 'parameter_count') or 0:,}",
-            f"{number(trial, 'tokens_per_second') or 0:,}",
-            configured(trial),
-        )
+    for trial in top_trials(now, rows):
+        words = board_row(trial)
+        table.add_row(*(words[column] for column in LEADERBOARD))
     return table
+
+
+def board_row(trial: FrozenTrial) -> dict[str, str]:
+    """Returns a trial's row of a leaderboard, by the names in LEADERBOARD."""
+    divergence = number(trial, "text_divergence")
+    return {
+        "trial": str(trial.number),
+        "bits per byte": f"{quality(trial):.4f}",
+        "divergence": "-" if divergence is None else f"{divergence:.4f}",
+        "parameters": f"{number(trial, 'parameter_count') or 0:,}",
+        "tokens/s": f"{number(trial, 'tokens_per_second') or 0:,}",
+        "configuration": configured(trial),
+    }
 
 
 def studies_table(rows: Sequence[Row]) -> Table:
