@@ -12,10 +12,17 @@ from nbclient import NotebookClient
 
 PATH = Path(__file__).parent / "notebook.ipynb"
 
+
+class Text(str):
+    """A cell in Markdown."""
+
+
 CELLS = [
-    "# A study in a notebook\n\n"
-    "Needs `pip install 'textgen-tuner[notebook]'`. What is used here is described in "
-    "[From Python](python.md).",
+    Text(
+        "# A study in a notebook\n\n"
+        "Needs `pip install 'textgen-tuner[notebook]'`. What is used here is described in "
+        "[From Python](python.md)."
+    ),
     """\
 import tuner
 
@@ -37,16 +44,18 @@ study = tuner.run(
     confirm=0,
     wait=False,
 )""",
-    "The worker trains in the background. `watch` redraws one table until the study has ended; the stop button ends "
-    "the watching, and the search goes on.",
+    Text(
+        "The worker trains in the background. `watch` redraws one table until the study has ended; the stop button "
+        "ends the watching, and the search goes on."
+    ),
     "study.watch()",
     "study.wait()",
-    "The best trials, as records:",
+    Text("The best trials, as records:"),
     "[(trial.number, trial.bits_per_byte, trial.parameters) for trial in study.leaderboard(3)]",
-    "The figures of the report:",
+    Text("The figures of the report:"),
     "list(study.figures())",
     'study.plot("learning-curves")',
-    "The best one, exported for `tuner train`, and its model:",
+    Text("The best one, exported for `tuner train`, and its model:"),
     'study.best.number, study.best.configuration["architecture"]',
     'study.export("best.yaml")',
     """\
@@ -56,7 +65,7 @@ print(run.generate("a", 40, seed=1))""",
     'round(run.score("a b c").bits_per_byte, 2)',
     "study.close()",
 ]
-"""Text and code in turn; text is what does not compile."""
+"""The cells in their order; what is not Text is code."""
 
 
 def notebook() -> Any:
@@ -87,11 +96,8 @@ def main() -> None:
 
 
 def _cell(name: str, source: str) -> Any:
-    try:
-        compile(source, name, "exec")
-    except SyntaxError:
-        return nbformat.v4.new_markdown_cell(source, id=name)
-    return nbformat.v4.new_code_cell(source, id=name)
+    make: Any = nbformat.v4.new_markdown_cell if isinstance(source, Text) else nbformat.v4.new_code_cell
+    return make(str(source), id=name)
 
 
 if __name__ == "__main__":
